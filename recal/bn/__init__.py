@@ -1,0 +1,1 @@
+"""BN layers, branches, variants and the estimation of their statistics."""

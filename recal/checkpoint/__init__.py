@@ -1,0 +1,1 @@
+"""Reading checkpoints and recognising the BN branches that they hold."""

@@ -1,0 +1,1 @@
+"""The common image corruptions of Hendrycks and Dietterich, seeded per image."""

@@ -1,0 +1,39 @@
+"""Random draws keyed by (seed, image index), so that they do not depend on workers or order."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def keyed_draws(*key: int) -> Iterator[None]:
+    """Seed the global generators of `random`, NumPy and torch from a key, for the block alone.
+
+    torchvision's and timm's transforms draw from these three and offer no generator argument. Their
+    states from before the block are put back after it, whatever happens inside.
+
+    Args:
+        key: Non-negative integers; equal keys give equal draws.
+    """
+    import torch
+
+    words = np.random.SeedSequence(key).generate_state(3)
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch_state = torch.default_generator.get_state()
+    try:
+        random.seed(int(words[0]))
+        np.random.seed(int(words[1]))
+        torch.default_generator.manual_seed(int(words[2]))
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.default_generator.set_state(torch_state)

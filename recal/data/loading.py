@@ -1,0 +1,86 @@
+"""Batches of augmented images, decoded by workers and the same whatever their number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from recal.data.draws import keyed_draws
+from recal.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from recal.data.policies import Policy
+    from recal.data.sources import ImageSource
+
+
+class PolicyImages(Dataset[torch.Tensor]):
+    """The images of a source under a policy, with draws keyed by (seed, image index)."""
+
+    def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
+        self.source = source
+        self.policy = policy
+        self.seed = seed
+        self.size = size
+        self._transform = policy.transform()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with keyed_draws(self.seed, index):
+            image = self._transform(self.source[index])
+        if image.shape != (self.size, self.size, 3):
+            height, width = image.shape[:2]
+            raise InputError(
+                f"{self.source.where}: image {index}: expected {self.size}x{self.size} pixels after "
+                f"the policy '{self.policy.name}', got {width}x{height}. Set --size, or choose a "
+                "family or policy that resizes."
+            )
+        return torch.from_numpy(np.array(image))
+
+
+def load_batches(
+    images: Dataset[torch.Tensor], batches: Sequence[NDArray[np.int64]], workers: int
+) -> Iterator[torch.Tensor]:
+    """Yield uint8 (N, H, W, 3) batches in the order given.
+
+    Args:
+        images: Gives one uint8 (H, W, 3) tensor an index.
+        batches: The indices of each batch.
+        workers: Processes that decode and augment; 0 does it in this one.
+    """
+    loader = DataLoader(
+        images,
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers,
+        persistent_workers=False,
+    )
+    yield from loader
+
+
+def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list[NDArray[np.int64]]:
+    """Draw `samples` of `count` images without replacement and cut them into batches.
+
+    The order is random, because files often come sorted by class; it is fixed by the seed. The
+    last batch may be smaller.
+    """
+    order = np.random.default_rng(seed).permutation(count)[:samples]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def normalise(
+    batch: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> torch.Tensor:
+    """Turn uint8 (N, H, W, 3) in 0 to 255 into float32 (N, 3, H, W), (x / 255 - mean) / std."""
+    images = batch.to(device).permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+    shape = (1, -1, 1, 1)
+    shift = torch.tensor(mean, dtype=torch.float32, device=device).view(shape)
+    scale = torch.tensor(std, dtype=torch.float32, device=device).view(shape)
+    return images.sub_(shift).div_(scale)

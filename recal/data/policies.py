@@ -1,0 +1,165 @@
+"""Policies: declared augmentations, read from TOML and bound to the ops that they name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from recal.data.ops import OPS
+from recal.declared import check_keys, check_type, did_you_mean, pick, read_toml
+from recal.errors import InputError
+from recal.resources import shipped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+FAMILY_FILE = "family.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What holds for a family of data sets, unless a checkpoint or an option says otherwise.
+
+    Attributes:
+        name: `cifar`, `imagenet` or `sample`.
+        mean: Mean of the channels of RGB images in [0, 1].
+        std: Standard deviation of the channels, likewise.
+        size: Side of the network's square input, in pixels.
+        classes: Number of classes, or None where the family's data sets differ in it.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    classes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A declared augmentation, from uint8 RGB image to uint8 RGB image of the network's size.
+
+    Attributes:
+        name: The file's name without `.toml`.
+        family: The family that it belongs to; None for a user's own file.
+        summary: One line for people.
+        ops: Name and arguments of each operation, in order.
+        text: The file's text, which a variant's record carries.
+    """
+
+    name: str
+    family: str | None
+    summary: str
+    ops: tuple[tuple[str, Mapping[str, Any]], ...]
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the file's text, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def transform(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+        """Build the transform, uint8 (H, W, 3) -> uint8 (H', W', 3).
+
+        It draws from the global generators: call it inside `recal.data.draws.keyed_draws`.
+        """
+        if not self.ops:
+            return lambda pixels: pixels
+        transforms = [OPS[name](**arguments) for name, arguments in self.ops]
+
+        def apply(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            image = Image.fromarray(pixels)
+            for transform in transforms:
+                image = transform(image)
+            return np.asarray(image)
+
+        return apply
+
+
+def family_names() -> list[str]:
+    """Return the names of the shipped families."""
+    return sorted(path.parent.name for path in shipped("policies").glob(f"*/{FAMILY_FILE}"))
+
+
+def load_family(name: str) -> Family:
+    """Read a shipped family.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    path = shipped("policies") / pick(name, family_names(), "--family") / FAMILY_FILE
+    table = read_toml(path)
+    check_keys(table, ("mean", "std", "size", "classes"), str(path), ("mean", "std", "size"))
+    return Family(
+        name=name,
+        mean=tuple(table["mean"]),
+        std=tuple(table["std"]),
+        size=table["size"],
+        classes=table.get("classes"),
+    )
+
+
+def policy_names(family: str) -> list[str]:
+    """Return the names of a family's shipped policies."""
+    paths = (shipped("policies") / family).glob("*.toml")
+    return sorted(path.stem for path in paths if path.name != FAMILY_FILE)
+
+
+def load_policy(family: str, mode: str) -> Policy:
+    """Read a shipped policy.
+
+    Raises:
+        UsageError: The family has no policy of this name.
+    """
+    mode = pick(mode, policy_names(family), f"--mode (family {family})")
+    return read_policy(shipped("policies") / family / f"{mode}.toml", family=family)
+
+
+def read_policy(path: Path, *, family: str | None = None) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        InputError: It cannot be read, or names an unknown op or argument.
+    """
+    table = read_toml(path)
+    check_keys(table, ("summary", "op"), str(path), ("summary",))
+    entries = table.get("op", [])
+    check_type(entries, list, f"{path}: op")
+    ops = tuple(_read_op(entry, f"{path}: op {i}") for i, entry in enumerate(entries, start=1))
+    return Policy(
+        name=path.stem,
+        family=family,
+        summary=table["summary"],
+        ops=ops,
+        text=path.read_text(encoding="utf-8"),
+    )
+
+
+def _read_op(entry: Any, where: str) -> tuple[str, Mapping[str, Any]]:
+    check_type(entry, dict, where)
+    arguments = dict(entry)
+    name = arguments.pop("name", None)
+    if name not in OPS:
+        hint = did_you_mean(str(name), OPS)
+        raise InputError(f"{where}: expected a name out of {', '.join(OPS)}, got {name!r}.{hint}")
+    parameters = inspect.signature(OPS[name]).parameters
+    required = [key for key, p in parameters.items() if p.default is inspect.Parameter.empty]
+    check_keys(arguments, list(parameters), where, required)
+    hints = typing.get_type_hints(OPS[name])
+    for key, value in arguments.items():
+        kind = typing.get_origin(hints[key]) or hints[key]
+        check_type(value, kind, f"{where}: {key}")
+    try:
+        OPS[name](**arguments)
+    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        raise InputError(f"{where}: {name} cannot be built ({error}).") from error
+    return name, arguments

@@ -1,0 +1,1 @@
+"""From a built variant to an ONNX file, with proof."""

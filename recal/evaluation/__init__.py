@@ -1,0 +1,1 @@
+"""Suites, metrics, runs: what is measured and how it is kept."""

@@ -1,0 +1,116 @@
+"""What has to be known of a network beside its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from recal.data.policies import load_family
+from recal.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Architecture and preprocessing of a network.
+
+    Attributes:
+        arch: Name for `recal.architectures.create_network`.
+        classes: Number of classes, K.
+        family: Family of policies that suits it.
+        mean: Mean that is subtracted from each channel of RGB images in [0, 1].
+        std: Standard deviation that each channel is divided by.
+        size: Side of the square input, in pixels.
+    """
+
+    arch: str
+    classes: int
+    family: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON knows them."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: A field is missing or of another type.
+        """
+        try:
+            values = {field.name: content[field.name] for field in fields(cls)}
+            values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+            return cls(**values).checked()
+        except (KeyError, TypeError) as error:
+            raise InputError(f"model record: expected all its fields, got {error}.") from error
+
+    def checked(self) -> ModelSpec:
+        """Return self if every value can be right.
+
+        Raises:
+            InputError: One cannot.
+        """
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise InputError(f"--mean and --std: expected 3 numbers, got {self.mean}, {self.std}.")
+        if min(self.std) <= 0:
+            raise InputError(f"--std: expected positive numbers, got {self.std}.")
+        if max(*self.mean, *self.std) > 1.5:
+            raise InputError(
+                f"--mean and --std: expected numbers of images in [0, 1], got {self.mean}, "
+                f"{self.std}. Divide them by 255."
+            )
+        if self.size < 1 or self.classes < 1:
+            raise InputError(f"expected size and classes >= 1, got {self.size}, {self.classes}.")
+        return self
+
+
+def complete_spec(
+    asked: Mapping[str, Any], facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> ModelSpec:
+    """Fill a specification: from what was asked, else the file, else its keys, else the family.
+
+    Args:
+        asked: Any of the fields of `ModelSpec`; None stands for not asked.
+        facts: What the checkpoint file says, likewise.
+        tensors: The checkpoint's tensors, of which the classifier gives the number of classes.
+
+    Raises:
+        UsageError: The architecture or the number of classes cannot be told.
+    """
+    known = {**facts, **{key: value for key, value in asked.items() if value is not None}}
+    arch = known.get("arch")
+    if arch is None:
+        raise UsageError(
+            "the checkpoint names no architecture. Give one with --arch, for instance "
+            "--arch timm:resnet50 or --arch wrn16_1."
+        )
+    family = load_family(known.get("family") or _usual_family(arch))
+    classes = known.get("classes") or _classes_of(tensors) or family.classes
+    if classes is None:
+        raise UsageError("the number of classes cannot be told from the file. Give --classes.")
+    return ModelSpec(
+        arch=arch,
+        classes=classes,
+        family=family.name,
+        mean=tuple(known.get("mean") or family.mean),
+        std=tuple(known.get("std") or family.std),
+        size=known.get("size") or family.size,
+    ).checked()
+
+
+def _usual_family(arch: str) -> str:
+    return "imagenet" if arch.startswith(("timm:", "torchvision:")) else "cifar"
+
+
+def _classes_of(tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """Return the rows of the last weight matrix, which is the classifier's by convention."""
+    rows = [t.shape[0] for name, t in tensors.items() if name.endswith(".weight") and t.ndim == 2]
+    return rows[-1] if rows else None

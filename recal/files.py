@@ -1,0 +1,69 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recal.errors import InputError, RecalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; sync it and rename it to `path` when the block succeeds.
+
+    A file that was at `path` stays untouched until then, and for good if the block fails. The
+    temporary file is removed on failure.
+
+    Raises:
+        RecalError: The folder cannot be written or the disk is full.
+    """
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        os.close(handle)
+        partial = Path(name)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    except OSError as error:
+        raise RecalError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write bytes or UTF-8 text to `path`, whole or not at all.
+
+    Raises:
+        RecalError: The folder cannot be written or the disk is full.
+    """
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def require_file(path: Path, what: str) -> None:
+    """Refuse a path that is no file.
+
+    Raises:
+        InputError: It is missing, or a folder.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise InputError(f"{path}: expected {what}, got {found}.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

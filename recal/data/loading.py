@@ -12,12 +12,15 @@ from recal.data.draws import keyed_draws
 from recal.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from recal.data.policies import Policy
     from recal.data.sources import ImageSource
+
+# augmented images that several passes read are kept as uint8 while they take no more than this
+KEPT_BYTES = 2 << 30
 
 
 class PolicyImages(Dataset[torch.Tensor]):
@@ -73,6 +76,54 @@ def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list
     """
     order = np.random.default_rng(seed).permutation(count)[:samples]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+class NormalisedBatches:
+    """Batches of augmented, normalised images that can be read several times, the same each time.
+
+    Args:
+        images: The images under their policy.
+        batches: The indices of each batch.
+        mean: Channel means of images in [0, 1].
+        std: Channel standard deviations, likewise.
+        device: Where the batches are wanted.
+        workers: Processes that decode and augment.
+        on_batch: Called with the number of images of each batch that has been used.
+    """
+
+    def __init__(
+        self,
+        images: PolicyImages,
+        batches: Sequence[NDArray[np.int64]],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        workers: int,
+        on_batch: Callable[[int], None],
+    ) -> None:
+        self._images = images
+        self._batches = batches
+        self._mean, self._std = mean, std
+        self._device = device
+        self._workers = workers
+        self._on_batch = on_batch
+        self._kept: list[torch.Tensor] | None = None
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Yield float32 (N, 3, H, W) on the device."""
+        count = sum(len(batch) for batch in self._batches)
+        keeping: list[torch.Tensor] | None = None
+        if self._kept is None and count * self._images.size**2 * 3 <= KEPT_BYTES:
+            keeping = []
+        raw = self._kept or load_batches(self._images, self._batches, self._workers)
+        for batch in raw:
+            if keeping is not None:
+                keeping.append(batch)
+            yield normalise(batch, self._mean, self._std, self._device)
+            self._on_batch(len(batch))
+        if keeping is not None:
+            self._kept = keeping
 
 
 def normalise(

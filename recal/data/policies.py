@@ -35,6 +35,7 @@ class Family:
         std: Standard deviation of the channels, likewise.
         size: Side of the network's square input, in pixels.
         classes: Number of classes, or None where the family's data sets differ in it.
+        folders: The usual folder names of its data sets, by their number of classes.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Family:
     std: tuple[float, ...]
     size: int
     classes: int | None
+    folders: Mapping[int, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +100,15 @@ def load_family(name: str) -> Family:
     """
     path = shipped("policies") / pick(name, family_names(), "--family") / FAMILY_FILE
     table = read_toml(path)
-    check_keys(table, ("mean", "std", "size", "classes"), str(path), ("mean", "std", "size"))
+    required = ("mean", "std", "size", "folders")
+    check_keys(table, (*required, "classes"), str(path), required)
     return Family(
         name=name,
         mean=tuple(table["mean"]),
         std=tuple(table["std"]),
         size=table["size"],
         classes=table.get("classes"),
+        folders={int(count): tuple(names) for count, names in table["folders"].items()},
     )
 
 

@@ -1,0 +1,112 @@
+"""`recal eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from recal.cli.options import choose_device, model_options
+
+
+class Listed(click.ParamType):
+    """Names with commas between them, or the list of a recal.toml."""
+
+    name = "a,b,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split the text at its commas."""
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(str(part).strip() for part in parts)
+
+
+@click.command("eval")
+@click.argument("targets", nargs=-1)
+@click.option("--suite", help="Benchmark: sample, cifar10, cifar10c, ...  [clean, of the network's family]")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the benchmark's images.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Weights of branches and variants."
+)
+@click.option("--corruptions", type=Listed(), default=(), help="Only these corruptions.")
+@click.option("--severities", type=Listed(), default=(), help="Only these severities.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Only so many images: a seeded, stratified sample."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
+@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, torch.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, nothing else.")
+@model_options
+def command(
+    targets: tuple[str, ...],
+    suite: str | None,
+    data: Path | None,
+    output: Path | None,
+    checkpoint: Path | None,
+    severities: tuple[str, ...],
+    device: str,
+    as_json: bool,
+    asked: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Evaluate TARGETS over a benchmark, clean and corrupted.
+
+    A TARGET is a checkpoint (its main branch), CHECKPOINT:BRANCH, a variant file or an .onnx file; with
+    --checkpoint or a recal.toml also a branch's name. Without any, every branch is evaluated; without a
+    checkpoint, the bundled sample. Cells that the run's folder already holds are not computed again.
+    """
+    import json
+
+    from recal.cli.console import console, messages, progress_bar
+    from recal.errors import RecalError, UsageError
+    from recal.evaluation.evaluate import evaluate
+    from recal.evaluation.suites import load_suite
+    from recal.report.table import corruption_table, summary_table
+
+    if not targets and checkpoint is None:
+        checkpoint, data, suite, note = _bundled(suite, data)
+        (messages if as_json else console).print(note)
+    chosen = load_suite(suite) if suite else None
+    if not all(text.isdigit() for text in severities):
+        raise UsageError(f"--severities: expected whole numbers, got {','.join(severities)}.")
+    with progress_bar("images") as bar:
+        run = evaluate(
+            targets, suite=chosen, data=data, output=output, checkpoint=checkpoint,
+            severities=[int(text) for text in severities], device=choose_device(device),
+            progress=bar, **options, **asked,
+        )  # fmt: skip
+    document = run.document
+    if as_json:
+        click.echo(json.dumps(document, indent=1))
+    else:
+        console.print(summary_table(document))
+        if any(cell["corruption"] for cell in document["cells"]):
+            console.print()
+            console.print(corruption_table(document))
+        if document["provenance"]:
+            console.print(f"\nCorrupted images: {document['provenance']}.")
+        console.print(f"Accuracies in percent. Run: {run.folder}")
+    for failure in run.failures:
+        messages.print(f"failed: {failure}")
+    if run.failures:
+        raise RecalError(
+            f"{len(run.failures)} cells failed; the others are kept in {run.folder}, and the same "
+            "command goes on from there."
+        )
+
+
+def _bundled(suite: str | None, data: Path | None) -> tuple[Path, Path | None, str, str]:
+    """Choose the bundled network that fits a suite."""
+    from recal.evaluation.suites import load_suite
+    from recal.sample_data import sample_checkpoint, sample_images
+
+    name = suite or "sample"
+    if load_suite(name).family == "sample":
+        note = "No checkpoint given: using the bundled Fashion-MNIST sample."
+        return sample_checkpoint(), data or sample_images(), name, note
+    return sample_checkpoint("cifar"), data, name, "No checkpoint given: using the bundled CIFAR-10 network."

@@ -1,0 +1,81 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SPEC_FIELDS = ("arch", "classes", "family", "mean", "std", "size")
+
+
+class Numbers(click.ParamType):
+    """Three numbers with commas between them, such as `0.485,0.456,0.406`."""
+
+    name = "r,g,b"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Read the text of an option, or the list of a recal.toml."""
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            numbers = tuple(float(part) for part in parts)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != 3:
+            self.fail(f"expected three numbers such as 0.485,0.456,0.406, got {value!r}.", param)
+        return numbers
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--arch`, `--classes`, `--family`, `--mean`, `--std`, `--size`, passed as one dict `asked`.
+
+    What is not given is None there, and comes from the checkpoint or the family instead.
+    """
+    import functools
+
+    @click.option("--arch", help="Architecture: wrn16_1, timm:NAME, torchvision:NAME.")
+    @click.option("--classes", type=click.IntRange(1), help="Number of classes.")
+    @click.option("--family", help="Family of policies: cifar, imagenet, sample.")
+    @click.option("--mean", type=Numbers(), help="Channel means of RGB images in [0, 1].")
+    @click.option("--std", type=Numbers(), help="Channel standard deviations, likewise.")
+    @click.option("--size", type=click.IntRange(1), help="Side of the network's input in pixels.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        asked = {field: kwargs.pop(field) for field in SPEC_FIELDS}
+        return function(*args, asked=asked, **kwargs)
+
+    return wrapper
+
+
+def choose_device(name: str) -> str:
+    """Return `cuda`, `mps` or `cpu` for `auto`, else the name itself.
+
+    Raises:
+        UsageError: torch does not know the device, or it is not there.
+    """
+    import torch
+
+    from recal.errors import UsageError
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device: expected one that is here, got '{name}' ({reason}).") from error
+    return name
+
+
+def default_workers() -> int:
+    """Return the processes that prepare images: the cores but one, at most 8."""
+    import os
+
+    return max(0, min(8, (os.cpu_count() or 1) - 1))

@@ -1,0 +1,47 @@
+"""The project file recal.toml: defaults for the options of every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recal.declared import check_keys, check_type, read_toml
+
+if TYPE_CHECKING:
+    import click
+
+SHARED_TABLES = {
+    "model": ("checkpoint", "arch", "classes", "family", "mean", "std", "size"),
+    "data": ("data", "workers"),
+}
+COMMAND_TABLES = ("calibrate", "eval", "export")
+
+
+def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
+    """Return what the file says for the parameters of a command.
+
+    Keys are named as the options are (`batch-size` or `batch_size`). The tables `[model]` and `[data]`
+    hold for every command, `[calibrate]`, `[eval]` and `[export]` for that one.
+
+    Raises:
+        InputError: The file is not TOML, or has unknown tables or keys.
+    """
+    document = read_toml(path)
+    check_keys(document, (*SHARED_TABLES, *COMMAND_TABLES), f"{path}: tables")
+    known = {parameter.name: parameter for parameter in command.params if parameter.name}
+    defaults: dict[str, Any] = {}
+    for table, keys in SHARED_TABLES.items():
+        values = _values(document, table, path)
+        check_keys(values, keys, f"{path}: [{table}]")
+        defaults |= {key: value for key, value in values.items() if key in known}
+    if command.name in document:
+        values = _values(document, command.name, path)
+        check_keys(values, list(known), f"{path}: [{command.name}]")
+        defaults |= values
+    return defaults
+
+
+def _values(document: dict[str, Any], table: str, path: Path) -> dict[str, Any]:
+    values = document.get(table, {})
+    check_type(values, dict, f"{path}: [{table}]")
+    return {key.replace("-", "_"): value for key, value in values.items()}

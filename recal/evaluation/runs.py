@@ -1,0 +1,101 @@
+"""Runs: a folder with one file a cell, written whole, found again by what the cell depends on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recal.errors import InputError, RecalError
+from recal.files import whole_file, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+KEY = b"recal.key"
+Columns = dict[str, "NDArray[np.generic]"]
+
+
+@contextmanager
+def locked_run(folder: Path) -> Iterator[Path]:
+    """Create a run's folder and keep every other process out of it for the block.
+
+    Raises:
+        RecalError: Another process is at work in it, or it cannot be written.
+    """
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RecalError(
+            f"{folder}: another recal is at work in this run. Wait for it, or name another folder "
+            "with -o."
+        ) from error
+    except OSError as error:
+        raise RecalError(f"{folder}: cannot be written ({error.strerror}).") from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def cell_file(folder: Path, target_sha256: str, cell_name: str) -> Path:
+    """Return where a run keeps a cell."""
+    return folder / "cells" / target_sha256[:16] / f"{cell_name}.parquet"
+
+
+def write_cell(path: Path, columns: Columns, key: str) -> None:
+    """Write a cell's columns, whole or not at all.
+
+    Args:
+        path: The file.
+        columns: Equally long arrays, by name.
+        key: Hash of all that the cell depends on.
+    """
+    table = pa.table(columns).replace_schema_metadata({KEY: key.encode()})
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def read_cell(path: Path, key: str | None = None) -> Columns | None:
+    """Read a cell, or return None where there is none, or one of another key.
+
+    Raises:
+        InputError: The file is damaged, and no key was given to tell whether it is needed.
+    """
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        if key is not None:
+            return None  # it is computed again
+        raise InputError(f"{path}: expected a cell of a run, got {error}.") from error
+    if key is not None and (table.schema.metadata or {}).get(KEY) != key.encode():
+        return None
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people and programs, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    """Write rows that share their keys as CSV, whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, buffer.getvalue())

@@ -1,0 +1,161 @@
+"""Targets: what is evaluated, out of branches, variant files and ONNX files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recal.bn.variant import Variant, branch_variant, is_variant_file, load_variant
+from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from recal.checkpoint.spec import ModelSpec
+from recal.deploy.runtime import OnnxNetwork
+from recal.errors import InputError, UsageError
+from recal.files import require_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One network to evaluate.
+
+    Attributes:
+        name: As the user gave it.
+        label: Short, for tables.
+        spec: Architecture and preprocessing.
+        sha256: Identity of the network and its preprocessing.
+        checkpoint: The weights; None for an ONNX file.
+        variant: The BatchNorm tensors; None for an ONNX file.
+        onnx: The ONNX file, or None.
+    """
+
+    name: str
+    label: str
+    spec: ModelSpec
+    sha256: str
+    checkpoint: Checkpoint | None = None
+    variant: Variant | None = None
+    onnx: Path | None = None
+
+
+def resolve_targets(
+    names: Sequence[str], checkpoint: Path | None, asked: Mapping[str, Any]
+) -> list[Target]:
+    """Turn what the user named into targets.
+
+    Args:
+        names: Each a checkpoint, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a variant file or an
+            .onnx file. None at all stands for every branch of `checkpoint`.
+        checkpoint: Where branches without a file, and weights of variants, are found.
+        asked: Fields of `ModelSpec` that go before those of the files.
+
+    Raises:
+        UsageError: A name is neither a file nor a branch, or stands twice.
+        InputError: A file is not what it should be, or a variant's weights are in no checkpoint.
+    """
+    resolver = _Resolver(checkpoint, asked)
+    if not names:
+        names = list(resolver.load(resolver.the_checkpoint()).branches)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"target '{twice[0]}' stands twice. Name each once.")
+    # checkpoints first, because variants find their weights among them
+    parsed = [resolver.parse(name) for name in names]
+    targets = [
+        resolver.variant_target(name, found) if isinstance(found, Path) else found
+        for name, found in zip(names, parsed, strict=True)
+    ]
+    return _with_distinct_labels(targets)
+
+
+class _Resolver:
+    """Remembers the checkpoints of one command."""
+
+    def __init__(self, checkpoint: Path | None, asked: Mapping[str, Any]) -> None:
+        self.default = checkpoint
+        self.asked = asked
+        self.loaded: dict[Path, Checkpoint] = {}
+
+    def the_checkpoint(self) -> Path:
+        if self.default is None:
+            raise UsageError("no checkpoint named. Give one, or --checkpoint, or a recal.toml.")
+        return self.default
+
+    def load(self, path: Path) -> Checkpoint:
+        if path not in self.loaded:
+            self.loaded[path] = load_checkpoint(path)
+        return self.loaded[path]
+
+    def parse(self, name: str) -> Target | Path:
+        """Return a target, or the path of a variant file."""
+        path = Path(name)
+        if path.suffix == ".onnx":
+            return self.onnx_target(name, path)
+        if path.is_file():
+            return path if is_variant_file(path) else self.branch_target(name, path, "main")
+        base, colon, branch = name.rpartition(":")
+        if colon and Path(base).is_file():
+            return self.branch_target(name, Path(base), branch)
+        if path.suffix or "/" in name:
+            require_file(Path(base if colon else name), "a checkpoint, variant or .onnx file")
+        return self.branch_target(name, self.the_checkpoint(), name)
+
+    def branch_target(self, name: str, path: Path, branch: str) -> Target:
+        checkpoint = self.load(path)
+        variant = branch_variant(checkpoint, branch, checkpoint.spec(**self.asked))
+        return _variant_target(name, branch, checkpoint, variant)
+
+    def variant_target(self, name: str, path: Path) -> Target:
+        variant = load_variant(path)
+        if self.default is not None:
+            self.load(self.default)
+        for checkpoint in self.loaded.values():
+            if checkpoint.weights_sha256 == variant.weights_sha256:
+                spec = checkpoint.spec(**{**variant.spec.to_json(), **_given(self.asked)})
+                return _variant_target(name, path.stem, checkpoint, replace(variant, spec=spec))
+        looked = ", ".join(str(path) for path in self.loaded) or "no checkpoint at all"
+        raise InputError(
+            f"{path}: expected its weights ({variant.weights_sha256[:12]}) among the checkpoints, "
+            f"got {looked}. Name the checkpoint that it was made for with --checkpoint."
+        )
+
+    def onnx_target(self, name: str, path: Path) -> Target:
+        network = OnnxNetwork(path)
+        recorded = network.metadata.get("model", {})
+        spec = _onnx_spec(path, {**recorded, **_given(self.asked)}, network)
+        digest = hashlib.sha256(path.read_bytes())
+        digest.update(repr(spec).encode())
+        return Target(name=name, label=path.name, spec=spec, sha256=digest.hexdigest(), onnx=path)
+
+
+def _variant_target(name: str, label: str, checkpoint: Checkpoint, variant: Variant) -> Target:
+    return Target(
+        name=name, label=label, spec=variant.spec, sha256=variant.sha256,
+        checkpoint=checkpoint, variant=variant,
+    )  # fmt: skip
+
+
+def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def _onnx_spec(path: Path, known: Mapping[str, Any], network: OnnxNetwork) -> ModelSpec:
+    from recal.checkpoint.spec import complete_spec
+
+    if "family" not in known and not {"mean", "std"} <= set(known):
+        raise UsageError(
+            f"{path}: was not written by recal, so that its preprocessing is unknown. Give --family, "
+            "or --mean and --std."
+        )
+    return complete_spec({"arch": "onnx", "classes": network.classes, **known}, {}, {})
+
+
+def _with_distinct_labels(targets: Sequence[Target]) -> list[Target]:
+    labels = [target.label for target in targets]
+    return [
+        replace(target, label=target.name) if labels.count(target.label) > 1 else target
+        for target in targets
+    ]

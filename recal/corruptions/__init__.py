@@ -1,1 +1,6 @@
-"""The common image corruptions of Hendrycks and Dietterich, seeded per image."""
+"""The image corruptions of Hendrycks and Dietterich: batched, seeded, and usable on their own."""
+
+from recal.corruptions.batches import corrupt
+from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
+
+__all__ = ["CORRUPTIONS", "EXTRA_CORRUPTIONS", "corrupt"]

@@ -1,0 +1,123 @@
+"""Linear filters over one image: sums of shifted copies, and symmetric separable smoothing.
+
+All work on rows of W * C values, channels side by side, so that the innermost loop is contiguous.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recal.corruptions.compiled import compiled
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def gaussian_taps(sigma: float, truncate: float = 4.0) -> NDArray[np.float64]:
+    """Return the weights of a sampled normal density, from the middle outwards, float64 (r + 1,).
+
+    Args:
+        sigma: Standard deviation in pixels; 0 gives the identity.
+        truncate: Cut off after this many deviations, r = round(truncate * sigma).
+    """
+    if sigma == 0:
+        return np.ones(1)
+    radius = int(truncate * sigma + 0.5)
+    weights = np.exp(-0.5 / sigma**2 * np.arange(-radius, radius + 1) ** 2)
+    one_side: NDArray[np.float64] = (weights / weights.sum())[radius:]
+    return one_side
+
+
+@compiled
+def smooth(
+    image: NDArray[np.float64],
+    channels: int,
+    taps: NDArray[np.float64],
+    scratch: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None:
+    """Smooth along both axes with symmetric weights; beyond an edge its own values go on.
+
+    The sums are taken in the order of SciPy's `gaussian_filter`, outermost pair first, which gives
+    its result to the last bit.
+
+    Args:
+        image: float64 (H, W * channels).
+        channels: Values a pixel.
+        taps: float64 (r + 1,), from the middle outwards.
+        scratch: float64 (W * channels + 2 r * channels,).
+        out: float64 (H, W * channels); may be `image`'s own memory only if r is 0.
+    """
+    height, width = image.shape
+    radius = taps.size - 1
+    margin = radius * channels
+    middle = scratch[margin : margin + width]
+    for y in range(height):
+        row = image[y]
+        for j in range(width):
+            middle[j] = row[j] * taps[0]
+        for k in range(radius, 0, -1):
+            above, below = image[max(y - k, 0)], image[min(y + k, height - 1)]
+            tap = taps[k]
+            for j in range(width):
+                middle[j] += (above[j] + below[j]) * tap
+        for k in range(radius):
+            for c in range(channels):
+                scratch[k * channels + c] = middle[c]
+                scratch[margin + width + k * channels + c] = middle[width - channels + c]
+        result = out[y]
+        for j in range(width):
+            result[j] = middle[j] * taps[0]
+        for k in range(radius, 0, -1):
+            start = margin - k * channels
+            left = scratch[start : start + width]
+            start = margin + k * channels
+            right = scratch[start : start + width]
+            tap = taps[k]
+            for j in range(width):
+                result[j] += (left[j] + right[j]) * tap
+
+
+@compiled
+def add_shifted(
+    padded: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Sum weighted copies of an image, each shifted.
+
+    Args:
+        padded: float32 (H + margins, (W + margins) * C).
+        rows: int64 (T,), the row of `padded` where the copy begins.
+        columns: int64 (T,), the value of a row where the copy begins, a multiple of C.
+        weights: float32 (T,).
+        out: float32 (H, W * C).
+    """
+    height, width = out.shape
+    for y in range(height):
+        result = out[y]
+        result[:] = np.float32(0)
+        for t in range(weights.size):
+            row = padded[y + rows[t]]
+            source = row[columns[t] : columns[t] + width]
+            weight = weights[t]
+            for j in range(width):
+                result[j] += source[j] * weight
+
+
+@compiled
+def mirror(place: int, size: int) -> int:
+    """Return the place inside that mirrors one outside, the edge not repeated (`dcb|abcd|cba`)."""
+    period = 2 * (size - 1)
+    place = abs(place) % period
+    return period - place if place >= size else place
+
+
+@compiled
+def clamp(place: int, size: int) -> int:
+    """Return the nearest place inside."""
+    return min(max(place, 0), size - 1)

@@ -1,9 +1,9 @@
 """Train a small network with split BatchNorm: the recipe of recal's bundled checkpoints.
 
 Every step sees the same images twice: under the weak policy, which trains the main BN, and under
-the strong one, which trains the auxiliary BN; all other weights are shared (timm's split BN). One-cycle
-SGD with Nesterov momentum. The run is seeded, shows its progress, and after an interruption the same
-command goes on from the last whole epoch.
+the strong one, which trains the auxiliary BN; all other weights are shared (timm's split BN).
+One-cycle SGD with Nesterov momentum. The run is seeded, shows its progress, and after an
+interruption the same command goes on from the last whole epoch.
 
     python examples/train_splitbn.py --family sample --arch wrn10_1 --epochs 10 --seed 0 \
         --data /usr/share/datasets/fashion-mnist --output fashion_mnist_wrn10_1_splitbn.pth
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -28,10 +29,43 @@ from torch.nn import functional as F
 from recal.architectures import create_network
 from recal.data.layouts import open_images
 from recal.data.loading import PolicyImages, load_batches, normalise, seeded_batches
-from recal.data.policies import load_family, load_policy
+from recal.data.policies import Family, Policy, load_family, load_policy
 from recal.errors import RecalError
 
 BATCH = 128
+COLUMNS = (
+    TextColumn("epoch {task.fields[epoch]}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("loss {task.fields[loss]:.3f}"),
+    TimeRemainingColumn(),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that the weights depend on, beside the data."""
+
+    arch: str
+    family: Family
+    weak: Policy
+    strong: Policy
+    epochs: int
+    lr: float
+    weight_decay: float
+    seed: int
+
+    def facts(self) -> dict[str, object]:
+        """Return the recipe as a checkpoint can hold it."""
+        return {
+            "arch": self.arch,
+            "family": self.family.name,
+            "epochs": self.epochs,
+            "lr": self.lr,
+            "seed": self.seed,
+            "weight_decay": self.weight_decay,
+            "policies": [self.weak.text, self.strong.text],
+        }
 
 
 @click.command()
@@ -40,94 +74,121 @@ BATCH = 128
 @click.option("--weak", default="weak", show_default=True, help="Policy of the main BN.")
 @click.option("--strong", default="strong", show_default=True, help="Policy of the auxiliary BN.")
 @click.option("--arch", default="wrn10_1", show_default=True, help="Architecture.")
-@click.option("--classes", default=10, show_default=True)
 @click.option("--epochs", default=10, show_default=True)
 @click.option("--lr", default=0.1, show_default=True, help="Peak learning rate.")
 @click.option("--weight-decay", default=5e-4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--workers", default=1, show_default=True, help="Processes that augment.")
+@click.option("--workers", default=1, show_default=True, help="Processes that augment, a policy.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint.")
-def main(  # noqa: PLR0913
-    data: Path, family: str, weak: str, strong: str, arch: str, classes: int, epochs: int,
-    lr: float, weight_decay: float, seed: int, workers: int, output: Path,
-) -> None:  # fmt: skip
-    """Train ARCH with split BatchNorm and write a checkpoint."""
+def main(
+    data: Path, family: str, weak: str, strong: str, workers: int, output: Path, **rest: object
+) -> None:
+    """Train a network with split BatchNorm and write a checkpoint."""
     try:
-        train(data, family, weak, strong, arch, classes, epochs, lr, weight_decay, seed, workers, output)
+        recipe = Recipe(
+            family=load_family(family),
+            weak=load_policy(family, weak),
+            strong=load_policy(family, strong),
+            **rest,
+        )
+        train(recipe, data, workers, output)
     except RecalError as error:
         raise click.ClickException(str(error)) from error
 
 
-def train(
-    data: Path, family_name: str, weak: str, strong: str, arch: str, classes: int, epochs: int,
-    lr: float, weight_decay: float, seed: int, workers: int, output: Path,
-) -> None:  # fmt: skip
+class Training:
+    """The state of a run: network, optimizer, schedule, and the last whole epoch."""
+
+    def __init__(self, recipe: Recipe, classes: int, steps: int, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        network = convert_splitbn_model(create_network(recipe.arch, classes), num_splits=2)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            recipe.lr,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.lr, total_steps=recipe.epochs * steps
+        )
+        self.epoch = -1
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Take one step on weak and strong images; return the loss."""
+        # split BN gives the first half of a batch to the main BN, the rest to the auxiliary
+        logits = self.network(images.to(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, labels.repeat(2))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+    def save(self, path: Path) -> None:
+        """Write all that is needed to go on."""
+        state = {name: getattr(self, name).state_dict() for name in self.parts}
+        save(path, {"recipe": self.recipe.facts(), "epoch": self.epoch, **state})
+
+    def restore(self, path: Path) -> None:
+        """Go back to what `save` wrote."""
+        state = torch.load(path, weights_only=True)
+        if state["recipe"] != self.recipe.facts():
+            raise RecalError(
+                f"{path}: belongs to another recipe. Remove it, or name another --output."
+            )
+        for name in self.parts:
+            getattr(self, name).load_state_dict(state[name])
+        self.epoch = state["epoch"]
+
+    parts = ("network", "optimizer", "schedule")
+
+
+def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
     """Train from the start, or from the last whole epoch of an interrupted run."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    family = load_family(family_name)
-    policies = [load_policy(family_name, name) for name in (weak, strong)]
-    train_images, test_images = open_images(data, "train"), open_images(data, "test")
-
-    torch.manual_seed(seed)
-    network = convert_splitbn_model(create_network(arch, classes), num_splits=2)
-    network = network.to(device, memory_format=torch.channels_last)
-    steps = math.ceil(len(train_images) / BATCH)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
-
+    images, test_images = open_images(data, "train"), open_images(data, "test")
+    steps = math.ceil(len(images) / BATCH)
+    training = Training(recipe, int(images.labels.max()) + 1, steps, device)
     state_file = output.with_suffix(".state.pt")
-    recipe = {"arch": arch, "family": family_name, "epochs": epochs, "lr": lr, "seed": seed,
-              "weight_decay": weight_decay, "policies": [policy.text for policy in policies]}  # fmt: skip
-    first_epoch = 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        if state["recipe"] != recipe:
-            raise RecalError(f"{state_file}: belongs to another recipe. Remove it, or name another --output.")
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first_epoch = state["epoch"] + 1
-        click.echo(f"going on after epoch {first_epoch} of {epochs}")
+        training.restore(state_file)
+        click.echo(f"going on after epoch {training.epoch + 1} of {recipe.epochs}")
 
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())  # fmt: skip
-    for epoch in range(first_epoch, epochs):
+    family = recipe.family
+    for epoch in range(training.epoch + 1, recipe.epochs):
         # a new draw every epoch: draws are keyed by (seed, image), so the epoch goes into the seed
-        epoch_seed = seed * 1_000_003 + epoch
-        batches = seeded_batches(len(train_images), len(train_images), BATCH, epoch_seed)
+        seed = recipe.seed * 1_000_003 + epoch
+        batches = seeded_batches(len(images), len(images), BATCH, seed)
         streams = [
-            load_batches(PolicyImages(train_images, policy, epoch_seed, family.size), batches, workers)
-            for policy in policies
+            load_batches(PolicyImages(images, policy, seed, family.size), batches, workers)
+            for policy in (recipe.weak, recipe.strong)
         ]
-        network.train()
-        with Progress(*columns) as progress:
+        training.network.train()
+        with Progress(*COLUMNS) as progress:
             task = progress.add_task("", total=steps, epoch=epoch + 1, loss=float("nan"))
-            for batch, weak_images, strong_images in zip(batches, *streams, strict=True):
-                labels = torch.from_numpy(train_images.labels[batch]).to(device)
-                # split BN gives the first half of a batch to the main BN, the rest to the auxiliary
-                images = normalise(torch.cat([weak_images, strong_images]), family.mean, family.std, device)
-                logits = network(images.to(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, labels.repeat(2))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                progress.update(task, advance=1, loss=loss.item())
-        save(state_file, {"recipe": recipe, "epoch": epoch, "network": network.state_dict(),
-                          "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()})  # fmt: skip
-        accuracy = evaluate_main(network, PolicyImages(test_images, load_policy(family_name, "clean"), 0, family.size),
-                                 test_images.labels, family, device)  # fmt: skip
-        click.echo(f"epoch {epoch + 1}/{epochs}: main BN, clean test images: {accuracy:.2%}")
-    weights = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    save(output, {"arch": arch, "epoch": epochs - 1, "state_dict": weights})
+            for batch, weak, strong in zip(batches, *streams, strict=True):
+                inputs = normalise(torch.cat([weak, strong]), family.mean, family.std, device)
+                loss = training.step(inputs, torch.from_numpy(images.labels[batch]).to(device))
+                progress.update(task, advance=1, loss=loss)
+        training.epoch = epoch
+        training.save(state_file)
+        clean = PolicyImages(test_images, load_policy(family.name, "clean"), 0, family.size)
+        accuracy = main_accuracy(training.network, clean, family, device)
+        click.echo(f"epoch {epoch + 1}/{recipe.epochs}: main BN, clean test images: {accuracy:.2%}")
+
+    weights = {k: v.cpu().contiguous() for k, v in training.network.state_dict().items()}
+    save(output, {"arch": recipe.arch, "family": family.name, "state_dict": weights})
     state_file.unlink()
     click.echo(f"wrote {output}")
 
 
 @torch.inference_mode()
-def evaluate_main(network: nn.Module, images: PolicyImages, labels: np.ndarray, family, device) -> float:
+def main_accuracy(
+    network: nn.Module, images: PolicyImages, family: Family, device: torch.device
+) -> float:
     """Return the top-1 accuracy of the main BN, which timm's split BN uses in eval mode."""
     network.eval()
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / 500))
@@ -135,7 +196,7 @@ def evaluate_main(network: nn.Module, images: PolicyImages, labels: np.ndarray, 
         network(normalise(batch, family.mean, family.std, device)).argmax(1).cpu()
         for batch in load_batches(images, batches, 0)
     ]
-    return float((torch.cat(predictions).numpy() == labels).mean())
+    return float((torch.cat(predictions).numpy() == images.source.labels).mean())
 
 
 def save(path: Path, content: dict) -> None:

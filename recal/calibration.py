@@ -62,20 +62,21 @@ def calibrate(
 def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
     """Re-estimate the statistics of every BatchNorm layer.
 
-    With a module and batches of normalised images (float32, (N, 3, H, W), on the module's device; an
-    iterable that can be read again for `consistent`), returns a copy of the module in eval mode with new
-    statistics. The module itself stays as it is.
+    With a module and batches of normalised images (float32, (N, 3, H, W), on the module's device;
+    an iterable that can be read again for `consistent`), returns a copy of the module in eval mode
+    with new statistics. The module itself stays as it is.
 
     With a checkpoint, returns a `Variant`. Its options:
 
     Args:
         source: A module or a `Checkpoint`.
         batches: With a module, the images.
-        **options: `estimator` (`pooled` or `consistent`); with a checkpoint also `mode` (a policy or the
-            name of one in the network's family), `affine` (the branch that lends weight and bias), `data`
-            (a folder of images; by default looked for in the usual places), `samples` (images at most;
-            default 10,000, None for all), `batch_size`, `seed`, `device`, `workers`, `progress` (called
-            with images done and in total), and the fields of `ModelSpec` that the file does not give.
+        **options: `estimator` (`pooled` or `consistent`); with a checkpoint also `mode` (a policy
+            or the name of one in the network's family), `affine` (the branch that lends weight and
+            bias), `data` (a folder of images; by default looked for in the usual places), `samples`
+            (images at most; default 10,000, None for all), `batch_size`, `seed`, `device`,
+            `workers`, `progress` (called with images done and in total), and the fields of
+            `ModelSpec` that the file does not give.
 
     Raises:
         InputError: No images, too few, or of the wrong size; weights and architecture do not fit.

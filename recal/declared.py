@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from pathlib import Path
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:

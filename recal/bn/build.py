@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from recal.architectures import create_network
 from recal.bn.layers import batch_norms
 from recal.bn.variant import Variant, branch_variant
@@ -14,6 +12,7 @@ from recal.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from torch import nn
 
     from recal.checkpoint.checkpoint import Checkpoint

@@ -1,8 +1,8 @@
 """Estimating BatchNorm statistics from images.
 
 An estimator takes a network and batches, and returns the moments of the values that reach each
-BatchNorm layer. It works on a copy: the network that it is given is never changed. To add one: write
-the function and add one line to the table at the foot.
+BatchNorm layer. It works on a copy: the network that it is given is never changed. To add one:
+write the function and add one line to the table at the foot.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def pooled(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Mom
     """Pool the moments of training-mode batches, in one pass.
 
     Each layer's input comes from earlier layers that normalise by *batch* statistics, as in
-    training, so the result depends on which images share a batch. Variances are biased and include the
-    variance between batches.
+    training, so the result depends on which images share a batch. Variances are biased and include
+    the variance between batches.
 
     Args:
         network: Any module with BatchNorm layers; not changed.
@@ -81,8 +81,8 @@ def consistent(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str,
 
     Every pass takes the moments of one layer, the first in order of execution whose statistics are
     not final yet, and goes no further; then that layer's are final. So the result is that of one
-    training-mode forward of all images as a single batch, whatever the split into batches. A network
-    with L layers costs L passes of half its depth on average.
+    training-mode forward of all images as a single batch, whatever the split into batches. A
+    network with L layers costs L passes of half its depth on average.
 
     Args:
         network: Any module with BatchNorm layers; not changed.

@@ -13,7 +13,9 @@ from recal.cli.options import choose_device, default_workers, model_options
 @click.command("calibrate")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--mode", default="weak", show_default=True, help="Policy: clean, weak, strong, ...")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of images, labels not needed.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder of images, labels not needed."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The variant's file.")
 @click.option("--affine", help="Branch that lends weight and bias.  [main; aux0 for strong]")
 @click.option(

@@ -10,7 +10,7 @@ import click
 from recal.cli.options import choose_device, model_options
 
 
-class Listed(click.ParamType):
+class Listed(click.ParamType[tuple[str, ...]]):
     """Names with commas between them, or the list of a recal.toml."""
 
     name = "a,b,..."
@@ -25,7 +25,9 @@ class Listed(click.ParamType):
 
 @click.command("eval")
 @click.argument("targets", nargs=-1)
-@click.option("--suite", help="Benchmark: sample, cifar10, cifar10c, ...  [clean, of the network's family]")
+@click.option(
+    "--suite", help="Benchmark: sample, cifar10, cifar10c, ...  [clean, of the network's family]"
+)
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the benchmark's images.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option(
@@ -56,9 +58,11 @@ def command(
 ) -> None:
     """Evaluate TARGETS over a benchmark, clean and corrupted.
 
-    A TARGET is a checkpoint (its main branch), CHECKPOINT:BRANCH, a variant file or an .onnx file; with
-    --checkpoint or a recal.toml also a branch's name. Without any, every branch is evaluated; without a
-    checkpoint, the bundled sample. Cells that the run's folder already holds are not computed again.
+    A TARGET is a checkpoint (its main branch), CHECKPOINT:BRANCH, a variant file or an .onnx file;
+    with
+    --checkpoint or a recal.toml also a branch's name. Without any, every branch is evaluated;
+    without a checkpoint, the bundled sample. Cells that the run's folder already holds are not
+    computed again.
     """
     import json
 
@@ -109,4 +113,9 @@ def _bundled(suite: str | None, data: Path | None) -> tuple[Path, Path | None, s
     if load_suite(name).family == "sample":
         note = "No checkpoint given: using the bundled Fashion-MNIST sample."
         return sample_checkpoint(), data or sample_images(), name, note
-    return sample_checkpoint("cifar"), data, name, "No checkpoint given: using the bundled CIFAR-10 network."
+    return (
+        sample_checkpoint("cifar"),
+        data,
+        name,
+        "No checkpoint given: using the bundled CIFAR-10 network.",
+    )

@@ -29,9 +29,9 @@ def command(
 ) -> None:
     """Write a variant of CHECKPOINT as an ONNX file.
 
-    The file takes normalised images, `input` (batch, 3, size, size), and gives `logits`. It is run in
-    ONNX Runtime first: only if its logits are those of the variant in PyTorch, and not those of another
-    branch, is it written.
+    The file takes normalised images, `input` (batch, 3, size, size), and gives `logits`. It is run
+    in ONNX Runtime first: only if its logits are those of the variant in PyTorch, and not those of
+    another branch, is it written.
     """
     from recal.bn.variant import branch_variant, load_variant
     from recal.checkpoint.checkpoint import load_checkpoint

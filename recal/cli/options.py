@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 SPEC_FIELDS = ("arch", "classes", "family", "mean", "std", "size")
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[float, ...]]):
     """Three numbers with commas between them, such as `0.485,0.456,0.406`."""
 
     name = "r,g,b"
@@ -32,7 +32,7 @@ class Numbers(click.ParamType):
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--arch`, `--classes`, `--family`, `--mean`, `--std`, `--size`, passed as one dict `asked`.
+    """Add the options for the fields of `ModelSpec`, passed to the command as one dict `asked`.
 
     What is not given is None there, and comes from the checkpoint or the family instead.
     """
@@ -70,7 +70,9 @@ def choose_device(name: str) -> str:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device: expected one that is here, got '{name}' ({reason}).") from error
+        raise UsageError(
+            f"--device: expected one that is here, got '{name}' ({reason})."
+        ) from error
     return name
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recal.declared import check_keys, check_type, read_toml
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import click
 
 SHARED_TABLES = {
@@ -20,8 +21,8 @@ COMMAND_TABLES = ("calibrate", "eval", "export")
 def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
     """Return what the file says for the parameters of a command.
 
-    Keys are named as the options are (`batch-size` or `batch_size`). The tables `[model]` and `[data]`
-    hold for every command, `[calibrate]`, `[eval]` and `[export]` for that one.
+    Keys are named as the options are (`batch-size` or `batch_size`). The tables `[model]` and
+    `[data]` hold for every command, `[calibrate]`, `[eval]` and `[export]` for that one.
 
     Raises:
         InputError: The file is not TOML, or has unknown tables or keys.

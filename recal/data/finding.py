@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recal.data.layouts import open_images
@@ -12,6 +11,7 @@ from recal.resources import cache_folder, data_folders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from recal.data.sources import ImageSource
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from recal.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -57,8 +57,9 @@ def open_images(folder: Path, split: str) -> ImageSource:
                 raise InputError(f"{folder}: expected images, got none.")
             return source
     raise InputError(
-        f"{folder}: expected images for '{split}', got none. It may hold CIFAR's own files, .npy or "
-        f".npz arrays, MNIST's idx files, class folders (also below {split}/) or plain images."
+        f"{folder}: expected images for '{split}', got none. It may hold CIFAR's own files, "
+        f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/) or plain "
+        "images."
     )
 
 
@@ -103,7 +104,7 @@ def _read_cifar_pickle(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         if len(labels) != len(flat):
             raise ValueError(f"{len(labels)} labels for {len(flat)} images")
         return flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels, np.int64)
-    except Exception as error:  # noqa: BLE001  (a hostile pickle can raise anything at all)
+    except Exception as error:
         raise InputError(f"{path}: expected one of CIFAR's own files, got {error}.") from error
 
 
@@ -147,9 +148,7 @@ def open_array(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def _checked_arrays(
-    path: Path, images: NDArray[Any], labels: NDArray[Any] | None
-) -> ArraySource:
+def _checked_arrays(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
         raise InputError(
             f"{path}: expected images of uint8 (N, H, W, 3) or (N, H, W), "

@@ -42,9 +42,9 @@ class PolicyImages(Dataset[torch.Tensor]):
         if image.shape != (self.size, self.size, 3):
             height, width = image.shape[:2]
             raise InputError(
-                f"{self.source.where}: image {index}: expected {self.size}x{self.size} pixels after "
-                f"the policy '{self.policy.name}', got {width}x{height}. Set --size, or choose a "
-                "family or policy that resizes."
+                f"{self.source.where}: image {index}: expected {self.size}x{self.size} pixels "
+                f"after the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
+                "choose a family or policy that resizes."
             )
         return torch.from_numpy(np.array(image))
 

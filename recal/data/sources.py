@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,22 +13,28 @@ from recal.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
 
 class ImageSource(Protocol):
-    """A sequence of images, with labels where there are any.
+    """A sequence of images, with labels where there are any."""
 
-    Attributes:
-        where: The folder or file that it was read from, for messages.
-        labels: int64 (N,), or None.
-        classes: The classes' names in the order of the labels, or None where they have none.
-    """
+    @property
+    def where(self) -> Path:
+        """The folder or file that it was read from, for messages."""
+        ...
 
-    where: Path
-    labels: NDArray[np.int64] | None
-    classes: tuple[str, ...] | None
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The labels, int64 (N,), or None."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes' names in the order of the labels, or None where they have none."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of images, N."""
@@ -61,9 +66,10 @@ class ArraySource:
         return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
 
     def fingerprint(self, indices: Sequence[int]) -> str:
+        """Return a hash of these images' contents and labels, in hexadecimal."""
         digest = hashlib.sha256(repr(self.images.shape[1:]).encode())
         for start in range(0, len(indices), 1024):
-            digest.update(np.ascontiguousarray(self.images[indices[start : start + 1024]]))
+            digest.update(self.images[indices[start : start + 1024]].tobytes())
         if self.labels is not None:
             digest.update(self.labels[list(indices)].astype("<i8").tobytes())
         return digest.hexdigest()
@@ -93,6 +99,7 @@ class FileSource:
             ) from error
 
     def fingerprint(self, indices: Sequence[int]) -> str:
+        """Return a hash of these images' names, contents and labels, in hexadecimal."""
         digest = hashlib.sha256()
         for index in indices:
             path = self.paths[index]

@@ -121,9 +121,7 @@ def prove(
                 f"export: the file cannot be told from branch '{name}', although the variant "
                 "differs from it. No file was written."
             )
-    return Proof(
-        images=len(inputs), difference=difference, tolerance=tolerance, rivals=distances
-    )
+    return Proof(images=len(inputs), difference=difference, tolerance=tolerance, rivals=distances)
 
 
 def _metadata(variant: Variant, proof: Proof) -> dict[str, str]:
@@ -160,7 +158,7 @@ def _run_in_batches(network: OnnxNetwork, inputs: NDArray[np.float32]) -> NDArra
 
 @torch.inference_mode()
 def _forward(network: torch.nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    batches = torch.from_numpy(inputs).split(BATCHES[-1])
+    batches = torch.split(torch.from_numpy(inputs), BATCHES[-1])
     return torch.cat([network(batch) for batch in batches]).numpy()
 
 

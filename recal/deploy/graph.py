@@ -35,8 +35,8 @@ def to_onnx(network: nn.Module, size: int, *, fold: bool) -> onnx.ModelProto:
     training = [name for name, module in network.named_modules() if module.training]
     if training:
         raise InputError(
-            f"export: expected a network in eval mode, got {training[0] or 'all of it'} in training "
-            "mode. Call .eval() first."
+            f"export: expected a network in eval mode, got {training[0] or 'all of it'} in "
+            "training mode. Call .eval() first."
         )
     buffer = io.BytesIO()
     try:
@@ -46,7 +46,7 @@ def to_onnx(network: nn.Module, size: int, *, fold: bool) -> onnx.ModelProto:
             torch.onnx.export(
                 network,
                 (torch.zeros(2, 3, size, size),),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # the tracing exporter writes to files too
                 dynamo=False,
                 input_names=["input"],
                 output_names=["logits"],
@@ -72,6 +72,8 @@ def with_tensors(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> on
     for name, tensor in tensors.items():
         target = initialisers.get(name)
         if target is None or tuple(target.dims) != tuple(tensor.shape):
-            raise InputError(f"ONNX graph: expected an initialiser '{name}' of {tuple(tensor.shape)}.")
+            raise InputError(
+                f"ONNX graph: expected an initialiser '{name}' of {tuple(tensor.shape)}."
+            )
         target.CopyFrom(onnx.numpy_helper.from_array(tensor.float().cpu().numpy(), name))
     return copy

@@ -42,7 +42,7 @@ class OnnxNetwork:
                 options,
                 providers=["CPUExecutionProvider"],
             )
-        except Exception as error:  # noqa: BLE001  (the runtime's errors have no common base)
+        except Exception as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{where}: expected an ONNX network, got {reason}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -66,8 +66,8 @@ def make_predictors(targets: Sequence[Target], backend: str, device: str) -> lis
                 network = build(target.checkpoint, target.variant)
                 traced[key] = to_onnx(network, target.spec.size, fold=False)
             model = with_tensors(traced[key], dict(target.variant.tensors))
-            network = OnnxNetwork(model.SerializeToString())
-            predictors.append(_OnnxPredictor(network, target))
+            session = OnnxNetwork(model.SerializeToString())
+            predictors.append(_OnnxPredictor(session, target))
     return predictors
 
 
@@ -86,7 +86,7 @@ class _TorchPredictor:
         assert target.variant is not None
         self._device = torch.device(device)
         network = build(target.checkpoint, target.variant)
-        self._network = network.to(self._device, memory_format=torch.channels_last)
+        self._network = network.to(self._device).to(memory_format=torch.channels_last)
         self._mean, self._std = target.spec.mean, target.spec.std
 
     @torch.inference_mode()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -15,28 +12,19 @@ import torch
 from torch import nn
 
 from recal import __version__
-from recal.errors import InputError, RecalError
-from recal.evaluation.backends import Predictor, choose_backend, make_predictors
-from recal.evaluation.images import SuiteImages, open_suite_images, stratified_sample
+from recal.errors import InputError
+from recal.evaluation.backends import choose_backend
+from recal.evaluation.images import open_suite_images, stratified_sample
 from recal.evaluation.metrics import score, summarise
-from recal.evaluation.runs import (
-    Columns,
-    cell_file,
-    locked_run,
-    read_cell,
-    write_cell,
-    write_csv,
-    write_json,
-)
+from recal.evaluation.runs import json_digest, locked_run, write_csv, write_json
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
 from recal.evaluation.summary import summarise_targets
 from recal.evaluation.targets import Target, resolve_targets
+from recal.evaluation.work import compute_cells
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterable, Sequence
 
-# goes into every cell's key: raise it when a change of this code changes a number
-EVALUATION_VERSION = 1
 DEFAULT_BATCH = 256
 
 
@@ -93,12 +81,13 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
         source: A module, or targets: `CHECKPOINT`, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a
             variant file, an .onnx file; none stands for every branch of `checkpoint`.
         batches: With a module, pairs of images and labels.
-        **options: With targets: `suite` (by default the clean one of the network's family); `data` (a folder; by default looked for in the usual places);
-            `output` (the run's folder; by default `runs/<suite>-<hash of the request>`); `checkpoint`;
-            `corruptions` and `severities` (a part of the suite); `limit` (a seeded stratified sample of
-            so many images); `seed` (of that sample and of corruptions made on the fly); `batch_size`;
-            `device`; `backend` (auto, onnxruntime, torch); `progress` (called with cell images done and in
-            total); fields of `ModelSpec` that the files do not give.
+        **options: With targets: `suite` (by default the clean one of the network's family); `data`
+            (a folder; by default looked for in the usual places); `output` (the run's folder; by
+            default `runs/<suite>-<hash of the request>`); `checkpoint`; `corruptions` and
+            `severities` (a part of the suite); `limit` (a seeded stratified sample of so many
+            images); `seed` (of that sample and of corruptions made on the fly); `batch_size`;
+            `device`; `backend` (auto, onnxruntime, torch); `progress` (called with cell images done
+            and in total); fields of `ModelSpec` that the files do not give.
 
     Raises:
         InputError: A file or folder is not what it should be; nothing has been computed then.
@@ -167,139 +156,18 @@ def _evaluate_targets(
         ],
         "versions": {"recal": __version__, "torch": torch.__version__},
     }
-    folder = output or Path("runs") / f"{suite.name}-{_digest(request)[:12]}"
+    folder = output or Path("runs") / f"{suite.name}-{json_digest(request)[:12]}"
     with locked_run(folder):
         write_json(folder / "run.json", request)
-        work = _Work(folder, images, indices, seed, backend, device, batch_size, progress)
-        failures = work.run(cells, targets)
-        columns = work.columns
+        columns, failures = compute_cells(
+            cells, targets, images, indices,
+            seed=seed, folder=folder, backend=backend, device=device, batch_size=batch_size,
+            progress=progress or (lambda _done, _total: None),
+        )  # fmt: skip
         document = summarise_targets(suite, cells, targets, columns, images.provenance)
         write_json(folder / "summary.json", document)
         write_csv(folder / "summary.csv", document["cells"])
     return Run(folder=folder, document=document, failures=tuple(failures))
-
-
-class _Work:
-    """The computing of a run's missing cells."""
-
-    def __init__(
-        self,
-        folder: Path,
-        images: SuiteImages,
-        indices: NDArray[np.int64],
-        seed: int,
-        backend: str,
-        device: str,
-        batch_size: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.folder = folder
-        self.images = images
-        self.indices = indices
-        self.seed = seed
-        self.backend = backend
-        self.device = device
-        self.batch_size = batch_size
-        self.progress = progress
-        self.columns: dict[tuple[str, Cell], Columns] = {}
-
-    def run(self, cells: Sequence[Cell], targets: Sequence[Target]) -> list[str]:
-        """Find or compute every cell; return one line for each that failed."""
-        failures: list[str] = []
-        predictors: dict[str, Predictor] = {}
-        for number, cell in enumerate(cells):
-            try:
-                data = self.images.fingerprint(cell, self.indices, self.seed)
-                keys = {target.name: self._key(target, cell, data) for target in targets}
-                missing = [t for t in targets if not self._found(t, cell, keys[t.name])]
-                if missing and not predictors:
-                    made = make_predictors(targets, self.backend, self.device)
-                    predictors = dict(zip((t.name for t in targets), made, strict=True))
-                for target, result in self._compute(cell, missing, predictors, number, len(cells)):
-                    if isinstance(result, str):
-                        failures.append(f"{target.label}, {cell.name}: {result}")
-                        continue
-                    path = cell_file(self.folder, target.sha256, cell.name)
-                    write_cell(path, result, keys[target.name])
-                    self.columns[target.name, cell] = result
-            except InputError as error:
-                failures.append(f"{cell.name}: {error}")
-            self._advance((number + 1) * len(self.indices), len(cells))
-        if failures and not self.columns:
-            raise RecalError("every cell failed. " + " ".join(failures[:3]))
-        return failures
-
-    def _found(self, target: Target, cell: Cell, key: str) -> bool:
-        columns = read_cell(cell_file(self.folder, target.sha256, cell.name), key)
-        if columns is not None:
-            self.columns[target.name, cell] = columns
-        return columns is not None
-
-    def _key(self, target: Target, cell: Cell, data: str) -> str:
-        return _digest(
-            {
-                "version": EVALUATION_VERSION,
-                "target": target.sha256,
-                "cell": cell.name,
-                "data": data,
-                "images": hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
-                "backend": self.backend,
-            }
-        )
-
-    def _compute(
-        self,
-        cell: Cell,
-        targets: Sequence[Target],
-        predictors: dict[str, Predictor],
-        number: int,
-        cells: int,
-    ) -> Iterator[tuple[Target, Columns | str]]:
-        """Feed every target the same batches; yield its columns, or what went wrong."""
-        if not targets:
-            return
-        labels = self.images.labels
-        parts: dict[str, list[Columns]] = {target.name: [] for target in targets}
-        wrong: dict[str, str] = {}
-        done = number * len(self.indices)
-        for batch, pixels in self._batches(cell):
-            for target in targets:
-                if target.name in wrong:
-                    continue
-                logits = predictors[target.name](pixels)
-                if not np.isfinite(logits).all():
-                    first = batch[~np.isfinite(logits).all(axis=1)][0]
-                    wrong[target.name] = f"NaN or infinite logits, first for image {first}."
-                elif logits.shape[1] != self.images.suite.classes:
-                    wrong[target.name] = (
-                        f"expected {self.images.suite.classes} logits, got {logits.shape[1]}."
-                    )
-                else:
-                    identity = {"index": batch.astype(np.int32), "label": labels[batch].astype(np.int32)}
-                    parts[target.name].append({**identity, **score(logits, labels[batch])})
-            done += len(batch)
-            self._advance(done, cells)
-        for target in targets:
-            found = parts[target.name]
-            yield target, wrong.get(target.name) or {
-                name: np.concatenate([part[name] for part in found]) for name in found[0]
-            }
-
-    def _batches(self, cell: Cell) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Yield batches of a cell; the next one is read and corrupted while one is in use."""
-        starts = range(0, len(self.indices), self.batch_size)
-        batches = [self.indices[start : start + self.batch_size] for start in starts]
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.images.read, cell, batches[0], self.seed)
-            for i, batch in enumerate(batches):
-                pixels = ahead.result()
-                if i + 1 < len(batches):
-                    ahead = pool.submit(self.images.read, cell, batches[i + 1], self.seed)
-                yield batch, pixels
-
-    def _advance(self, done: int, cells: int) -> None:
-        if self.progress is not None:
-            self.progress(done, cells * len(self.indices))
 
 
 def _check_classes(targets: Sequence[Target], suite: Suite) -> None:
@@ -314,7 +182,3 @@ def _check_classes(targets: Sequence[Target], suite: Suite) -> None:
                 f"{target.name}: expected the input size of the first target "
                 f"({targets[0].spec.size}), got {target.spec.size}. Evaluate them apart."
             )
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from recal.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -81,7 +81,7 @@ class SuiteImages:
             rows = self._rows(cell)
             digest = hashlib.sha256(self.labels[indices].astype("<i8").tobytes())
             for part in np.array_split(indices, max(1, len(indices) // 1024)):
-                digest.update(np.ascontiguousarray(rows[part]))
+                digest.update(rows[part].tobytes())
             return digest.hexdigest()
         if cell.corruption is None:
             return self._clean_fingerprint(indices)
@@ -95,9 +95,7 @@ class SuiteImages:
         array, rows = open_array(path), self.suite.rows
         expected = (rows * 5, self.size, self.size, 3)
         if array.dtype != np.uint8 or array.shape != expected:
-            raise InputError(
-                f"{path}: expected uint8 {expected}, got {array.dtype} {array.shape}."
-            )
+            raise InputError(f"{path}: expected uint8 {expected}, got {array.dtype} {array.shape}.")
         return array[(cell.severity - 1) * rows : cell.severity * rows]
 
     def _clean_fingerprint(self, indices: NDArray[np.int64]) -> str:

@@ -47,8 +47,8 @@ def summarise(columns: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
     """Compute the metrics of one cell.
 
     Returns:
-        `accuracy`, `top5_accuracy`, `nll`, `brier` (sum over classes, 0 to 2) and `ece`, all but nll
-        and brier fractions in [0, 1].
+        `accuracy`, `top5_accuracy`, `nll`, `brier` (sum over classes, 0 to 2) and `ece`, all but
+        nll and brier fractions in [0, 1].
     """
     nll = columns["nll"].astype(np.float64)
     correct = columns["rank"] == 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,7 +18,9 @@ from recal.files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
 KEY = b"recal.key"
@@ -85,6 +86,11 @@ def read_cell(path: Path, key: str | None = None) -> Columns | None:
     if key is not None and (table.schema.metadata or {}).get(KEY) != key.encode():
         return None
     return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def json_digest(content: Any) -> str:
+    """Return the hash of JSON content, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

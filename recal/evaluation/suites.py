@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recal.declared import check_keys, pick, read_toml
@@ -12,6 +11,7 @@ from recal.resources import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ class Suite:
     rows: int
     text: str
 
-    def cells(
-        self, corruptions: Sequence[str] = (), severities: Sequence[int] = ()
-    ) -> list[Cell]:
+    def cells(self, corruptions: Sequence[str] = (), severities: Sequence[int] = ()) -> list[Cell]:
         """Return the corrupted cells, or the part of them that is asked for, in the suite's order.
 
         Raises:

@@ -27,13 +27,14 @@ def summarise_targets(
     """Return the document of `summary.json` and `recal eval --json`.
 
     `mean_corruption_error` is there only where every corruption and severity of the suite is;
-    `corrupted_accuracy` is the mean over the corrupted cells that are there. Differences are from the
-    first target, over the cells that both have, with 95 % intervals.
+    `corrupted_accuracy` is the mean over the corrupted cells that are there. Differences are from
+    the first target, over the cells that both have, with 95 % intervals.
     """
+    clean = [cell for cell in cells if cell.corruption is None]
     corrupted = [cell for cell in cells if cell.corruption is not None]
     complete = len(corrupted) == len(suite.cells())
     found = [(t, c, columns[t.name, c]) for t in targets for c in cells if (t.name, c) in columns]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "target": target.name,
             "corruption": cell.corruption,
@@ -60,7 +61,7 @@ def summarise_targets(
                 "clean_accuracy": accuracy.get((target.name, None, None)),
                 "corrupted_accuracy": mean,
                 "mean_corruption_error": 1.0 - mean if whole and mean is not None else None,
-                "clean_difference": _difference(targets[0], target, [c for c in cells if c.corruption is None], columns),
+                "clean_difference": _difference(targets[0], target, clean, columns),
                 "corrupted_difference": _difference(targets[0], target, corrupted, columns),
             }
         )

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from recal.bn.variant import Variant, branch_variant, is_variant_file, load_variant
 from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from recal.checkpoint.spec import ModelSpec
 from recal.deploy.runtime import OnnxNetwork
 from recal.errors import InputError, UsageError
 from recal.files import require_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from recal.checkpoint.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ def resolve_targets(
     """Turn what the user named into targets.
 
     Args:
-        names: Each a checkpoint, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a variant file or an
-            .onnx file. None at all stands for every branch of `checkpoint`.
+        names: Each a checkpoint, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a variant file or
+            an .onnx file. None at all stands for every branch of `checkpoint`.
         checkpoint: Where branches without a file, and weights of variants, are found.
         asked: Fields of `ModelSpec` that go before those of the files.
 
@@ -147,8 +148,8 @@ def _onnx_spec(path: Path, known: Mapping[str, Any], network: OnnxNetwork) -> Mo
 
     if "family" not in known and not {"mean", "std"} <= set(known):
         raise UsageError(
-            f"{path}: was not written by recal, so that its preprocessing is unknown. Give --family, "
-            "or --mean and --std."
+            f"{path}: was not written by recal, so that its preprocessing is unknown. Give "
+            "--family, or --mean and --std."
         )
     return complete_spec({"arch": "onnx", "classes": network.classes, **known}, {}, {})
 

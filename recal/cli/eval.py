@@ -70,6 +70,7 @@ def command(
     from recal.errors import RecalError, UsageError
     from recal.evaluation.evaluate import evaluate
     from recal.evaluation.suites import load_suite
+    from recal.report.page import write_report
     from recal.report.table import corruption_table, summary_table
 
     if not targets and checkpoint is None:
@@ -85,6 +86,7 @@ def command(
             progress=bar, **options, **asked,
         )  # fmt: skip
     document = run.document
+    write_report(document, run.folder / "report.html")
     if as_json:
         click.echo(json.dumps(document, indent=1))
     else:
@@ -94,7 +96,7 @@ def command(
             console.print(corruption_table(document))
         if document["provenance"]:
             console.print(f"\nCorrupted images: {document['provenance']}.")
-        console.print(f"Accuracies in percent. Run: {run.folder}")
+        console.print(f"Accuracies in percent. Report: {run.folder / 'report.html'}")
     for failure in run.failures:
         messages.print(f"failed: {failure}")
     if run.failures:

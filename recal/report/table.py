@@ -51,20 +51,24 @@ def summary_table(document: Mapping[str, Any]) -> Table:
 
 def corruption_table(document: Mapping[str, Any]) -> Table:
     """Lay out the accuracy per corruption, the mean over severities, in percent."""
-    targets = [row["target"] for row in document["summary"]]
     table = Table(box=None, pad_edge=False)
     table.add_column("corruption")
     for row in document["summary"]:
         table.add_column(row["label"], justify="right")
-    names = dict.fromkeys(c["corruption"] for c in document["cells"] if c["corruption"] is not None)
-    for name in names:
-        means = []
-        for target in targets:
-            values = [
-                cell["accuracy"]
-                for cell in document["cells"]
-                if cell["target"] == target and cell["corruption"] == name
-            ]
-            means.append(sum(values) / len(values) if values else None)
+    for name, means in mean_accuracies(document).items():
         table.add_row(name, *(percent(mean) for mean in means))
     return table
+
+
+def mean_accuracies(document: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """Return for each corruption every target's accuracy, the mean over severities."""
+    targets = [row["target"] for row in document["summary"]]
+    accuracies: dict[str, dict[str, list[float]]] = {}
+    for cell in document["cells"]:
+        if cell["corruption"] is not None:
+            of_targets = accuracies.setdefault(cell["corruption"], {})
+            of_targets.setdefault(cell["target"], []).append(cell["accuracy"])
+    return {
+        name: [sum(v) / len(v) if (v := of_targets.get(t)) else None for t in targets]
+        for name, of_targets in accuracies.items()
+    }

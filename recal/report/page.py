@@ -1,0 +1,42 @@
+"""A run as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from recal import __version__
+from recal.files import write_whole
+from recal.report.plot import has_trade_off, to_svg, trade_off_figure
+from recal.report.table import mean_accuracies, percent, points
+from recal.resources import PACKAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def write_report(document: Mapping[str, Any], path: Path) -> None:
+    """Write the page: summary table, trade-off, accuracy per corruption.
+
+    Args:
+        document: A run's summary.
+        path: The HTML file; it needs no other file and no network.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(PACKAGE / "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    # the SVG is matplotlib's, which escapes the labels in it
+    svg = Markup(to_svg(trade_off_figure(document))) if has_trade_off(document) else None  # noqa: S704
+    html = environment.get_template("page.html.j2").render(
+        document=document,
+        corruptions=mean_accuracies(document),
+        svg=svg,
+        percent=percent,
+        points=points,
+        version=__version__,
+    )
+    write_whole(path, html)

@@ -124,7 +124,11 @@ def _check_branches(path: Path, branches: Mapping[str, Mapping[str, torch.Tensor
             )
         for key in essential:
             tensor = tensors[key]
-            if tensor.ndim != 1 or tensor.shape != main[key].shape or not tensor.is_floating_point():
+            if (
+                tensor.ndim != 1
+                or tensor.shape != main[key].shape
+                or not tensor.is_floating_point()
+            ):
                 raise InputError(
                     f"{path}: {name}: {key}: expected a vector of {tuple(main[key].shape)} floats, "
                     f"got {tensor.dtype} {tuple(tensor.shape)}."

@@ -147,7 +147,9 @@ def open_array(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def _checked_arrays(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
+def _checked_arrays(
+    path: Path, images: NDArray[Any], labels: NDArray[Any] | None
+) -> ArraySource:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
         raise InputError(
             f"{path}: expected images of uint8 (N, H, W, 3) or (N, H, W), "

@@ -87,7 +87,9 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is None:
-            raise InputError(f"{path}: expected a PyTorch checkpoint, got another content.") from error
+            raise InputError(
+                f"{path}: expected a PyTorch checkpoint, got another content."
+            ) from error
         raise InputError(
             f"{path}: refused, because loading it would call {wanted[1]}; nothing was run. "
             "Save the state_dict alone and use that file."

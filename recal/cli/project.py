@@ -29,17 +29,22 @@ def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
     """
     document = read_toml(path)
     check_keys(document, (*SHARED_TABLES, *COMMAND_TABLES), f"{path}: tables")
-    known = {parameter.name: parameter for parameter in command.params if parameter.name}
+    known = {_key(parameter): parameter.name or "" for parameter in command.params}
     defaults: dict[str, Any] = {}
     for table, keys in SHARED_TABLES.items():
         values = _values(document, table, path)
         check_keys(values, keys, f"{path}: [{table}]")
-        defaults |= {key: value for key, value in values.items() if key in known}
+        defaults |= {known[key]: value for key, value in values.items() if key in known}
     if command.name in document:
         values = _values(document, command.name, path)
-        check_keys(values, list(known), f"{path}: [{command.name}]")
-        defaults |= values
+        check_keys(values, known, f"{path}: [{command.name}]")
+        defaults |= {known[key]: value for key, value in values.items()}
     return defaults
+
+
+def _key(parameter: click.Parameter) -> str:
+    """Return the name of an option as users know it: its longest spelling without dashes."""
+    return max(parameter.opts, key=len).lstrip("-").replace("-", "_")
 
 
 def _values(document: dict[str, Any], table: str, path: Path) -> dict[str, Any]:

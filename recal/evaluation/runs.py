@@ -88,6 +88,23 @@ def read_cell(path: Path, key: str | None = None) -> Columns | None:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
+def read_target_cell(folder: Path, target: str, cell_name: str) -> Columns:
+    """Read a cell of a run by its target's name.
+
+    Raises:
+        InputError: The folder is no run, or has no such target or cell.
+    """
+    try:
+        request = json.loads((folder / "run.json").read_text())
+        sha256 = next(t["sha256"] for t in request["targets"] if t["name"] == target)
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise InputError(f"{folder}: expected a run with the target '{target}'.") from error
+    columns = read_cell(cell_file(folder, sha256, cell_name))
+    if columns is None:
+        raise InputError(f"{folder}: expected the cell '{cell_name}' of '{target}', got none.")
+    return columns
+
+
 def json_digest(content: Any) -> str:
     """Return the hash of JSON content, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

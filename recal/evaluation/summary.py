@@ -69,6 +69,9 @@ def summarise_targets(
         "suite": suite.name,
         "title": suite.title,
         "provenance": provenance,
+        "images": max((row["n"] for row in rows), default=0),
+        "cells_done": len({(row["corruption"], row["severity"]) for row in rows}),
+        "cells_of_suite": len(suite.cells()) + 1,
         "cells": rows,
         "summary": summary,
     }

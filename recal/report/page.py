@@ -10,7 +10,7 @@ from markupsafe import Markup
 from recal import __version__
 from recal.files import write_whole
 from recal.report.plot import has_trade_off, to_svg, trade_off_figure
-from recal.report.table import mean_accuracies, percent, points
+from recal.report.table import extent, mean_accuracies, percent, points
 from recal.resources import PACKAGE
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def write_report(document: Mapping[str, Any], path: Path) -> None:
     html = environment.get_template("page.html.j2").render(
         document=document,
         corruptions=mean_accuracies(document),
+        extent=extent(document),
         svg=svg,
         percent=percent,
         points=points,

@@ -23,20 +23,29 @@ def points(difference: Mapping[str, float] | None) -> str:
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
+def extent(document: Mapping[str, Any]) -> str:
+    """Say on how much of a suite a run's numbers rest."""
+    done, whole = document["cells_done"], document["cells_of_suite"]
+    cells = f"{done} cells" if done == whole else f"{done} of {whole} cells"
+    return f"{document['images']:,} images, {cells}"
+
+
 def summary_table(document: Mapping[str, Any]) -> Table:
     """Lay out a run's summary: accuracies in percent, differences from the first target."""
     rows = document["summary"]
+    versus = f"vs {rows[0]['label']} [95 %]"
     has_corrupted = any(row["corrupted_accuracy"] is not None for row in rows)
     several = len(rows) > 1
-    table = Table(title=document["title"], title_justify="left", box=None, pad_edge=False)
+    title = f"{document['title']} ({extent(document)})"
+    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
     table.add_column("target")
     table.add_column("clean", justify="right")
     if several:
-        table.add_column("difference [95 %]", justify="right")
+        table.add_column(versus, justify="right")
     if has_corrupted:
         table.add_column("corrupted", justify="right")
         if several:
-            table.add_column("difference [95 %]", justify="right")
+            table.add_column(versus, justify="right")
     for row in rows:
         cells = [row["label"], percent(row["clean_accuracy"])]
         if several:

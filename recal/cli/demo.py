@@ -1,0 +1,127 @@
+"""`recal demo`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from recal.bn.variant import Variant
+    from recal.checkpoint.checkpoint import Checkpoint
+
+MODES = ("clean", "weak", "strong")
+
+
+@click.command("demo")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("recal-demo"),
+    show_default=True, help="Folder for all that the demo makes.",
+)  # fmt: skip
+def command(output: Path) -> None:
+    """Run the whole flow on the bundled sample: no network, no data of yours, under two minutes.
+
+    Inspects a checkpoint with split BatchNorm trained on Fashion-MNIST, re-estimates its statistics
+    on clean, weakly and strongly augmented images, evaluates every variant on clean and corrupted test
+    images, exports the best one and checks the file in ONNX Runtime.
+    """
+    from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.checkpoint.inspection import inspect_checkpoint
+    from recal.cli.console import console, progress_bar
+    from recal.cli.inspect import _show as show_inspection
+    from recal.evaluation.evaluate import evaluate
+    from recal.report.page import write_report
+    from recal.report.table import corruption_table, summary_table
+    from recal.sample_data import sample_checkpoint, sample_images
+
+    began = time.monotonic()
+    path = sample_checkpoint()
+    console.rule("1. inspect: which branches does the checkpoint hold?", align="left")
+    checkpoint = load_checkpoint(path)
+    show_inspection(inspect_checkpoint(checkpoint))
+
+    console.rule("2. calibrate: statistics of clean, weak and strong images", align="left")
+    variants = _calibrate_all(checkpoint, output / "variants")
+
+    console.rule("3. eval: what does each choice buy, and cost?", align="left")
+    names = [*checkpoint.branches, *(str(file) for file in variants)]
+    with progress_bar("images") as bar:
+        run = evaluate(
+            names, checkpoint=path, suite="sample", data=sample_images(),
+            output=output / "run", progress=bar,
+        )  # fmt: skip
+    console.print(summary_table(run.document))
+    console.print()
+    console.print(corruption_table(run.document))
+
+    best = max(run.document["summary"], key=_average)
+    console.rule("4. export: the best average of clean and corrupted accuracy", align="left")
+    model = output / "model.onnx"
+    chosen = variants.get(Path(best["target"]), best["target"])
+    _export(checkpoint, chosen, best, model, run.folder)
+    write_report(run.document, output / "report.html")
+
+    console.rule("done", align="left")
+    console.print(
+        f"In {output}/ after {time.monotonic() - began:.0f} s: report.html (table and plot), "
+        "model.onnx,\nvariants/ (a few kB each), run/ (results of every image).\n\n"
+        "Next, on a checkpoint of your own:\n"
+        "  recal inspect CHECKPOINT\n"
+        "  recal calibrate CHECKPOINT --mode weak --data IMAGES -o weak.safetensors\n"
+        "  recal eval CHECKPOINT:main CHECKPOINT:aux0 weak.safetensors --suite cifar10c --data DATA\n"
+        "  recal export CHECKPOINT --variant weak.safetensors -o model.onnx"
+    )
+
+
+def _calibrate_all(checkpoint: Checkpoint, folder: Path) -> dict[Path, Variant]:
+    from recal.bn.variant import save_variant
+    from recal.calibration import calibrate, usual_affine
+    from recal.cli.console import console, progress_bar
+    from recal.sample_data import sample_images
+
+    variants = {}
+    for mode in MODES:
+        affine = usual_affine(checkpoint, mode)
+        with progress_bar("images") as bar:
+            variant = calibrate(checkpoint, mode=mode, data=sample_images(), progress=bar)
+        file = folder / f"{affine}-{mode}.safetensors"
+        save_variant(variant, file)
+        variants[file] = variant
+        console.print(
+            f"{file}: weight and bias of {affine}, statistics of "
+            f"{variant.statistics['images']:,} {mode} images"
+        )
+    return variants
+
+
+def _export(
+    checkpoint: Checkpoint, chosen: Any, best: Mapping[str, Any], model: Path, run: Path
+) -> None:
+    from recal.cli.console import console
+    from recal.deploy.export import export_onnx
+    from recal.deploy.images import comparison_images
+    from recal.deploy.runtime import OnnxNetwork, normalise_array
+    from recal.evaluation.runs import read_target_cell
+    from recal.sample_data import sample_images
+
+    spec = checkpoint.spec()
+    pixels, what = comparison_images(spec, sample_images(), 10_000)
+    proof = export_onnx(checkpoint, chosen, model, pixels)
+    console.print(
+        f"{best['label']} -> {model}: on {what.split(' of ')[0]} the largest difference of a logit "
+        f"from PyTorch's\nis {proof.difference:.1e} (at most {proof.tolerance:.1e})."
+    )
+    logits = OnnxNetwork(model).logits(normalise_array(pixels, spec.mean, spec.std))
+    cell = read_target_cell(run, best["target"], "clean")
+    equal = int((logits.argmax(axis=1) == cell["prediction"]).sum())
+    console.print(
+        f"ONNX Runtime predicts as the variant on {equal:,} of {len(logits):,} test images."
+    )
+
+
+def _average(row: Mapping[str, Any]) -> float:
+    return float(row["clean_accuracy"] + row["corrupted_accuracy"])

@@ -1,0 +1,88 @@
+"""Draws depend on the seed and the image alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from recal.data.draws import keyed_draws
+from recal.data.layouts import open_images
+from recal.data.loading import PolicyImages, load_batches, seeded_batches
+from recal.data.policies import load_policy
+from recal.errors import InputError
+
+
+def draw():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_equal_keys_draw_alike_and_other_keys_do_not():
+    with keyed_draws(1, 2):
+        first = draw()
+    with keyed_draws(1, 2):
+        again = draw()
+    with keyed_draws(1, 3):
+        other = draw()
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_the_generators_go_on_as_if_nothing_had_been_drawn():
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = draw(), draw()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    before = draw()
+    with pytest.raises(RuntimeError, match="inside"), keyed_draws(0):
+        draw()
+        raise RuntimeError("inside")
+    assert (before, draw()) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_augmented_batches_do_not_depend_on_workers(class_folders, workers):
+    source = open_images(class_folders, "train")
+    images = PolicyImages(source, load_policy("cifar", "strong_noise"), seed=3, size=32)
+    batches = seeded_batches(len(source), 20, 8, seed=1)
+    here = list(load_batches(images, batches, 0))
+    there = list(load_batches(images, batches, workers))
+    assert [len(batch) for batch in here] == [8, 8, 4]
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_weak_policy_is_a_shifted_window_of_the_reflected_image():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    windows = [padded[y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+    windows += [window[:, ::-1] for window in windows]
+    transform = load_policy("cifar", "weak").transform()
+    seen = set()
+    for key in range(200):
+        with keyed_draws(key):
+            out = transform(image)
+        seen.add([i for i, window in enumerate(windows) if np.array_equal(out, window)][0])
+    assert len(seen) > 100, "200 draws of 162 windows should see most of them"
+
+
+def test_gaussian_noise_has_the_declared_spread():
+    policy = load_policy("cifar", "strong_noise")
+    from recal.data.ops import OPS
+
+    transform = OPS["gaussian_noise"](**dict(policy.ops)["gaussian_noise"])
+    from PIL import Image
+
+    grey = Image.fromarray(np.full((32, 32, 3), 128, np.uint8))
+    deviations = []
+    for key in range(400):
+        with keyed_draws(key):
+            deviations.append(np.std(np.asarray(transform(grey)).astype(float)) / 255)
+    # U(0, 0.2): mean 0.1, largest below 0.2 but for the noise's own error
+    assert abs(np.mean(deviations) - 0.1) < 4 * 0.2 / np.sqrt(12 * 400)
+    assert max(deviations) < 0.21
+
+
+def test_an_image_of_another_size_is_refused(class_folders):
+    source = open_images(class_folders, "test")
+    images = PolicyImages(source, load_policy("cifar", "clean"), 0, size=64)
+    with pytest.raises(InputError, match=r"image 0: expected 64x64 .* got 32x32"):
+        images[0]

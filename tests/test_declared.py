@@ -1,0 +1,91 @@
+"""Every shipped TOML loads, and a slip in one is an error that says what was meant."""
+
+import pytest
+
+from recal.data.policies import family_names, load_family, load_policy, policy_names, read_policy
+from recal.errors import InputError, UsageError
+from recal.evaluation.suites import load_suite, read_suite, suite_names
+
+POLICIES = [(family, name) for family in family_names() for name in policy_names(family)]
+
+
+def test_families_are_those_of_the_design():
+    assert family_names() == ["cifar", "imagenet", "sample"]
+    for name in family_names():
+        assert {"clean", "weak", "strong"} <= set(policy_names(name))
+
+
+@pytest.mark.parametrize(("family", "name"), POLICIES)
+def test_shipped_policy_gives_images_of_the_family_size(family, name):
+    import numpy as np
+
+    from recal.data.draws import keyed_draws
+
+    side = {"cifar": 32, "imagenet": 300, "sample": 28}[family]
+    policy = load_policy(family, name)
+    assert policy.summary.endswith(".")
+    with keyed_draws(0, 0):
+        image = policy.transform()(np.full((side, side, 3), 90, np.uint8))
+    size = load_family(family).size
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_shipped_suite_loads(name):
+    suite = load_suite(name)
+    assert suite.family in family_names()
+    cells = suite.cells()
+    assert len(cells) == len(suite.corruptions) * len(suite.severities)
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_cifar10c_has_the_15_standard_corruptions():
+    from recal.corruptions import CORRUPTIONS
+
+    assert sorted(load_suite("cifar10c").corruptions) == sorted(CORRUPTIONS)
+    assert len(load_suite("cifar10c").cells()) == 75
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("summary = 'a'\n[[op]]\nname = 'random_crop'\nsiz = 3", "got 'siz'. Did you mean 'size'?"),
+        ("summary = 'a'\n[[op]]\nname = 'random_crp'", "Did you mean 'random_crop'?"),
+        ("summary = 'a'\n[[op]]\nname = 'random_crop'", "size missing"),
+        ("summary = 'a'\n[[op]]\nname = 'random_crop'\nsize = 'big'", "expected int, got 'big'"),
+        ("summary = 'a'\n[[op]]\nname = 'random_crop'\nsize = true", "expected int, got True"),
+        ("summery = 'a'", "Did you mean 'summary'?"),
+        ("summary = ", "expected TOML"),
+        ("summary = 'a'\nop = 3", "expected list, got 3"),
+        (
+            "summary='a'\n[[op]]\nname='rand_augment'\nconfig='rnd-m9'\ntranslate=1\nfill=[0]",
+            "rand_augment cannot be built",
+        ),
+        ("summary='a'\n[[op]]\nname='resize'\nsize=9\ninterpolation='x'", "resize cannot be built"),
+    ],
+)
+def test_policy_file_with_a_slip_is_refused_by_place(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="mine.toml") as caught:
+        read_policy(path)
+    assert message in str(caught.value)
+
+
+def test_suite_file_with_an_unknown_key_is_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("title='a'\nfamily='cifar'\nclasses=10\n[corrupted]\nseverity=[1]")
+    with pytest.raises(InputError, match="Did you mean 'severities'"):
+        read_suite(path)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'weak'"):
+        load_policy("cifar", "week")
+    with pytest.raises(UsageError, match="Did you mean 'cifar10c'"):
+        load_suite("cifar10-c")
+    with pytest.raises(UsageError, match="Did you mean 'contrast'"):
+        load_suite("cifar10c").cells(["contrasts"])
+    with pytest.raises(UsageError, match="severities"):
+        load_suite("cifar10c").cells([], [6])

@@ -46,8 +46,9 @@ def pooled(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Mom
         count = values.numel() // values.shape[1]
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        unbiased = layer.running_var.double()
-        batch = Moments(count, layer.running_mean.double(), unbiased * (count - 1))
+        # copied, because the next batch writes into the same tensors
+        mean = layer.running_mean.to(torch.float64, copy=True)
+        batch = Moments(count, mean, layer.running_var.double() * (count - 1))
         seen = pooled_moments.get(name)
         pooled_moments[name] = batch if seen is None else seen.merge(batch)
 

@@ -23,12 +23,13 @@ class Moments:
 
     @classmethod
     def of(cls, values: torch.Tensor) -> Moments:
-        """Return the moments of activations (N, C, ...) of any floating type.
+        """Return the moments of activations (N, C, ...), computed in float32 at least.
 
         Deviations are taken from the mean before they are squared, so a large mean costs no digits.
         """
         dims = [0, *range(2, values.ndim)]
-        variance, mean = torch.var_mean(values.float(), dims, correction=0)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        variance, mean = torch.var_mean(values, dims, correction=0)
         count = values.numel() // values.shape[1]
         return cls(count, mean.double(), variance.double() * count)
 

@@ -1,0 +1,196 @@
+"""Estimators against independent float64 computations.
+
+In float64 here, where only the method counts; test_calibration.py has float32 on a real network.
+"""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from recal import calibrate
+from recal.bn.estimators import ESTIMATORS, consistent, pooled
+from recal.errors import InputError
+
+
+class Small(nn.Module):
+    """Three BN layers in sequence, one that never runs, and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.conv2 = nn.Conv2d(4, 5, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(5)
+        self.fc = nn.Linear(5, 6)
+        self.bn3 = nn.BatchNorm1d(6)
+        self.unused = nn.BatchNorm2d(7)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(self.drop(x))))
+        return self.bn3(self.fc(x.mean((2, 3))))
+
+
+def make_network(seed=0):
+    torch.manual_seed(seed)
+    network = Small()
+    for layer in (network.bn1, network.bn2, network.bn3, network.unused):
+        layer.weight.data.uniform_(0.5, 1.5)
+        layer.bias.data.normal_()
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def make_images(count, seed=0):
+    rng = np.random.default_rng(seed)
+    # every image has a brightness of its own, as photographs have
+    images = rng.normal(0.3, 1, (count, 3, 6, 6)) + rng.normal(0, 1, (count, 3, 1, 1))
+    return torch.from_numpy(images.astype(np.float32))
+
+
+def float64_reference(network, batches, *, together):
+    """Compute statistics in float64 NumPy from torch's float64 linear layers alone.
+
+    `together`: normalise by the moments of all images (consistent); else by each batch's (pooled).
+    """
+    net = copy.deepcopy(network).double()
+    linear = [net.conv1, lambda x: net.conv2(torch.relu(x)), lambda x: net.fc(torch.relu(x).mean((2, 3)))]
+    norms = ["bn1", "bn2", "bn3"]
+    inputs = [batch.double() for batch in batches]
+    statistics = {}
+    with torch.no_grad():
+        for step, name in zip(linear, norms, strict=True):
+            outputs = [step(x).numpy() for x in inputs]
+            axes = (0, *range(2, outputs[0].ndim))
+            values = np.concatenate(outputs)
+            statistics[name] = values.mean(axes), values.var(axes)
+            layer = getattr(net, name)
+            inputs = []
+            for out in outputs:
+                source = values if together else out
+                shape = (1, -1) + (1,) * (out.ndim - 2)
+                mean, var = (m(source, axis=axes).reshape(shape) for m in (np.mean, np.var))
+                gamma, beta = (t.detach().numpy().reshape(shape) for t in (layer.weight, layer.bias))
+                normal = (out - mean) / np.sqrt(var + layer.eps) * gamma + beta
+                inputs.append(torch.from_numpy(normal))
+    return statistics
+
+
+def assert_statistics(moments, expected, tolerance):
+    assert set(moments) == set(expected)
+    for name, (mean, variance) in expected.items():
+        np.testing.assert_allclose(moments[name].variance, variance, rtol=tolerance)
+        shift = (moments[name].mean.numpy() - mean) / np.sqrt(variance)
+        assert np.abs(shift).max() <= tolerance
+
+
+# ragged last batches, which unweighted means of batch statistics count in full
+SPLITS = [[32], [8, 8, 8, 8], [20, 12], [15, 14, 3]]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_pooled_matches_float64_on_any_split(split):
+    batches = list(make_images(32).double().split(split))
+    network = make_network().double()
+    expected = float64_reference(network, batches, together=False)
+    assert_statistics(pooled(network, batches), expected, 1e-12)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_consistent_is_one_forward_of_all_images_whatever_the_split(split):
+    images, network = make_images(32).double(), make_network().double()
+    expected = float64_reference(network, [images], together=True)
+    assert_statistics(consistent(network, list(images.split(split))), expected, 1e-12)
+    assert_statistics(pooled(network, [images]), expected, 1e-12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(0, 100))
+def test_consistent_does_not_depend_on_the_split(sizes, seed):
+    images, network = make_images(sum(sizes) + 1, seed).double(), make_network(seed).double()
+    whole = consistent(network, [images])
+    parts = consistent(network, list(images.split([*sizes, 1])))
+    for name, moments in whole.items():
+        np.testing.assert_allclose(parts[name].mean, moments.mean, atol=1e-11)
+        np.testing.assert_allclose(parts[name].variance, moments.variance, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimating_leaves_the_network_as_it_was_even_after_an_error(name):
+    network = make_network().train()
+    network.bn2.eval()
+    before = copy.deepcopy(network.state_dict())
+    modes = [module.training for module in network.modules()]
+
+    def batches():
+        yield make_images(4)
+        raise RuntimeError("no more images")
+
+    with pytest.raises(RuntimeError, match="no more images"):
+        ESTIMATORS[name](network, batches())
+    ESTIMATORS[name](network, [make_images(4)])
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert modes == [module.training for module in network.modules()]
+    assert not network.bn1._forward_hooks
+    assert not network.bn1._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_layer_without_data_is_left_out_and_a_stored_nan_does_no_harm(name):
+    network = make_network()
+    network.bn1.running_mean.fill_(float("nan"))
+    moments = ESTIMATORS[name](network, [make_images(8)])
+    assert set(moments) == {"bn1", "bn2", "bn3"}
+    assert all(m.mean.isfinite().all() for m in moments.values())
+
+
+def test_calibrate_on_a_module_gives_a_copy_with_the_new_statistics():
+    network = make_network()
+    batches = list(make_images(32).split(8))
+    stored = network.bn1.running_mean.clone()
+    calibrated = calibrate(network, batches, estimator="consistent")
+    expected = float64_reference(network, batches, together=True)
+    assert torch.equal(network.bn1.running_mean, stored)
+    assert torch.equal(calibrated.unused.running_mean, network.unused.running_mean)
+    assert not calibrated.training
+    for name, (mean, variance) in expected.items():
+        layer = getattr(calibrated, name)
+        np.testing.assert_allclose(layer.running_var, variance, rtol=2e-6)
+        np.testing.assert_allclose(layer.running_mean, mean, atol=2e-6)
+
+
+def test_a_batch_of_one_value_a_channel_is_refused_with_advice():
+    with pytest.raises(InputError, match="--estimator consistent"):
+        calibrate(make_network(), [make_images(8), make_images(1)])
+
+
+def test_no_images_and_images_with_nan_are_refused():
+    with pytest.raises(InputError, match="expected at least one image, got none"):
+        calibrate(make_network(), [])
+    images = make_images(4)
+    images[2, 1, 3, 3] = float("nan")
+    with pytest.raises(InputError, match="layer bn1: expected finite values"):
+        calibrate(make_network(), [images])
+
+
+def test_pooled_differs_from_the_mean_of_batch_variances_by_what_lies_between_batches():
+    # torch's own update_bn averages unbiased batch variances: the peer's fault, shown
+    network = nn.Sequential(nn.BatchNorm2d(1))
+    rng = np.random.default_rng(0)
+    batches = [
+        torch.from_numpy((rng.normal(size=(4, 1, 2, 2)) + 3 * i).astype(np.float32)) for i in range(4)
+    ]
+    truth = np.concatenate([b.numpy() for b in batches]).astype(np.float64).var()
+    assert abs(float(pooled(network, batches)["0"].variance) - truth) < 1e-5 * truth
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.optim.swa_utils.update_bn(batches, network)
+    assert float(network[0].running_var) < 0.2 * truth

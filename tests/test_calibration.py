@@ -1,0 +1,109 @@
+"""From a checkpoint, a policy and images to a variant file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from recal import build, calibrate, load_checkpoint
+from recal.bn.variant import load_variant, save_variant
+from recal.data.layouts import open_images
+from recal.errors import InputError, UsageError
+
+
+def bytes_of(checkpoint, folder, tmp_path, **options):
+    path = tmp_path / "v.safetensors"
+    save_variant(calibrate(load_checkpoint(checkpoint), data=folder, **options), path)
+    return path.read_bytes()
+
+
+def test_the_same_request_gives_the_same_bytes_whatever_the_workers(
+    split_checkpoint, class_folders, tmp_path
+):
+    options = {"mode": "strong_noise", "batch_size": 16}
+    first = bytes_of(split_checkpoint, class_folders, tmp_path, **options)
+    assert first == bytes_of(split_checkpoint, class_folders, tmp_path, workers=2, **options)
+    assert first != bytes_of(split_checkpoint, class_folders, tmp_path, seed=1, **options)
+
+
+def test_clean_statistics_match_float64_on_the_training_images(split_checkpoint, class_folders):
+    checkpoint = load_checkpoint(split_checkpoint)
+    variant = calibrate(checkpoint, mode="clean", data=class_folders, estimator="consistent")
+    source = open_images(class_folders, "train")
+    spec = checkpoint.spec()
+    pixels = np.stack([source[i] for i in range(len(source))]).astype(np.float64) / 255
+    pixels = ((pixels - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2)
+    network = build(checkpoint, "main").double().train()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network(torch.from_numpy(pixels))
+    checked = 0
+    for name, layer in network.named_modules():
+        if not isinstance(layer, torch.nn.BatchNorm2d):
+            continue
+        count = 60 * {16: 1024, 32: 256, 64: 64}[layer.num_features]
+        if name == "block2.layer.0.bn1":
+            count = 60 * 1024
+        if name == "block3.layer.0.bn1":
+            count = 60 * 256
+        biased = layer.running_var * (count - 1) / count
+        found_mean = variant.tensors[f"{name}.running_mean"].double()
+        found_var = variant.tensors[f"{name}.running_var"].double()
+        assert ((found_mean - layer.running_mean) / biased.sqrt()).abs().max() < 1e-6
+        assert (found_var / biased - 1).abs().max() < 1e-6
+        checked += 1
+    assert checked == 7
+
+
+def test_affine_comes_from_the_branch_that_suits_the_mode(split_checkpoint, class_folders):
+    checkpoint = load_checkpoint(split_checkpoint)
+    for mode, branch in (("clean", "main"), ("weak", "main"), ("strong", "aux0")):
+        variant = calibrate(checkpoint, mode=mode, data=class_folders, samples=10)
+        assert variant.affine == branch
+        assert torch.equal(variant.tensors["bn1.weight"], checkpoint.branch(branch)["bn1.weight"])
+    crossed = calibrate(checkpoint, mode="weak", affine="aux0", data=class_folders, samples=10)
+    assert torch.equal(crossed.tensors["bn1.bias"], checkpoint.branch("aux0")["bn1.bias"])
+
+
+def test_the_record_says_all_that_is_needed_to_estimate_again(
+    split_checkpoint, class_folders, tmp_path
+):
+    checkpoint = load_checkpoint(split_checkpoint)
+    variant = calibrate(checkpoint, mode="weak", data=class_folders, samples=25, batch_size=10)
+    save_variant(variant, tmp_path / "v.safetensors")
+    with safe_open(tmp_path / "v.safetensors", "np") as file:
+        record = json.loads(file.metadata()["recal"])
+    assert record["weights_sha256"] == checkpoint.weights_sha256
+    assert record["model"]["arch"] == "wrn10_1"
+    statistics = record["statistics"]
+    assert (statistics["images"], statistics["batch_size"], statistics["seed"]) == (25, 10, 0)
+    assert "random_crop" in statistics["policy_text"]
+    loaded = load_variant(tmp_path / "v.safetensors")
+    assert loaded.sha256 == variant.sha256
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_progress_ends_at_the_total(split_checkpoint, class_folders):
+    calls = []
+    calibrate(
+        load_checkpoint(split_checkpoint), mode="clean", data=class_folders, batch_size=16,
+        estimator="consistent", progress=lambda *call: calls.append(call),
+    )  # fmt: skip
+    assert calls[-1] == (420, 420)  # 7 layers, 60 images
+    assert calls == sorted(calls)
+
+
+def test_wrong_requests_are_refused(split_checkpoint, class_folders, tmp_path):
+    checkpoint = load_checkpoint(split_checkpoint)
+    with pytest.raises(UsageError, match="Did you mean 'pooled'"):
+        calibrate(checkpoint, data=class_folders, estimator="poold")
+    with pytest.raises(UsageError, match="expected a branch out of main, aux0, got 'aux1'"):
+        calibrate(checkpoint, data=class_folders, affine="aux1")
+    with pytest.raises(InputError, match="expected 64x64"):
+        calibrate(checkpoint, data=class_folders, size=64)
+    with pytest.raises(InputError, match="got none"):
+        calibrate(checkpoint, data=tmp_path)

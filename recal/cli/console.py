@@ -33,7 +33,9 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn(unit), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=messages, transient=True) as progress:
+    # nothing but escape codes and blank lines would come of it where nobody looks
+    hidden = not messages.is_terminal
+    with Progress(*columns, console=messages, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=None)
 
         def update(done: int, total: int) -> None:

@@ -1,0 +1,145 @@
+"""`recal calibrate`, as people call it."""
+
+import pytest
+
+from recal.bn.variant import load_variant
+
+
+def test_calibrate_writes_a_variant_and_says_what_it_did(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    status, out, _ = recal(
+        "calibrate", split_checkpoint, "--mode", "strong", "--data", class_folders,
+        "-o", "v.safetensors", "--samples", 30, "--workers", 0,
+    )  # fmt: skip
+    assert status == 0
+    assert "weight and bias of branch 'aux0'" in out
+    assert "7 layers from 30 images (pooled, batches of 128, seed 0)" in out
+    assert load_variant(tmp_path / "v.safetensors").affine == "aux0"
+
+
+def test_without_a_checkpoint_the_bundled_sample_is_used_and_said_so_first(recal, tmp_path):
+    status, out, _ = recal("calibrate", "--mode", "weak", "--samples", 64, "--workers", 0)
+    assert status == 0
+    assert out.startswith("No checkpoint given: using the bundled Fashion-MNIST sample.\n")
+    variant = load_variant(next(tmp_path.glob("*.safetensors")))
+    assert variant.spec.family == "sample"
+
+
+def test_project_file_gives_the_defaults_and_options_go_before_it(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    (tmp_path / "recal.toml").write_text(
+        f"[model]\ncheckpoint = '{split_checkpoint}'\narch = 'wrn10_1'\nmean = [0.4, 0.4, 0.4]\n"
+        f"[data]\ndata = '{class_folders}'\nworkers = 0\n"
+        "[calibrate]\nbatch-size = 20\nseed = 5\noutput = 'v.safetensors'\n"
+    )
+    status, _, err = recal("calibrate", "--mode", "weak", "--seed", 6)
+    assert (status, err) == (0, "")
+    variant = load_variant(tmp_path / "v.safetensors")
+    assert variant.spec.mean == (0.4, 0.4, 0.4)
+    assert variant.statistics["batch_size"] == 20
+    assert variant.statistics["seed"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[calibrate]\nsample = 3", "got 'sample'. Did you mean 'samples'?"),
+        ("[modle]\n", "Did you mean 'model'?"),
+        ("[model]\nachr = 'x'", "recal.toml: [model]: expected one of"),
+        ("[model", "expected TOML"),
+    ],
+)
+def test_a_slip_in_the_project_file_is_refused(recal, tmp_path, text, message):
+    (tmp_path / "recal.toml").write_text(text)
+    status, _, err = recal("calibrate")
+    assert status == 3
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--mode", "wek"], 2, "Did you mean 'weak'?"),
+        (["--mean", "124,116,104"], 3, "Divide them by 255"),
+        (["--mean", "1,2"], 2, "expected three numbers"),
+        (["--std", "0,0.2,0.2"], 3, "expected positive numbers"),
+        (["--arch", "wrn11_1"], 2, "depth is 6 n + 4"),
+        (["--arch", "wrn16_1"], 3, "weights and architecture do not fit: missing block1.layer.1"),
+        (["--arch", "timm:resnt18"], 2, "timm has no model 'resnt18'"),
+        (["--arch", "torchvision:resnet19"], 2, "Did you mean 'resnet1"),
+        (["--family", "cfar"], 2, "Did you mean 'cifar'?"),
+        (["--affine", "aux9"], 2, "expected a branch out of main, aux0"),
+        (["--device", "gpu9"], 2, "--device"),
+        (["--estimator", "exact"], 2, "expected one of consistent, pooled"),
+        (["--data", "nowhere"], 3, "nowhere: expected a folder of images, got nothing there"),
+        (["--classes", "12"], 3, "expected shape (12"),
+    ],
+)
+def test_wrong_requests_end_in_one_line_and_leave_nothing(
+    recal, split_checkpoint, class_folders, tmp_path, arguments, status, message
+):
+    before = set(tmp_path.iterdir())
+    data = [] if "--data" in arguments else ["--data", class_folders]
+    found, _, err = recal("calibrate", split_checkpoint, *data, "--workers", 0, *arguments)
+    assert found == status
+    assert message in err
+    assert "Traceback" not in err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_missing_data_name_the_places_and_what_to_do(recal, split_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("RECAL_DATA", str(tmp_path / "mine"))
+    status, _, err = recal("calibrate", split_checkpoint)
+    assert status == 3
+    for place in ("--data", "recal.toml", f"$RECAL_DATA ({tmp_path / 'mine'})", "./data", "no-cache"):
+        assert place in err
+
+
+def test_data_are_found_below_the_environments_folder(
+    recal, split_checkpoint, class_folders, monkeypatch, tmp_path
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "cifar10").symlink_to(class_folders)
+    monkeypatch.setenv("RECAL_DATA", str(tmp_path / "mine"))
+    status, out, _ = recal("calibrate", split_checkpoint, "--mode", "clean", "--workers", 0)
+    assert status == 0
+    assert "from 60 images" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected"),
+        (b"no checkpoint at all", "expected"),
+        (b"PK\x03\x04 half a zip", "expected"),
+    ],
+)
+def test_files_that_are_no_checkpoint_are_refused(recal, tmp_path, content, message):
+    (tmp_path / "file.pth").write_bytes(content)
+    status, _, err = recal("calibrate", "file.pth")
+    assert status == 3
+    assert err.startswith("recal: file.pth: expected")
+    assert err.count("\n") == 1
+
+
+def test_a_network_without_batchnorm_is_refused(recal, tmp_path):
+    import torch
+
+    torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "plain.pth")
+    status, _, err = recal("calibrate", "plain.pth")
+    assert status == 3
+    assert "expected a network with BatchNorm" in err
+
+
+def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_folders, tmp_path):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recal.calibration.calibrate", interrupted)
+    status, _, err = recal("calibrate", split_checkpoint, "--data", class_folders)
+    assert status == 130
+    assert err.strip() == "recal: interrupted"
+    assert not list(tmp_path.glob("*.safetensors"))

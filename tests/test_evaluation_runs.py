@@ -1,0 +1,302 @@
+"""Evaluation over suites: which images, which cells, what is kept and what is computed again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
+from recal.bn.variant import save_variant
+from recal.errors import InputError, RecalError, UsageError
+from recal.evaluation.images import open_suite_images, stratified_sample
+from recal.evaluation.runs import cell_file, locked_run, read_cell, read_target_cell, write_cell
+from recal.evaluation.suites import Cell, load_suite
+
+PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """CIFAR-10-C's layout with 4 images a severity, for a suite declared so."""
+    import dataclasses
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    suite = dataclasses.replace(
+        load_suite("cifar10c"), rows=4, corruptions=("contrast", "pixelate")
+    )
+    for name in suite.corruptions:
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
+    np.save(folder / "labels.npy", np.tile([3, 1, 4, 1], 5).astype(np.uint8))
+    return suite, folder
+
+
+def test_module_in_memory_is_evaluated_and_keeps_its_mode(split_checkpoint):
+    network = build(load_checkpoint(split_checkpoint)).train()
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = network.eval()(images).argmax(1)
+    network.train()
+    labels[:5] = (labels[:5] + 1) % 10
+    found = evaluate(network, zip(images.split(8), labels.split(8), strict=True))
+    assert found["accuracy"] == 0.75
+    assert network.training
+
+
+def test_cells_hold_what_the_network_says_of_each_image(split_checkpoint, class_folders, tmp_path):
+    from recal.corruptions import corrupt
+    from recal.data.layouts import open_images
+    from recal.data.loading import normalise
+
+    run = evaluate(
+        [str(split_checkpoint)], suite="cifar10c", data=class_folders, output=tmp_path / "run",
+        batch_size=7, **PART,
+    )  # fmt: skip
+    source = open_images(class_folders, "test")
+    clean = np.stack([source[i] for i in range(40)])
+    checkpoint = load_checkpoint(split_checkpoint)
+    network, spec = build(checkpoint), checkpoint.spec()
+    pictures = {"clean": clean, "contrast-5": corrupt(clean, "contrast", 5, family="cifar")}
+    for name, pixels in pictures.items():
+        cell = read_target_cell(run.folder, str(split_checkpoint), name)
+        batch = normalise(torch.from_numpy(pixels), spec.mean, spec.std, torch.device("cpu"))
+        with torch.no_grad():
+            p = torch.softmax(network(batch).double(), 1)
+        assert cell["index"].tolist() == list(range(40))
+        assert cell["label"].tolist() == source.labels.tolist()
+        assert cell["prediction"].tolist() == p.argmax(1).tolist()
+        truth = -p[range(40), torch.from_numpy(source.labels)].log()
+        np.testing.assert_allclose(cell["nll"], truth, rtol=1e-4)
+    names = [(c["corruption"], c["severity"]) for c in run.document["cells"]]
+    assert names == [
+        (None, None), ("contrast", 2), ("contrast", 5), ("pixelate", 2), ("pixelate", 5),
+    ]  # fmt: skip
+    row = run.document["summary"][0]
+    assert row["mean_corruption_error"] is None, "a part of a suite has no mean corruption error"
+    mean = np.mean([c["accuracy"] for c in run.document["cells"][1:]])
+    assert row["corrupted_accuracy"] == pytest.approx(mean)
+    assert "regenerated" in run.document["provenance"]
+
+
+def test_backends_and_file_agree(split_checkpoint, class_folders, tmp_path):
+    checkpoint = load_checkpoint(split_checkpoint)
+    variant = calibrate(checkpoint, mode="weak", data=class_folders, affine="aux0")
+    save_variant(variant, tmp_path / "v.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    export_onnx(checkpoint, variant, tmp_path / "v.onnx", pixels)
+    names = [str(split_checkpoint), str(tmp_path / "v.safetensors")]
+    options = {"suite": "cifar10", "data": class_folders}
+    by_torch = evaluate(names, backend="torch", output=tmp_path / "t", **options)
+    both = [*names, str(tmp_path / "v.onnx")]
+    by_ort = evaluate(both, backend="onnxruntime", output=tmp_path / "o", **options)
+    for name in names:
+        a = read_target_cell(by_torch.folder, name, "clean")
+        b = read_target_cell(by_ort.folder, name, "clean")
+        np.testing.assert_allclose(a["nll"], b["nll"], rtol=1e-4)
+    exported = read_target_cell(by_ort.folder, both[2], "clean")
+    np.testing.assert_allclose(exported["nll"], b["nll"], rtol=1e-4)
+    with pytest.raises(UsageError, match="onnxruntime only"):
+        evaluate(both, backend="torch", output=tmp_path / "x", **options)
+
+
+def test_a_run_goes_on_where_it_was_killed_and_ends_alike(
+    split_checkpoint, class_folders, tmp_path, monkeypatch
+):
+    options = {"suite": "cifar10c", "data": class_folders, "output": tmp_path / "run", **PART}
+    targets = [str(split_checkpoint), f"{split_checkpoint}:aux0"]
+    whole = evaluate(targets, **{**options, "output": tmp_path / "whole"})
+
+    written = []
+
+    def dies_at_the_fifth(path, columns, key):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_cell(path, columns, key)
+
+    monkeypatch.setattr("recal.evaluation.work.write_cell", dies_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(targets, **options)
+    written.clear()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.parquet")}
+    assert len(kept) == 4
+
+    def counts(path, columns, key):
+        written.append(path)
+        write_cell(path, columns, key)
+
+    monkeypatch.setattr("recal.evaluation.work.write_cell", counts)
+    resumed = evaluate(targets, **options)
+    assert len(written) == 10 - 4
+    assert not set(written) & set(kept)
+    assert resumed.document == whole.document
+
+
+def test_changed_inputs_never_reuse_a_cell(split_checkpoint, class_folders, tmp_path, monkeypatch):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(class_folders, data)
+    options = {"suite": "cifar10", "data": data, "output": tmp_path / "run"}
+    calls = []
+
+    def counts(path, columns, key):
+        calls.append(path)
+        write_cell(path, columns, key)
+
+    monkeypatch.setattr("recal.evaluation.work.write_cell", counts)
+
+    def computed(**changed):
+        calls.clear()
+        evaluate([str(split_checkpoint)], **{**options, **changed})
+        return len(calls)
+
+    assert computed() == 1
+    assert computed() == 0
+    assert computed(mean=(0.5, 0.5, 0.5)) == 1, "preprocessing"
+    assert computed(limit=20) == 1, "choice of images"
+    assert computed() == 1, "back again: the cell of the sample stood in its place"
+    picture = next((data / "test" / "class0").iterdir())
+    shutil.copy(data / "test" / "class1" / "0.png", picture)
+    assert computed() == 1, "data"
+    for cell in (tmp_path / "run").rglob("*.parquet"):
+        cell.write_bytes(cell.read_bytes()[:-30])
+    assert computed() == 1, "a damaged file"
+
+
+def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoint):
+    suite, folder = published
+    cells = suite.cells()
+    images = open_suite_images(suite, tmp_path, 32, cells)
+    assert images.clean is None
+    assert images.provenance == "published files"
+    everything = np.load(folder / "pixelate.npy")
+    found = images.read(Cell("pixelate", 3), np.array([0, 2]), 0)
+    assert np.array_equal(found, everything[[8, 10]])
+    assert images.labels.tolist() == [3, 1, 4, 1]
+    run = evaluate([str(split_checkpoint)], suite=suite, data=tmp_path, output=tmp_path / "run")
+    assert run.document["summary"][0]["clean_accuracy"] is None
+    assert run.document["summary"][0]["mean_corruption_error"] is not None
+    assert len(run.document["cells"]) == 10
+    # in the folder itself, too
+    assert open_suite_images(suite, folder, 32, cells).published == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("contrast", np.zeros((20, 32, 32, 3), np.float32), r"expected uint8 \(20, 32, 32, 3\)"),
+        ("contrast", np.zeros((19, 32, 32, 3), np.uint8), r"got uint8 \(19, 32, 32, 3\)"),
+        ("labels", np.full(20, 10, np.uint8), "expected labels 0 to 9, got 10 to 10"),
+        ("labels", np.zeros(7, np.uint8), r"expected 20 labels, got \(7,\)"),
+        ("contrast", None, r"without contrast\.npy"),
+        ("labels", None, r"without labels\.npy"),
+    ],
+)
+def test_faults_in_published_files_are_refused(
+    published, tmp_path, split_checkpoint, name, array, message
+):
+    suite, folder = published
+    if array is None:
+        (folder / f"{name}.npy").unlink()
+    else:
+        np.save(folder / f"{name}.npy", array)
+    with pytest.raises(RecalError, match=message):
+        evaluate(
+            [str(split_checkpoint)], suite=suite, data=tmp_path, output=tmp_path / "run",
+            corruptions=["contrast"],
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_labels_beyond_the_classes_are_refused(split_checkpoint, tmp_path):
+    np.save(tmp_path / "test_images.npy", np.zeros((3, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "test_labels.npy", np.array([0, 9, 10]))
+    with pytest.raises(InputError, match="expected labels 0 to 9, got 0 to 10"):
+        evaluate([str(split_checkpoint)], suite="cifar10", data=tmp_path, output=tmp_path / "run")
+
+
+def test_a_target_with_nan_is_named_and_the_others_go_on(
+    split_checkpoint, class_folders, tmp_path
+):
+    content = torch.load(split_checkpoint, weights_only=True)
+    content["state_dict"]["bn1.aux_bn.0.weight"][3] = float("nan")
+    torch.save(content, tmp_path / "nan.pth")
+    run = evaluate(
+        [f"{tmp_path / 'nan.pth'}:aux0", f"{tmp_path / 'nan.pth'}:main"],
+        suite="cifar10", data=class_folders, output=tmp_path / "run",
+    )  # fmt: skip
+    assert run.failures == ("aux0, clean: NaN or infinite logits, first for image 0.",)
+    assert [cell["target"] for cell in run.document["cells"]] == [f"{tmp_path / 'nan.pth'}:main"]
+
+
+def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path):
+    with locked_run(tmp_path / "run"):
+        with pytest.raises(RecalError, match="another recal is at work"), locked_run(
+            tmp_path / "run"
+        ):
+            pass
+    with locked_run(tmp_path / "run"):
+        pass
+
+
+def test_cell_is_whole_or_absent(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    path = cell_file(tmp_path, "ab" * 32, "clean")
+    columns = {"index": np.arange(3, dtype=np.int32), "nll": np.ones(3, np.float32)}
+    write_cell(path, columns, "key")
+    found = read_cell(path, "key")
+    assert all(np.array_equal(found[name], columns[name]) for name in columns)
+    assert read_cell(path, "another key") is None
+
+    def full_disk(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full_disk)
+    before = path.read_bytes()
+    with pytest.raises(RecalError, match="No space left on device"):
+        write_cell(path, columns, "key")
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["clean.parquet"]
+
+
+def test_sample_is_stratified_seeded_and_in_order():
+    labels = np.repeat(np.arange(10), 50)  # sorted by class, as class folders are
+    chosen = stratified_sample(labels, 103, seed=0)
+    assert len(set(chosen.tolist())) == 103
+    assert (np.diff(chosen) > 0).all()
+    counts = np.bincount(labels[chosen])
+    assert counts.min() == 10
+    assert counts.max() == 11
+    assert np.array_equal(chosen, stratified_sample(labels, 103, seed=0))
+    assert not np.array_equal(chosen, stratified_sample(labels, 103, seed=1))
+    assert np.array_equal(stratified_sample(labels, None, 0), np.arange(500))
+
+
+def test_variant_finds_its_weights_and_refuses_others(split_checkpoint, class_folders, tmp_path):
+    variant = calibrate(load_checkpoint(split_checkpoint), mode="weak", data=class_folders)
+    save_variant(variant, tmp_path / "v.safetensors")
+    content = torch.load(split_checkpoint, weights_only=True)
+    content["state_dict"]["fc.bias"] += 1
+    torch.save(content, tmp_path / "other.pth")
+    options = {"suite": "cifar10", "data": class_folders, "output": tmp_path / "run"}
+    names = [str(tmp_path / "v.safetensors")]
+    evaluate(names, checkpoint=split_checkpoint, **options)
+    evaluate([str(split_checkpoint), *names], **options)
+    with pytest.raises(InputError, match="expected its weights"):
+        evaluate([str(tmp_path / "other.pth"), *names], **options)
+
+
+def test_summary_is_written_as_json_and_csv(split_checkpoint, class_folders, tmp_path):
+    run = evaluate(
+        [], checkpoint=split_checkpoint, suite="cifar10", data=class_folders,
+        output=tmp_path / "run",
+    )  # fmt: skip
+    assert [row["target"] for row in run.document["summary"]] == ["main", "aux0"]
+    assert json.loads((run.folder / "summary.json").read_text()) == run.document
+    lines = (run.folder / "summary.csv").read_text().splitlines()
+    assert lines[0].startswith("target,corruption,severity,n,accuracy")
+    assert len(lines) == 3

@@ -1,0 +1,21 @@
+"""Check an installed wheel: it is what runs, and every declaration and sample file is in it."""
+
+import sys
+from pathlib import Path
+
+import recal
+from recal.resources import PACKAGE, sample_folder, shipped
+
+checkout = Path(sys.argv[1])
+assert checkout not in PACKAGE.parents, f"{recal.__file__} is the checkout, not the wheel"
+for kind in ("policies", "evals"):
+    wanted = {path.relative_to(checkout / kind) for path in (checkout / kind).rglob("*.toml")}
+    found = {path.relative_to(shipped(kind)) for path in shipped(kind).rglob("*.toml")}
+    assert wanted == found, f"{kind}: missing from the wheel: {sorted(wanted - found)}"
+    assert PACKAGE in shipped(kind).parents
+sample = checkout / "recal" / "sample"
+for path in sample.rglob("*"):
+    if path.is_file() and "__pycache__" not in path.parts:
+        assert (sample_folder() / path.relative_to(sample)).is_file(), path
+assert (PACKAGE / "py.typed").is_file()
+print("wheel: all policies, suites and sample files are in it")

@@ -1,0 +1,196 @@
+"""The commands on real data: CIFAR-10 and checkpoints with auxiliary BatchNorm.
+
+    python .ci/end_to_end.py SHARED SCRATCH
+
+SHARED holds data/ and checkpoints/ as their READMEs describe. Accuracies are those that come with the
+checkpoints, counted by an independent script; statistics are compared with float64 NumPy.
+"""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recal import build, calibrate, load_checkpoint
+from recal.bn.variant import load_variant
+from recal.data.layouts import open_images
+from recal.deploy.runtime import OnnxNetwork, normalise_array
+from recal.evaluation.runs import read_target_cell
+
+SEVEN = "gaussian_noise,impulse_noise,defocus_blur,contrast,brightness,pixelate,jpeg_compression"
+CORRECT = {
+    "wrn16_1_splitbn_cifar10.pth": {"main": 8545, "aux0": 8524},
+    "wrn16_1_splitbn_noise_cifar10.pth": {"main": 8529, "aux0": 8345},
+}
+
+
+def recal(*arguments: object, cwd: Path, status: int = 0) -> str:
+    """Run the command; return what it printed."""
+    command = [sys.executable, "-m", "recal", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == status, (command, done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def main() -> None:
+    """Run every check."""
+    shared, scratch = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    cifar10 = scratch / "cifar10"
+    with tarfile.open(shared / "data" / "cifar10-jpeg.tar.gz") as archive:
+        archive.extractall(cifar10, filter="data")
+    checkpoints = shared / "checkpoints"
+    check_accuracies(checkpoints, cifar10, scratch)
+    check_statistics(checkpoints / "wrn16_1_splitbn_cifar10.pth", cifar10)
+    check_project(checkpoints / "wrn16_1_splitbn_cifar10.pth", cifar10, scratch / "project")
+    check_bundled(cifar10, scratch)
+
+
+def check_accuracies(checkpoints: Path, cifar10: Path, scratch: Path) -> None:
+    """Branch accuracies on all 10,000 test images are those of the checkpoints' README."""
+    for name, correct in CORRECT.items():
+        targets = [f"{checkpoints / name}:{branch}" for branch in correct]
+        for backend in ("onnxruntime", "torch"):
+            out = recal(
+                "eval", *targets, "--suite", "cifar10", "--data", cifar10, "--json",
+                "--backend", backend, "-o", f"run-{name}-{backend}", cwd=scratch,
+            )  # fmt: skip
+            cells = json.loads(out)["cells"]
+            found = [round(cell["accuracy"] * cell["n"]) for cell in cells]
+            assert found == list(correct.values()), (name, backend, found)
+    print("accuracies of all branches: as documented, to the image, by both backends")
+
+
+def check_statistics(path: Path, cifar10: Path) -> None:
+    """Both estimators give the statistics of an independent float64 computation."""
+    checkpoint = load_checkpoint(path)
+    spec = checkpoint.spec()
+    source = open_images(cifar10, "train")
+    images, batch = 384, 128
+    order = np.random.default_rng(0).permutation(len(source))[:images]
+    pixels = np.stack([source[int(i)] for i in order]).astype(np.float64) / 255
+    pixels = ((pixels - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2)
+    for estimator, size in (("pooled", batch), ("consistent", images)):
+        variant = calibrate(
+            checkpoint, mode="clean", data=cifar10, samples=images, batch_size=batch,
+            estimator=estimator,
+        )  # fmt: skip
+        worst = 0.0
+        for layer, (mean, variance) in float64_statistics(checkpoint, pixels, size).items():
+            found_mean = variant.tensors[f"{layer}.running_mean"].double().numpy()
+            found_variance = variant.tensors[f"{layer}.running_var"].double().numpy()
+            worst = max(
+                worst,
+                np.abs((found_mean - mean) / np.sqrt(variance)).max(),
+                np.abs(found_variance / variance - 1).max(),
+            )
+        assert worst < 1e-6, (estimator, worst)
+        print(f"statistics, {estimator}: largest error against float64 {worst:.1e}")
+
+
+def float64_statistics(checkpoint, pixels: np.ndarray, size: int) -> dict:
+    """Forward in float64, normalising each batch in NumPy; pool the values of every BN layer."""
+    network = build(checkpoint, "main").double()
+    sums: dict = {}
+
+    class Reference(torch.nn.Module):
+        def __init__(self, name, layer):
+            super().__init__()
+            self.name, self.layer = name, layer
+
+        def forward(self, x):
+            values = x.numpy().transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
+            n, first, second = sums.get(self.name, (0, 0.0, 0.0))
+            sums[self.name] = (
+                n + values.shape[1], first + values.sum(1), second + (values**2).sum(1),
+            )  # fmt: skip
+            mean, variance = (f(values, axis=1)[:, None, None] for f in (np.mean, np.var))
+            gamma = self.layer.weight.numpy()[:, None, None]
+            beta = self.layer.bias.numpy()[:, None, None]
+            return torch.from_numpy(
+                (x.numpy() - mean) / np.sqrt(variance + self.layer.eps) * gamma + beta
+            )
+
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, Reference(name, layer))
+    with torch.no_grad():
+        for start in range(0, len(pixels), size):
+            network(torch.from_numpy(pixels[start : start + size]))
+    return {k: (s / n, q / n - (s / n) ** 2) for k, (n, s, q) in sums.items()}
+
+
+def check_project(path: Path, cifar10: Path, project: Path) -> None:
+    """With a recal.toml the short commands are whole; the exported file is its variant."""
+    project.mkdir()
+    (project / "recal.toml").write_text(
+        f'[model]\ncheckpoint = "{path}"\narch = "wrn16_1"\n[data]\ndata = "{cifar10}"\n'
+        "[eval]\nlimit = 1000\n"
+    )
+    text = json.loads(recal("inspect", path, "--json", cwd=project))
+    assert text["layout"] == "timm-splitbn", text
+    assert [branch["name"] for branch in text["branches"]] == ["main", "aux0"]
+    recal("calibrate", "--mode", "weak", "-o", "weak.safetensors", cwd=project)
+    recal("calibrate", "--mode", "weak", "-o", "again.safetensors", "--workers", 2, cwd=project)
+    assert (project / "weak.safetensors").read_bytes() == (project / "again.safetensors").read_bytes()
+    out = recal("eval", "--suite", "cifar10c", "--corruptions", SEVEN, "--json", cwd=project)
+    document = json.loads(out)
+    assert len(document["cells"]) == 2 * (1 + 35)
+    assert document["provenance"].startswith("regenerated")
+
+    recal("export", "--variant", "weak.safetensors", "-o", "model.onnx", cwd=project)
+    recal(
+        "eval", "weak.safetensors", "model.onnx", path, f"{path}:aux0", "--suite", "cifar10",
+        "--limit", 10_000, "-o", "predictions", cwd=project,
+    )  # fmt: skip
+    cells = {
+        name: read_target_cell(project / "predictions", name, "clean")["prediction"]
+        for name in ("weak.safetensors", "model.onnx", str(path), f"{path}:aux0")
+    }
+    source = open_images(cifar10, "test")
+    pixels = np.stack([source[i] for i in range(len(source))])
+    check_file(path, project, pixels)
+    differs = int((cells["model.onnx"] != cells[f"{path}:aux0"]).sum())
+    assert differs > 100, differs
+    agree = int((cells["model.onnx"] == cells["weak.safetensors"]).sum())
+    print(f"model.onnx: {agree:,} of 10,000 predictions as the variant's, {differs} unlike aux0's")
+
+
+def check_file(path: Path, project: Path, pixels: np.ndarray) -> None:
+    """The file predicts as PyTorch does on every image, but for ties under 1e-4."""
+    checkpoint = load_checkpoint(path)
+    variant = load_variant(project / "weak.safetensors")
+    network = build(checkpoint, variant)
+    file = OnnxNetwork(project / "model.onnx")
+    ties = []
+    for start in range(0, len(pixels), 500):
+        inputs = normalise_array(pixels[start : start + 500], variant.spec.mean, variant.spec.std)
+        with torch.no_grad():
+            own = network(torch.from_numpy(inputs)).numpy()
+        unlike = np.flatnonzero(file.logits(inputs).argmax(1) != own.argmax(1))
+        for i in unlike:
+            best, second = np.sort(own[i])[::-1][:2]
+            assert best - second < 1e-4, (start + i, best, second)
+            ties.append(start + int(i))
+    print(f"model.onnx against PyTorch on 10,000 images: ties under 1e-4: {ties or 'none'}")
+
+
+def check_bundled(cifar10: Path, scratch: Path) -> None:
+    """The bundled CIFAR-10 network serves `--suite cifar10c`; without data the error helps."""
+    out = recal(
+        "eval", "--suite", "cifar10c", "--data", cifar10, "--limit", 200,
+        "--corruptions", SEVEN, cwd=scratch,
+    )  # fmt: skip
+    assert out.startswith("No checkpoint given: using the bundled CIFAR-10 network.")
+    error = recal("eval", "--suite", "cifar10c", cwd=scratch, status=3)
+    assert "regenerate" in error, error
+    print("the bundled CIFAR-10 network runs; missing data are explained")
+
+
+if __name__ == "__main__":
+    main()

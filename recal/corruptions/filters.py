@@ -112,6 +112,8 @@ def add_shifted(
 @compiled
 def mirror(place: int, size: int) -> int:
     """Return the place inside that mirrors one outside, the edge not repeated (`dcb|abcd|cba`)."""
+    if 0 <= place < size:
+        return place
     period = 2 * (size - 1)
     place = abs(place) % period
     return period - place if place >= size else place

@@ -4,11 +4,12 @@
     pip install scikit-image wand imagecorruptions-imaug       # and ImageMagick 6
     python benchmarks/corruptions.py --originals robustness/ImageNet-C/create_c
 
-Every figure is milliseconds an image on one thread, the best of several runs; ratios are of one run.
-The generators' functions are taken out of their scripts, because those start work on files of their
-authors when imported; what has gone from NumPy, scikit-image and Pillow since is put back. With
-`--fidelity`, the spread of both is compared too, over many draws.
+Every figure is milliseconds an image on one thread, the best of several runs; ratios are of one
+run. The generators' functions are taken out of their scripts, because those start work on files of
+their authors when imported; what has gone from NumPy, scikit-image and Pillow since is put back.
+With `--fidelity` the spread of both is compared instead, over many draws.
 """
+# ruff: noqa: B023  (the closures are called before their loop goes on)
 
 from __future__ import annotations
 
@@ -27,13 +28,17 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import cv2
 import numpy as np
 from PIL import Image
+
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from recal.corruptions.frost import find_textures
 
-SCRIPTS = {"cifar": ("make_cifar_c.py", 32), "imagenet": ("make_imagenet_c.py", 224)}
-SCRIPTS_TINY = {"tiny": ("make_tinyimagenet_c.py", 64)}
+SCRIPTS = {
+    "cifar": ("make_cifar_c.py", 32),
+    "tiny": ("make_tinyimagenet_c.py", 64),
+    "imagenet": ("make_imagenet_c.py", 224),
+}
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
-IMAGES = {"cifar": 10_000, "imagenet": 50_000}
+IMAGES = {"cifar": 10_000, "tiny": 10_000, "imagenet": 50_000}
 # what bounds recal's own time, from profiles of the kernels
 BOUNDS = {
     "gaussian_noise": "random numbers",
@@ -50,7 +55,7 @@ BOUNDS = {
     "brightness": "memory (look-ups)",
     "contrast": "memory (look-ups)",
     "elastic_transform": "gathering neighbours; arithmetic at wide sigmas",
-    "pixelate": "Pillow's resize",
+    "pixelate": "memory, integer arithmetic",
     "jpeg_compression": "JPEG codec",
     "gaussian_blur": "arithmetic",
     "spatter": "random numbers; OpenCV's passes",
@@ -83,11 +88,13 @@ def load_originals(script):
 
         @staticmethod
         def fromarray(array, mode=None):
+            del mode  # Pillow reads it off the array now
             return Image.fromarray(array)
 
     names = {
         "np": OldNumPy(), "cv2": cv2, "sk": skimage, "gaussian": gaussian, "BytesIO": io.BytesIO,
-        "PILImage": OldPillow, "scizoom": zoom, "map_coordinates": map_coordinates, "ctypes": ctypes,
+        "PILImage": OldPillow, "scizoom": zoom, "map_coordinates": map_coordinates,
+        "ctypes": ctypes,
     }  # fmt: skip
     try:
         from wand.api import library
@@ -101,12 +108,17 @@ def load_originals(script):
         names["WandImage"] = object
     tree = ast.parse(script.read_text())
     wanted = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    wanted = [n for n in wanted if n.name in (*ALL, "disk", "plasma_fractal", "clipped_zoom", "MotionImage")]
+    wanted = [
+        n
+        for n in wanted
+        if n.name in (*ALL, "disk", "plasma_fractal", "clipped_zoom", "MotionImage")
+    ]
     exec(compile(ast.Module(wanted, []), str(script), "exec"), names)
     return names
 
 
 def original(functions, name, image, severity):
+    """Return what a generator would have saved, uint8 (H, W, 3)."""
     return np.uint8(functions[name](Image.fromarray(image), severity))
 
 
@@ -146,6 +158,7 @@ def photographs(count, side):
 
 
 def measure(family, functions, library, names, budget):
+    """Return a row a corruption and severity, with milliseconds an image of each."""
     side = SCRIPTS[family][1]
     batch = photographs(128 if side == 32 else 8, side)
     rows = []
@@ -157,7 +170,9 @@ def measure(family, functions, library, names, budget):
             some = batch[: 16 if side == 32 else 2]
             if functions:
                 theirs = best_time(
-                    lambda: [original(functions, name, image, severity) for image in some], 3, budget
+                    lambda: [original(functions, name, image, severity) for image in some],
+                    3,
+                    budget,
                 )
                 row["original"] = 1000 * theirs / len(some)
             if library and side == 224:
@@ -170,18 +185,24 @@ def measure(family, functions, library, names, budget):
 
 
 def mean(values):
+    """Return the mean, or nan of nothing."""
     values = list(values)
     return sum(values) / len(values) if values else math.nan
 
 
 def geometric_mean(values):
+    """Return the geometric mean, or nan of nothing."""
     values = list(values)
     return math.exp(mean(math.log(v) for v in values)) if values else math.nan
 
 
 def report(family, rows):
+    """Print the table of a family, its geometric means and the projected hours."""
     print(f"\n{family}: milliseconds an image, mean over severities")
-    print(f"{'':18s} {'recal':>8s} {'original':>9s} {'ratio':>7s} {'library':>8s} {'ratio':>7s}  bound")
+    print(
+        f"{'':18s} {'recal':>8s} {'original':>9s} {'ratio':>7s} "
+        f"{'library':>9s} {'ratio':>7s}  bound"
+    )
     for name in dict.fromkeys(row["name"] for row in rows):
         its = [row for row in rows if row["name"] == name]
         line = f"{name:18s} {mean(r['recal'] for r in its):8.3f}"
@@ -195,8 +216,10 @@ def report(family, rows):
     for peer in ("original", "library"):
         ratios = [r[peer] / r["recal"] for r in standard if peer in r]
         if ratios:
-            print(f"geometric mean over the standard ones, against the {peer}: "
-                  f"{geometric_mean(ratios):.1f}, least {min(ratios):.2f}")
+            print(
+                f"geometric mean over the standard ones, against the {peer}: "
+                f"{geometric_mean(ratios):.1f}, least {min(ratios):.2f}"
+            )
     for whose in ("recal", "original"):
         times = [r[whose] for r in standard if whose in r]
         if len(times) == 75:
@@ -206,7 +229,7 @@ def report(family, rows):
 
 def fidelity(functions, family, names, draws):
     """Print, per cell, the mean RMSE to clean of both, and how many standard errors lie between."""
-    images = photographs(16 if family == "cifar" else 2, SCRIPTS[family][1])
+    images = photographs({"cifar": 16, "tiny": 8, "imagenet": 2}[family], SCRIPTS[family][1])
     for name in names:
         for severity in range(1, 6):
             many = np.concatenate([images] * draws)
@@ -218,13 +241,19 @@ def fidelity(functions, family, names, draws):
             )
             error = np.sqrt((a.var(0).mean() + b.var(0).mean()) / (draws * len(images)))
             z = (a.mean() - b.mean()) / max(error, 1e-9)
-            print(f"{family:9s}{name:18s}{severity} RMSE {a.mean():8.3f} {b.mean():8.3f}"
-                  f"  deviation {a.std(0).mean():7.3f} {b.std(0).mean():7.3f}  z {z:6.2f}", flush=True)
+            print(
+                f"{family:9s}{name:18s}{severity} RMSE {a.mean():8.3f} {b.mean():8.3f}"
+                f"  deviation {a.std(0).mean():7.3f} {b.std(0).mean():7.3f}  z {z:6.2f}",
+                flush=True,
+            )
 
 
 def main():
+    """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--originals", type=Path, help="the generators' folder, ImageNet-C/create_c")
+    parser.add_argument(
+        "--originals", type=Path, help="the generators' folder, ImageNet-C/create_c"
+    )
     parser.add_argument("--families", nargs="+", default=["cifar", "imagenet"], choices=SCRIPTS)
     parser.add_argument("--only", nargs="+", default=ALL, choices=ALL, metavar="CORRUPTION")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds a figure")

@@ -20,6 +20,8 @@ from recal.corruptions.streams import BLOCK, Draws, fill_words, uniform
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    _Level = np.uint8 | np.float32
+
 POINTS = 3
 TRUNCATE = 3.0
 
@@ -52,9 +54,7 @@ def elastic_transform(
     return out
 
 
-def _affine_maps(
-    draws: Draws, height: int, width: int, reach: float
-) -> NDArray[np.float64]:
+def _affine_maps(draws: Draws, height: int, width: int, reach: float) -> NDArray[np.float64]:
     """Return, for each image, the map from where a pixel goes to where it comes from, (N, 2, 3)."""
     centre = np.array([width, height]) // 2
     size = min(height, width) // POINTS
@@ -64,8 +64,9 @@ def _affine_maps(
     moved = points + reach * (2 * moves.reshape(-1, POINTS, 2) - 1)
     ones = np.ones((len(moved), POINTS, 1))
     return np.ascontiguousarray(
-        np.linalg.solve(np.concatenate([moved, ones], axis=2), points[None].astype(np.float64))
-        .transpose(0, 2, 1)
+        np.linalg.solve(
+            np.concatenate([moved, ones], axis=2), points[None].astype(np.float64)
+        ).transpose(0, 2, 1)
     )
 
 
@@ -203,7 +204,7 @@ def _displace(
 
 
 @compiled
-def _between(first: float, second: float, share: np.float32) -> np.float32:
+def _between(first: _Level, second: _Level, share: np.float32) -> np.float32:
     return (np.float32(1) - share) * np.float32(first) + share * np.float32(second)
 
 

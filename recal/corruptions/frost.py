@@ -2,6 +2,7 @@
 
 Source: Hendrycks and Dietterich (arXiv 1903.12261) and their generators.
 """
+# ruff: noqa: PLR0917  (numba calls kernels by position)
 
 from __future__ import annotations
 
@@ -78,8 +79,8 @@ def find_textures() -> tuple[Path, ...]:
     looked = ", ".join(str(folder) for folder in folders)
     raise InputError(
         f"frost: expected its textures ({', '.join(TEXTURES)}), got none of {looked}. "
-        "Fetch them with `recal data fetch frost`, or `pip install imagecorruptions-imaug`, or copy "
-        "them from ImageNet-C/create_c of github.com/hendrycks/robustness into one of these folders."
+        "Get them with `recal data fetch frost`, or `pip install imagecorruptions-imaug`, or copy "
+        "them from ImageNet-C/create_c of github.com/hendrycks/robustness into such a folder."
     )
 
 
@@ -136,4 +137,4 @@ def _blend(
 @compiled
 def _below(word: np.uint32, bound: int) -> int:
     """Return an integer from 0 to `bound` - 1."""
-    return np.int64(np.uint64(word) * np.uint64(bound) >> _HALF)
+    return int(np.uint64(word) * np.uint64(bound) >> _HALF)

@@ -3,7 +3,6 @@
 Source: Hendrycks and Dietterich (arXiv 1903.12261); Simard, Steinkraus and Platt, "Best practices
 for convolutional neural networks applied to visual document analysis" (2003).
 """
-# ruff: noqa: PLR0917  (numba calls kernels by position)
 
 from __future__ import annotations
 

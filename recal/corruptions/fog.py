@@ -3,7 +3,6 @@
 Source: Hendrycks and Dietterich (arXiv 1903.12261); the fractal is Fournier, Fussell and
 Carpenter's diamond-square algorithm (1982).
 """
-# ruff: noqa: PLR0917  (numba calls kernels by position)
 
 from __future__ import annotations
 

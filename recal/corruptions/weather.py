@@ -3,8 +3,6 @@
 Source: Hendrycks and Dietterich (arXiv 1903.12261) and their generators.
 """
 
-# ruff: noqa: PLR0917  (numba calls kernels by position)
-
 from __future__ import annotations
 
 from functools import lru_cache

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHANNELS = 3
+ZOOMABLE = 8  # a crop of an image with a shorter side might have one pixel
 _SHORT = np.uint32(16)
 _SHORT_MASK = np.uint32(0xFFFF)
 
@@ -256,8 +257,8 @@ def zoom_blur(
 ) -> NDArray[np.uint8]:
     """Average the image with itself enlarged by 1, 1 + step ... below `stop`."""
     factors = np.arange(1, stop, step)
-    if min(images.shape[1:3]) < 8:
-        raise too_small("zoom_blur", images, 8)
+    if min(images.shape[1:3]) < ZOOMABLE:
+        raise too_small("zoom_blur", images, ZOOMABLE)
     tables = [[zoom_places(side, factor) for factor in factors] for side in images.shape[1:3]]
     (rows, row_shares), (columns, column_shares) = (
         (np.stack([t[0] for t in axis]), np.stack([t[1] for t in axis])) for axis in tables

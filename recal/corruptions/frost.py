@@ -46,16 +46,9 @@ def frost(
         texture_scale: Size of the textures, relative to their files.
 
     Raises:
-        InputError: The textures are not there, or smaller than the images.
+        InputError: The textures are not there.
     """
-    height, width = images.shape[1:3]
-    textures = _read_textures(find_textures(), texture_scale * scale)
-    smallest = min(texture.shape[:2] for texture in textures)
-    if any(t.shape[0] <= height or t.shape[1] <= width for t in textures):
-        raise InputError(
-            f"frost: expected images smaller than its textures, {smallest[1]}x{smallest[0]} pixels "
-            f"at this size, got {width}x{height}. Crop them to a squarer shape."
-        )
+    textures = _read_textures(find_textures(), texture_scale * scale, images.shape[1:3])
     out = np.empty_like(images)
     _blend(images, textures, kept, added, draws.key, draws.indices, out)
     return out
@@ -95,7 +88,10 @@ def _installed_folders() -> list[Path]:
 
 
 @lru_cache(maxsize=8)
-def _read_textures(paths: tuple[Path, ...], scale: float) -> tuple[NDArray[np.uint8], ...]:
+def _read_textures(
+    paths: tuple[Path, ...], scale: float, size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], ...]:
+    """Read the textures at a scale, or a larger one where an image of `size` would not fit in."""
     import cv2
 
     textures = []
@@ -103,8 +99,10 @@ def _read_textures(paths: tuple[Path, ...], scale: float) -> tuple[NDArray[np.ui
         texture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
         if texture is None:
             raise InputError(f"{path}: expected a texture of frost, got no image. Fetch it again.")
-        if scale != 1:
-            texture = cv2.resize(texture, (0, 0), fx=scale, fy=scale)
+        fitting = max((size[0] + 1) / texture.shape[0], (size[1] + 1) / texture.shape[1])
+        scale_of_it = max(scale, fitting)
+        if scale_of_it != 1:
+            texture = cv2.resize(texture, (0, 0), fx=scale_of_it, fy=scale_of_it)
         textures.append(np.ascontiguousarray(texture[..., ::-1], np.uint8))
     return tuple(textures)
 

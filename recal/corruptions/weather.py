@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.corruptions.blur import smear, zoom_places
+from recal.corruptions.blur import ZOOMABLE, smear, too_small, zoom_places
 from recal.corruptions.compiled import compiled
 from recal.corruptions.filters import gaussian_taps, smooth
 from recal.corruptions.streams import BLOCK, Draws, fill_words, first_uniforms, normal, uniform
@@ -49,6 +49,8 @@ def snow(
         sigma: Of the flakes' motion blur, in pixels.
         kept: Share of the image that is not whitened.
     """
+    if min(images.shape[1:3]) < ZOOMABLE:
+        raise too_small("snow", images, ZOOMABLE)
     (rows, row_shares), (columns, column_shares) = (
         zoom_places(side, zoom) for side in images.shape[1:3]
     )

@@ -202,10 +202,8 @@ def _cut(
     layout: Layout, source: Path, out: Path, names: list[str], count: int, seed: int
 ) -> list[Task]:
     """Return the tasks: whole files of one corruption, or all corruptions of a few images."""
-    if layout.arrays:
-        groups, step = [(name,) for name in names], count
-    else:
-        groups, step = [tuple(names)], CHUNK
+    groups = [(name,) for name in names] if layout.arrays else [tuple(names)]
+    step = count if layout.arrays else CHUNK
     return [
         Task(source=source, out=out, family=layout.family, seed=seed, corruptions=some,
              start=start, stop=min(start + step, count))

@@ -22,7 +22,8 @@ from recal.files import whole_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CHUNK = 64
+CHUNK = 64  # images of a task of folders
+STEP = 512  # images corrupted at a time in a task of arrays
 JPEG_QUALITY = 85
 RESIZED = 256
 ANNOTATIONS = "val_annotations.txt"
@@ -114,14 +115,20 @@ def prepare(image: NDArray[np.uint8], family: str) -> NDArray[np.uint8]:
     return np.asarray(picture.crop((left, top, left + side, top + side)))
 
 
-def _read(task: Task, start: int, stop: int) -> NDArray[np.uint8]:
-    source = open_clean(task.source)
+@lru_cache(maxsize=1)
+def _read_all(folder: Path, family: str) -> NDArray[np.uint8]:
+    """Read all images at once: small ones are decoded once a process, not once a corruption."""
+    return _read(folder, family, 0, len(open_clean(folder)))
+
+
+def _read(folder: Path, family: str, start: int, stop: int) -> NDArray[np.uint8]:
+    source = open_clean(folder)
     images = []
     for index in range(start, stop):
         try:
-            images.append(prepare(source[index], task.family))
+            images.append(prepare(source[index], family))
         except ValueError as error:
-            raise InputError(f"{task.source}: image {index}: {error}.") from error
+            raise InputError(f"{folder}: image {index}: {error}.") from error
     return np.stack(images)
 
 
@@ -132,6 +139,7 @@ def write_array(task: Task) -> int:
         The number of corrupted images that are there now.
     """
     side, count = FAMILIES[task.family].side, task.stop - task.start
+    clean = _read_all(task.source, task.family)
     for name in task.corruptions:
         path = task.out / f"{name}.npy"
         if path.is_file():  # it was renamed when it was whole
@@ -141,10 +149,9 @@ def write_array(task: Task) -> int:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for severity in SEVERITIES:
-                for start in range(task.start, task.stop, CHUNK * 8):
-                    stop = min(start + CHUNK * 8, task.stop)
-                    images = _read(task, start, stop)
-                    file.write(_corrupted(task, name, severity, images, start).tobytes())
+                for start in range(task.start, task.stop, STEP):
+                    some = clean[start : min(start + STEP, task.stop)]
+                    file.write(_corrupted(task, name, severity, some, start).tobytes())
     return task.size
 
 
@@ -165,7 +172,7 @@ def write_folders(task: Task) -> int:
             if all(path.is_file() for path in paths):
                 continue
             if images is None:
-                images = _read(task, task.start, task.stop)
+                images = _read(task.source, task.family, task.start, task.stop)
             _write_jpegs(paths, _corrupted(task, name, severity, images, task.start))
     return task.size
 

@@ -2,11 +2,16 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from corruption_images import photographs, write_textures
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
+from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import FAMILIES
 from recal.corruptions.table import OPERATIONS
 from recal.errors import InputError, UsageError
@@ -14,19 +19,14 @@ from recal.errors import InputError, UsageError
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 
 
-def photographs(count=4, side=32, seed=0):
-    """Smooth random colours with edges and texture, as photographs have."""
-    rng = np.random.default_rng(seed)
-    grid = np.mgrid[:side, :side] / side
-    images = []
-    for _ in range(count):
-        waves = rng.normal(size=(6, 2, 3)) * np.array([1, 2, 3, 5, 8, 13])[:, None, None]
-        phases = np.einsum("wdc,dyx->wyxc", waves, grid) * 3 + rng.uniform(0, 6, (6, 1, 1, 3))
-        image = (np.sin(phases) / np.array([1, 2, 3, 4, 6, 9])[:, None, None, None]).sum(0)
-        image += 1.2 * (np.hypot(*(grid - rng.uniform(0.2, 0.8, (2, 1, 1)))) < 0.25)[..., None]
-        images.append(image)
-    low, high = np.percentile(images, [1, 99])
-    return (np.clip((np.array(images) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+@pytest.fixture(scope="module", autouse=True)
+def textures(tmp_path_factory):
+    """The textures of frost, where `corrupt` looks for them first."""
+    folder = tmp_path_factory.mktemp("data")
+    write_textures(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECAL_DATA", str(folder))
+        yield folder
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -105,6 +105,102 @@ def test_other_arrays_are_refused_with_what_to_do(images, message):
 def test_indices_that_do_not_fit_are_refused(indices):
     with pytest.raises(InputError, match="indices: expected"):
         corrupt(photographs(), "contrast", 1, family="cifar", indices=indices)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=4, deadline=None)
+@given(severity=st.integers(1, 5), height=st.integers(40, 72), width=st.integers(40, 72))
+def test_any_size_gives_an_image_that_batches_do_not_change(name, family, severity, height, width):
+    """At any size, wide or tall, an image alone gives what it gives in a batch."""
+    images = np.ascontiguousarray(photographs(2, 72)[:, :height, :width])
+    whole = corrupt(images, name, severity, family=family, indices=[5, 6])
+    alone = corrupt(images[1:], name, severity, family=family, indices=[6])
+    assert whole.shape == images.shape
+    np.testing.assert_array_equal(alone[0], whole[1])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_tiny_images_work_or_are_refused(name):
+    """Down to one pixel there is a result or an InputError that names a size, nothing else."""
+    for height, width in ((1, 1), (2, 2), (3, 9), (12, 3), (7, 7), (9, 40)):
+        images = np.full((1, height, width, 3), 90, np.uint8)
+        for family in FAMILIES:
+            for severity in (1, 5):
+                try:
+                    assert corrupt(images, name, severity, family=family).shape == images.shape
+                except InputError as error:
+                    assert "pixels" in str(error)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_threads_give_the_same_bytes(name):
+    """Four threads on parts of a batch, at the same time, give what one call gives."""
+    images = photographs(16)
+    whole = corrupt(images, name, 3, family="cifar")
+    with ThreadPoolExecutor(4) as pool:
+        parts = pool.map(
+            lambda i: corrupt(images[i : i + 4], name, 3, family="cifar", indices=range(i, i + 4)),
+            range(0, 16, 4),
+        )
+    np.testing.assert_array_equal(np.concatenate(list(parts)), whole)
+
+
+RANDOM = sorted(
+    {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur"}
+    | {"snow", "frost", "fog", "elastic_transform", "spatter"}
+)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_draws_differ_by_seed_severity_and_image(name):
+    """Equal images get draws of their own, by their index and by the seed."""
+    images = np.repeat(photographs(1), 8, axis=0)
+    drawn = corrupt(images, name, 3, family="cifar")
+    assert len(np.unique(drawn, axis=0)) > 4
+    assert not np.array_equal(drawn, corrupt(images, name, 3, family="cifar", seed=1))
+    far = corrupt(images, name, 3, family="cifar", indices=2**33 + np.arange(8))
+    assert not np.array_equal(drawn, far)
+    shifted = corrupt(images[:7], name, 3, family="cifar", indices=range(1, 8))
+    np.testing.assert_array_equal(shifted, drawn[1:])
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(RANDOM)))
+def test_the_others_draw_nothing(name):
+    images = photographs(2)
+    np.testing.assert_array_equal(
+        corrupt(images, name, 3, family="cifar", seed=1, indices=[8, 9]),
+        corrupt(images, name, 3, family="cifar"),
+    )
+
+
+def test_absent_textures_fail_frost_alone(monkeypatch, tmp_path):
+    """The message says how to get them; the other corruptions go on."""
+    monkeypatch.setenv("RECAL_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recal.corruptions.frost.DISTRIBUTIONS", ())
+    with pytest.raises(InputError, match="recal data fetch frost"):
+        corrupt(photographs(), "frost", 1, family="cifar")
+    assert corrupt(photographs(), "fog", 1, family="cifar").any()
+
+
+def test_textures_of_an_installed_distribution_are_read(monkeypatch, tmp_path):
+    """Its files are found through its metadata; it is not imported."""
+    site = tmp_path / "site"
+    folder = write_textures(site / "package_with_frost")
+    info = site / "texture_package-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: texture-package\nVersion: 1\n")
+    names = [f"package_with_frost/frost/{path.name},," for path in folder.iterdir()]
+    (info / "RECORD").write_text("\n".join(names))
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("RECAL_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recal.corruptions.frost.DISTRIBUTIONS", ("texture-package",))
+    assert find_textures()[0] == folder / "frost1.png"
+    assert "package_with_frost" not in sys.modules
 
 
 def test_importing_is_light():

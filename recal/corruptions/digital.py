@@ -6,6 +6,7 @@ Source: Hendrycks and Dietterich (arXiv 1903.12261) and their generators.
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
     from recal.corruptions.streams import Draws
 
+    # first columns and weights of each row, then first rows and weights of each column
+    Resampling = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]
+
 LEVELS = 256
+CHANNELS = 3
+FIXED_POINT = 22  # bits of a weight after the point in Pillow's resampling
 
 
 def contrast(
@@ -102,22 +108,104 @@ def pixelate(
     height, width = images.shape[1:3]
     if int(min(height, width) * factor) < 1:
         raise too_small("pixelate", images, int(np.ceil(1 / factor)))
-    small = (int(width * factor), int(height * factor))
+    shrink = (*_box(width, int(width * factor)), *_box(height, int(height * factor)))
+    enlarge = (*_box(int(width * factor), width), *_box(int(height * factor), height))
     out = np.empty_like(images)
-    for image, result in zip(images, out, strict=True):
-        shrunk = Image.fromarray(image).resize(small, Image.Resampling.BOX)
-        result[:] = shrunk.resize((width, height), Image.Resampling.BOX)
+    _pixelate(images, shrink, enlarge, out)
     return out
+
+
+@lru_cache(maxsize=64)
+def _box(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return how Pillow's BOX filter resamples an axis: averages in fixed point.
+
+    Returns:
+        int64 (new_size,) with the first place that a result is made of, and int32 (new_size, k)
+        with the weights from there on, in units of 2^-22, at the end perhaps zeros.
+    """
+    ratio = size / new_size
+    width = max(ratio, 1.0)
+    centres = (np.arange(new_size) + 0.5) * ratio
+    starts = np.maximum((centres - width / 2 + 0.5).astype(np.int64), 0)
+    stops = np.minimum((centres + width / 2 + 0.5).astype(np.int64), size)
+    places = starts[:, None] + np.arange((stops - starts).max())
+    distances = (places - centres[:, None] + 0.5) / width
+    covered = (distances > -0.5) & (distances <= 0.5) & (places < stops[:, None])
+    shares = covered / covered.sum(axis=1, keepdims=True)
+    return starts, (0.5 + shares * 2**FIXED_POINT).astype(np.int32)
+
+
+@compiled
+def _pixelate(
+    images: NDArray[np.uint8], shrink: Resampling, enlarge: Resampling, out: NDArray[np.uint8]
+) -> None:
+    height, width = images.shape[1:3]
+    low, narrow = len(shrink[2]), len(shrink[0])
+    # as in Pillow, columns first and bytes in between
+    shorter_rows = np.empty((height, narrow, CHANNELS), np.uint8)
+    small = np.empty((low, narrow, CHANNELS), np.uint8)
+    longer_rows = np.empty((low, width, CHANNELS), np.uint8)
+    for i in range(len(images)):
+        _resample_rows(images[i], shrink[0], shrink[1], shorter_rows)
+        _resample_columns(shorter_rows, shrink[2], shrink[3], small)
+        _resample_rows(small, enlarge[0], enlarge[1], longer_rows)
+        _resample_columns(longer_rows, enlarge[2], enlarge[3], out[i])
+
+
+@compiled
+def _resample_rows(
+    image: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    weights: NDArray[np.int32],
+    out: NDArray[np.uint8],
+) -> None:
+    for y in range(out.shape[0]):
+        row = image[y]
+        for x in range(out.shape[1]):
+            red = green = blue = 1 << (FIXED_POINT - 1)
+            for k in range(weights.shape[1]):
+                weight = np.int64(weights[x, k])
+                # a weight of zero may stand beyond the end
+                pixel = row[min(starts[x] + k, len(row) - 1)]
+                red += pixel[0] * weight
+                green += pixel[1] * weight
+                blue += pixel[2] * weight
+            out[y, x, 0] = red >> FIXED_POINT
+            out[y, x, 1] = green >> FIXED_POINT
+            out[y, x, 2] = blue >> FIXED_POINT
+
+
+@compiled
+def _resample_columns(
+    image: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    weights: NDArray[np.int32],
+    out: NDArray[np.uint8],
+) -> None:
+    size = out.shape[1] * out.shape[2]
+    flat, result = image.reshape((len(image), size)), out.reshape((len(out), size))
+    total = np.empty(size, np.int32)
+    for y in range(len(out)):
+        total[:] = np.int32(1 << (FIXED_POINT - 1))
+        for k in range(weights.shape[1]):
+            weight = weights[y, k]
+            if weight != 0:
+                row = flat[starts[y] + k]
+                for j in range(size):
+                    total[j] += np.int32(row[j]) * weight
+        for j in range(size):
+            result[y, j] = total[j] >> FIXED_POINT
 
 
 def jpeg_compression(
     images: NDArray[np.uint8], _scale: float, _draws: Draws, quality: float
 ) -> NDArray[np.uint8]:
     """Encode and decode as JPEG of `quality`, with Pillow's own codec."""
+    size = (images.shape[2], images.shape[1])
     out = np.empty_like(images)
     for image, result in zip(images, out, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=int(quality))
-        with Image.open(buffer) as decoded:
-            result[:] = decoded
+        # Image.open would read the header in Python first, and take longer than the codec
+        result[:] = Image.frombytes("RGB", size, buffer.getvalue(), "jpeg", "RGB", "")
     return out

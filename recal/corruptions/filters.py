@@ -98,13 +98,21 @@ def add_shifted(
         out: float32 (H, W * C).
     """
     height, width = out.shape
+    fours = weights.size - weights.size % 4
     for y in range(height):
         result = out[y]
         result[:] = np.float32(0)
-        for t in range(weights.size):
-            row = padded[y + rows[t]]
-            source = row[columns[t] : columns[t] + width]
-            weight = weights[t]
+        # four at a time, so that the sum is loaded and stored a quarter as often
+        for t in range(0, fours, 4):
+            first = padded[y + rows[t], columns[t] : columns[t] + width]
+            second = padded[y + rows[t + 1], columns[t + 1] : columns[t + 1] + width]
+            third = padded[y + rows[t + 2], columns[t + 2] : columns[t + 2] + width]
+            fourth = padded[y + rows[t + 3], columns[t + 3] : columns[t + 3] + width]
+            a, b, c, d = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+            for j in range(width):
+                result[j] += (first[j] * a + second[j] * b) + (third[j] * c + fourth[j] * d)
+        for t in range(fours, weights.size):
+            source, weight = padded[y + rows[t], columns[t] : columns[t] + width], weights[t]
             for j in range(width):
                 result[j] += source[j] * weight
 
@@ -112,6 +120,8 @@ def add_shifted(
 @compiled
 def mirror(place: int, size: int) -> int:
     """Return the place inside that mirrors one outside, the edge not repeated (`dcb|abcd|cba`)."""
+    if 0 <= place < size:
+        return place
     period = 2 * (size - 1)
     place = abs(place) % period
     return period - place if place >= size else place

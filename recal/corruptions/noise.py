@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special  # type: ignore[import-untyped]
+from scipy import special
 
 from recal.corruptions.compiled import compiled
 from recal.corruptions.streams import BLOCK, Draws, fill_words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recal.corruptions import blur, digital, noise, weather
+from recal.corruptions import blur, digital, elastic, fog, frost, noise, weather
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +20,16 @@ OPERATIONS: dict[str, Callable[..., NDArray[np.uint8]]] = {
     "glass_blur": blur.glass_blur,
     "motion_blur": blur.motion_blur,
     "zoom_blur": blur.zoom_blur,
+    "snow": weather.snow,
+    "frost": frost.frost,
+    "fog": fog.fog,
     "brightness": weather.brightness,
     "contrast": digital.contrast,
+    "elastic_transform": elastic.elastic_transform,
     "pixelate": digital.pixelate,
     "jpeg_compression": digital.jpeg_compression,
     "speckle_noise": noise.speckle_noise,
     "gaussian_blur": blur.gaussian_blur,
+    "spatter": weather.spatter,
     "saturate": digital.saturate,
 }

@@ -28,7 +28,7 @@ def test_demo_leaves_variants_model_results_and_report_and_needs_no_network(
     assert (made / "model.onnx").is_file()
     assert "<svg" in (made / "report.html").read_text()
     document = json.loads((made / "run" / "summary.json").read_text())
-    assert len(document["cells"]) == 5 * 22
+    assert len(document["cells"]) == 5 * 8
     rows = {row["label"]: row for row in document["summary"]}
     # the trade-off that the sample is there to show
     assert rows["aux0"]["clean_difference"]["high"] < 0

@@ -2,8 +2,8 @@
 
     python .ci/end_to_end.py SHARED SCRATCH
 
-SHARED holds data/ and checkpoints/ as their READMEs describe. Accuracies are those that come with the
-checkpoints, counted by an independent script; statistics are compared with float64 NumPy.
+SHARED holds data/ and checkpoints/ as their READMEs describe. Accuracies are those that come with
+the checkpoints, counted by an independent script; statistics are compared with float64 NumPy.
 """
 
 import json
@@ -137,7 +137,8 @@ def check_project(path: Path, cifar10: Path, project: Path) -> None:
     assert [branch["name"] for branch in text["branches"]] == ["main", "aux0"]
     recal("calibrate", "--mode", "weak", "-o", "weak.safetensors", cwd=project)
     recal("calibrate", "--mode", "weak", "-o", "again.safetensors", "--workers", 2, cwd=project)
-    assert (project / "weak.safetensors").read_bytes() == (project / "again.safetensors").read_bytes()
+    first, again = (project / f"{name}.safetensors" for name in ("weak", "again"))
+    assert first.read_bytes() == again.read_bytes()
     out = recal("eval", "--suite", "cifar10c", "--corruptions", SEVEN, "--json", cwd=project)
     document = json.loads(out)
     assert len(document["cells"]) == 2 * (1 + 35)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -12,6 +13,7 @@ from recal.bn.layers import batch_norms
 from recal.bn.variant import Variant, branch_variant
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.finding import find_images
+from recal.data.layouts import TRAIN
 from recal.data.loading import NormalisedBatches, PolicyImages, seeded_batches
 from recal.data.policies import Policy, load_family, load_policy
 from recal.declared import pick
@@ -19,11 +21,12 @@ from recal.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from torch import nn
 
     from recal.bn.moments import Moments
+    from recal.checkpoint.spec import ModelSpec
+    from recal.data.sources import ImageSource
 
 DEFAULT_SAMPLES = 10_000
 DEFAULT_BATCH = 128
@@ -33,6 +36,16 @@ def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
     """Return the branch whose affine suits a mode: the first auxiliary for strong, else main."""
     auxiliary = [name for name in checkpoint.branches if name != "main"]
     return auxiliary[0] if mode.startswith("strong") and auxiliary else "main"
+
+
+def calibration_images(spec: ModelSpec, data: str | Path | None) -> ImageSource:
+    """Open the training images of a folder, or of the family's data set in the usual places.
+
+    Raises:
+        InputError: There are none.
+    """
+    names = load_family(spec.family).folders.get(spec.classes, ())
+    return find_images(data, names, TRAIN, classes=None, what=f"calibration images ({spec.family})")
 
 
 @overload
@@ -47,7 +60,7 @@ def calibrate(
     *,
     mode: str | Policy = ...,
     affine: str | None = ...,
-    data: Path | None = ...,
+    data: str | Path | ImageSource | None = ...,
     estimator: str = ...,
     samples: int | None = ...,
     batch_size: int = ...,
@@ -73,10 +86,10 @@ def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
         batches: With a module, the images.
         **options: `estimator` (`pooled` or `consistent`); with a checkpoint also `mode` (a policy
             or the name of one in the network's family), `affine` (the branch that lends weight and
-            bias), `data` (a folder of images; by default looked for in the usual places), `samples`
-            (images at most; default 10,000, None for all), `batch_size`, `seed`, `device`,
-            `workers`, `progress` (called with images done and in total), and the fields of
-            `ModelSpec` that the file does not give.
+            bias), `data` (a folder or an `ImageSource`; by default looked for in the usual
+            places), `samples` (images at most; default 10,000, None for all), `batch_size`, `seed`,
+            `device`, `workers`, `progress` (called with images done and in total), and the fields
+            of `ModelSpec` that the file does not give.
 
     Raises:
         InputError: No images, too few, or of the wrong size; weights and architecture do not fit.
@@ -105,7 +118,7 @@ def _calibrate_checkpoint(
     *,
     mode: str | Policy = "weak",
     affine: str | None = None,
-    data: Path | None = None,
+    data: str | Path | ImageSource | None = None,
     estimator: str = "pooled",
     samples: int | None = DEFAULT_SAMPLES,
     batch_size: int = DEFAULT_BATCH,
@@ -119,10 +132,10 @@ def _calibrate_checkpoint(
     policy = mode if isinstance(mode, Policy) else load_policy(spec.family, mode)
     stored = branch_variant(checkpoint, affine or usual_affine(checkpoint, policy.name), spec)
     network = build(checkpoint, stored).to(device)
-    names = load_family(spec.family).folders.get(spec.classes, ())
-    source = find_images(
-        data, names, "train", classes=None, what=f"calibration images ({spec.family})"
-    )
+    if data is None or isinstance(data, (str, Path)):
+        source = calibration_images(spec, data)
+    else:
+        source = data
     indices = seeded_batches(len(source), samples or len(source), batch_size, seed)
     passes = len(batch_norms(network)) if estimator == "consistent" else 1
     total = sum(map(len, indices)) * passes

@@ -62,7 +62,11 @@ def float64_reference(network, batches, *, together):
     `together`: normalise by the moments of all images (consistent); else by each batch's (pooled).
     """
     net = copy.deepcopy(network).double()
-    linear = [net.conv1, lambda x: net.conv2(torch.relu(x)), lambda x: net.fc(torch.relu(x).mean((2, 3)))]
+    linear = [
+        net.conv1,
+        lambda x: net.conv2(torch.relu(x)),
+        lambda x: net.fc(torch.relu(x).mean((2, 3))),
+    ]
     norms = ["bn1", "bn2", "bn3"]
     inputs = [batch.double() for batch in batches]
     statistics = {}
@@ -78,7 +82,8 @@ def float64_reference(network, batches, *, together):
                 source = values if together else out
                 shape = (1, -1) + (1,) * (out.ndim - 2)
                 mean, var = (m(source, axis=axes).reshape(shape) for m in (np.mean, np.var))
-                gamma, beta = (t.detach().numpy().reshape(shape) for t in (layer.weight, layer.bias))
+                affine = layer.weight, layer.bias
+                gamma, beta = (t.detach().numpy().reshape(shape) for t in affine)
                 normal = (out - mean) / np.sqrt(var + layer.eps) * gamma + beta
                 inputs.append(torch.from_numpy(normal))
     return statistics
@@ -186,7 +191,8 @@ def test_pooled_differs_from_the_mean_of_batch_variances_by_what_lies_between_ba
     network = nn.Sequential(nn.BatchNorm2d(1))
     rng = np.random.default_rng(0)
     batches = [
-        torch.from_numpy((rng.normal(size=(4, 1, 2, 2)) + 3 * i).astype(np.float32)) for i in range(4)
+        torch.from_numpy((rng.normal(size=(4, 1, 2, 2)) + 3 * i).astype(np.float32))
+        for i in range(4)
     ]
     truth = np.concatenate([b.numpy() for b in batches]).astype(np.float64).var()
     assert abs(float(pooled(network, batches)["0"].variance) - truth) < 1e-5 * truth

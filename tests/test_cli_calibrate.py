@@ -90,11 +90,12 @@ def test_wrong_requests_end_in_one_line_and_leave_nothing(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_missing_data_name_the_places_and_what_to_do(recal, split_checkpoint, monkeypatch, tmp_path):
+def test_missing_data_name_the_places(recal, split_checkpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("RECAL_DATA", str(tmp_path / "mine"))
     status, _, err = recal("calibrate", split_checkpoint)
     assert status == 3
-    for place in ("--data", "recal.toml", f"$RECAL_DATA ({tmp_path / 'mine'})", "./data", "no-cache"):
+    environment = f"$RECAL_DATA ({tmp_path / 'mine'})"
+    for place in ("--data", "recal.toml", environment, "./data", "no-cache"):
         assert place in err
 
 

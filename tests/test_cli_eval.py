@@ -24,7 +24,7 @@ def test_eval_prints_a_table_and_leaves_a_run(recal, split_checkpoint, class_fol
 
 
 def test_json_is_one_document_of_the_documented_form(recal, split_checkpoint, class_folders):
-    status, out, err = recal(
+    status, out, _ = recal(
         "eval", f"{split_checkpoint}:aux0", split_checkpoint, "--suite", "cifar10",
         "--data", class_folders, "--json",
     )  # fmt: skip

@@ -68,7 +68,7 @@ def test_cifar10c_has_the_15_standard_corruptions():
 def test_policy_file_with_a_slip_is_refused_by_place(tmp_path, text, message):
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    with pytest.raises(InputError, match="mine.toml") as caught:
+    with pytest.raises(InputError, match=r"mine\.toml") as caught:
         read_policy(path)
     assert message in str(caught.value)
 

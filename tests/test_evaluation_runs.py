@@ -173,7 +173,7 @@ def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoi
     assert images.clean is None
     assert images.provenance == "published files"
     everything = np.load(folder / "pixelate.npy")
-    found = images.read(Cell("pixelate", 3), np.array([0, 2]), 0)
+    found = images.read(Cell("pixelate", 3), np.array([0, 2]))
     assert np.array_equal(found, everything[[8, 10]])
     assert images.labels.tolist() == [3, 1, 4, 1]
     run = evaluate([str(split_checkpoint)], suite=suite, data=tmp_path, output=tmp_path / "run")
@@ -218,9 +218,7 @@ def test_labels_beyond_the_classes_are_refused(split_checkpoint, tmp_path):
         evaluate([str(split_checkpoint)], suite="cifar10", data=tmp_path, output=tmp_path / "run")
 
 
-def test_a_target_with_nan_is_named_and_the_others_go_on(
-    split_checkpoint, class_folders, tmp_path
-):
+def test_a_target_with_nan_is_named_and_the_others_go_on(split_checkpoint, class_folders, tmp_path):
     content = torch.load(split_checkpoint, weights_only=True)
     content["state_dict"]["bn1.aux_bn.0.weight"][3] = float("nan")
     torch.save(content, tmp_path / "nan.pth")
@@ -233,11 +231,12 @@ def test_a_target_with_nan_is_named_and_the_others_go_on(
 
 
 def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path):
-    with locked_run(tmp_path / "run"):
-        with pytest.raises(RecalError, match="another recal is at work"), locked_run(
-            tmp_path / "run"
-        ):
-            pass
+    with (
+        locked_run(tmp_path / "run"),
+        pytest.raises(RecalError, match="another recal is at work"),
+        locked_run(tmp_path / "run"),
+    ):
+        pass
     with locked_run(tmp_path / "run"):
         pass
 

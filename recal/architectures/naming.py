@@ -49,7 +49,7 @@ def _timm(name: str, classes: int) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        near = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5]
         hint = f" Near it: {', '.join(near)}." if near else ""
         raise UsageError(f"--arch: timm has no model '{name}'.{hint}")
     return timm.create_model(name, pretrained=False, num_classes=classes)  # type: ignore[no-any-return]

@@ -94,7 +94,7 @@ def _read_torch(path: Path) -> Any:
             f"{path}: refused, because loading it would call {wanted[1]}; nothing was run. "
             "Save the state_dict alone and use that file."
         ) from error
-    except Exception as error:  # noqa: BLE001  (a broken file can raise anything in the reader)
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: expected a whole PyTorch checkpoint, got {reason}") from error
 

@@ -47,7 +47,7 @@ def command(
     CHECKPOINT the bundled sample is used.
     """
     from recal.bn.variant import save_variant
-    from recal.calibration import calibrate, usual_affine
+    from recal.calibration import calibrate, calibration_images, usual_affine
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.cli.console import console, progress_bar
     from recal.sample_data import sample_checkpoint, sample_images
@@ -57,11 +57,14 @@ def command(
         console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
     loaded = load_checkpoint(checkpoint)
     affine = options.pop("affine") or usual_affine(loaded, mode)
-    loaded.branch(affine)
-    console.print(f"{checkpoint.name}: weight and bias of branch '{affine}', '{mode}' statistics.")
+    images = calibration_images(loaded.spec(**asked), data)
+    console.print(
+        f"{checkpoint.name}: weight and bias of branch '{affine}', statistics of '{mode}' images "
+        f"out of {len(images):,} in {images.where}."
+    )
     with progress_bar("images") as bar:
         variant = calibrate(
-            loaded, mode=mode, affine=affine, data=data, device=choose_device(device),
+            loaded, mode=mode, affine=affine, data=images, device=choose_device(device),
             progress=bar, **options, **asked,
         )  # fmt: skip
     if output is None:

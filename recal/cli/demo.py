@@ -27,8 +27,8 @@ def command(output: Path) -> None:
     """Run the whole flow on the bundled sample: no network, no data of yours, under two minutes.
 
     Inspects a checkpoint with split BatchNorm trained on Fashion-MNIST, re-estimates its statistics
-    on clean, weakly and strongly augmented images, evaluates every variant on clean and corrupted test
-    images, exports the best one and checks the file in ONNX Runtime.
+    on clean, weakly and strongly augmented images, evaluates every variant on clean and corrupted
+    test images, exports the best one and checks the file in ONNX Runtime.
     """
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.checkpoint.inspection import inspect_checkpoint
@@ -75,7 +75,7 @@ def command(output: Path) -> None:
         "Next, on a checkpoint of your own:\n"
         "  recal inspect CHECKPOINT\n"
         "  recal calibrate CHECKPOINT --mode weak --data IMAGES -o weak.safetensors\n"
-        "  recal eval CHECKPOINT:main CHECKPOINT:aux0 weak.safetensors --suite cifar10c --data DATA\n"
+        "  recal eval CHECKPOINT:main CHECKPOINT:aux0 weak.safetensors --suite cifar10c\n"
         "  recal export CHECKPOINT --variant weak.safetensors -o model.onnx"
     )
 

@@ -14,7 +14,7 @@ from torch import nn
 from recal import __version__
 from recal.errors import InputError
 from recal.evaluation.backends import choose_backend
-from recal.evaluation.images import open_suite_images, stratified_sample
+from recal.evaluation.images import open_suite_images
 from recal.evaluation.metrics import score, summarise
 from recal.evaluation.runs import json_digest, locked_run, write_csv, write_json
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
@@ -52,9 +52,9 @@ def evaluate(
     source: Sequence[str],
     *,
     suite: str | Suite | None = ...,
-    data: Path | None = ...,
-    output: Path | None = ...,
-    checkpoint: Path | None = ...,
+    data: str | Path | None = ...,
+    output: str | Path | None = ...,
+    checkpoint: str | Path | None = ...,
     corruptions: Sequence[str] = ...,
     severities: Sequence[int] = ...,
     limit: int | None = ...,
@@ -119,9 +119,9 @@ def _evaluate_targets(
     names: Sequence[str],
     *,
     suite: str | Suite | None = None,
-    data: Path | None = None,
-    output: Path | None = None,
-    checkpoint: Path | None = None,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     corruptions: Sequence[str] = (),
     severities: Sequence[int] = (),
     limit: int | None = None,
@@ -133,20 +133,21 @@ def _evaluate_targets(
     **asked: Any,
 ) -> Run:
     suite = load_suite(suite) if isinstance(suite, str) else suite
+    data, output, checkpoint = _path(data), _path(output), _path(checkpoint)
     targets = resolve_targets(names, checkpoint, asked)
     suite = suite or usual_suite(targets[0].spec.family, targets[0].spec.classes)
     cells = suite.cells(corruptions, severities)
     _check_classes(targets, suite)
-    images = open_suite_images(suite, data, targets[0].spec.size, cells)
+    size = targets[0].spec.size
+    images = open_suite_images(suite, data, size, cells, limit=limit, seed=seed)
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
-    indices = stratified_sample(images.labels, limit, seed)
     backend = choose_backend(backend, device)
     request = {
         "suite": suite.name,
         "suite_sha256": hashlib.sha256(suite.text.encode()).hexdigest(),
         "cells": [cell.name for cell in cells],
-        "images": len(indices),
+        "images": len(images.indices),
         "seed": seed,
         "provenance": images.provenance,
         "backend": backend,
@@ -160,14 +161,18 @@ def _evaluate_targets(
     with locked_run(folder):
         write_json(folder / "run.json", request)
         columns, failures = compute_cells(
-            cells, targets, images, indices,
-            seed=seed, folder=folder, backend=backend, device=device, batch_size=batch_size,
+            cells, targets, images,
+            folder=folder, backend=backend, device=device, batch_size=batch_size,
             progress=progress or (lambda _done, _total: None),
         )  # fmt: skip
         document = summarise_targets(suite, cells, targets, columns, images.provenance)
         write_json(folder / "summary.json", document)
         write_csv(folder / "summary.csv", document["cells"])
     return Run(folder=folder, document=document, failures=tuple(failures))
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _check_classes(targets: Sequence[Target], suite: Suite) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from recal.data.loading import PolicyImages
     from recal.data.sources import ImageSource
     from recal.evaluation.suites import Cell, Suite
 
@@ -27,22 +29,27 @@ PUBLISHED = "published files"
 REGENERATED = "regenerated: not comparable digit for digit with the published set"
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SuiteImages:
-    """Where a suite's images come from.
+    """Where a suite's images come from, and which of them are used.
 
     Attributes:
         suite: The suite.
         clean: The clean test images, or None where there are none.
         published: The folder with the published .npy files, or None to corrupt on the fly.
         size: Side of the network's input in pixels.
+        labels: Labels of all test images, int64 (N,).
+        indices: The images that are used, int64 (n,), the same in every cell.
+        seed: Of corruptions made on the fly.
     """
 
     suite: Suite
     clean: ImageSource | None
     published: Path | None
     size: int
-    _prepared: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    seed: int
 
     @property
     def provenance(self) -> str | None:
@@ -51,42 +58,31 @@ class SuiteImages:
             return None
         return PUBLISHED if self.published is not None else REGENERATED
 
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The labels of the test images, int64 (N,)."""
-        if self.published is not None:
-            path = self.published / "labels.npy"
-            labels = open_array(path)
-            return checked_labels(path, labels, len(labels))[: self.suite.rows]
-        assert self.clean is not None
-        assert self.clean.labels is not None
-        return self.clean.labels
-
-    def read(self, cell: Cell, indices: NDArray[np.int64], seed: int) -> NDArray[np.uint8]:
-        """Return images of a cell, uint8 (n, size, size, 3)."""
+    def read(self, cell: Cell, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return some of a cell's images, uint8 (n, size, size, 3)."""
         if cell.corruption is None or cell.severity is None:
-            return self._read_clean(indices)
+            return self._read_clean(batch)
         if self.published is not None:
-            return np.asarray(self._rows(cell)[indices])
+            return np.asarray(self._rows(cell)[batch])
         from recal.corruptions import corrupt
 
         return corrupt(
-            self._read_clean(indices), cell.corruption, cell.severity,
-            family=self.suite.parameters, seed=seed, indices=indices,
+            self._read_clean(batch), cell.corruption, cell.severity,
+            family=self.suite.parameters, seed=self.seed, indices=batch,
         )  # fmt: skip
 
-    def fingerprint(self, cell: Cell, indices: NDArray[np.int64], seed: int) -> str:
-        """Return a hash of what determines a cell's images and labels."""
-        if cell.corruption is not None and self.published is not None:
-            rows = self._rows(cell)
-            digest = hashlib.sha256(self.labels[indices].astype("<i8").tobytes())
-            for part in np.array_split(indices, max(1, len(indices) // 1024)):
-                digest.update(rows[part].tobytes())
-            return digest.hexdigest()
+    def fingerprint(self, cell: Cell) -> str:
+        """Return a hash of what determines the images and labels that are used of a cell."""
         if cell.corruption is None:
-            return self._clean_fingerprint(indices)
-        text = f"{self._clean_fingerprint(indices)} {cell.name} {self.suite.parameters} {seed}"
-        return hashlib.sha256(text.encode()).hexdigest()
+            return self._clean_fingerprint
+        if self.published is None:
+            text = f"{self._clean_fingerprint} {cell.name} {self.suite.parameters} {self.seed}"
+            return hashlib.sha256(text.encode()).hexdigest()
+        rows = self._rows(cell)
+        digest = hashlib.sha256(self.labels[self.indices].astype("<i8").tobytes())
+        for part in np.array_split(self.indices, max(1, len(self.indices) // 1024)):
+            digest.update(rows[part].tobytes())
+        return digest.hexdigest()
 
     def _rows(self, cell: Cell) -> NDArray[np.uint8]:
         assert self.published is not None
@@ -98,30 +94,46 @@ class SuiteImages:
             raise InputError(f"{path}: expected uint8 {expected}, got {array.dtype} {array.shape}.")
         return array[(cell.severity - 1) * rows : cell.severity * rows]
 
-    def _clean_fingerprint(self, indices: NDArray[np.int64]) -> str:
-        assert self.clean is not None
-        if not hasattr(self, "_clean_hash"):
-            policy = load_policy(self.suite.family, "clean")
-            text = f"{self.clean.fingerprint(indices.tolist())} {policy.sha256} {self.size}"
-            self._clean_hash = hashlib.sha256(text.encode()).hexdigest()
-        return self._clean_hash
-
-    def _read_clean(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    @cached_property
+    def _prepared(self) -> PolicyImages:
         from recal.data.loading import PolicyImages
 
         assert self.clean is not None
-        images = PolicyImages(self.clean, load_policy(self.suite.family, "clean"), 0, self.size)
+        return PolicyImages(self.clean, load_policy(self.suite.family, "clean"), 0, self.size)
+
+    @cached_property
+    def _clean_fingerprint(self) -> str:
+        assert self.clean is not None
+        content = self.clean.fingerprint(self.indices.tolist())
+        text = f"{content} {self._prepared.policy.sha256} {self.size}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def _decoded(self) -> dict[int, NDArray[np.uint8]]:
+        return {}
+
+    def _read_clean(self, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
         # every cell reads the same clean images: decode them once where they fit
-        keep = len(self.clean) * self.size**2 * 3 <= KEPT_BYTES
-        wanted = [int(index) for index in indices]
-        read = {i: self._prepared[i] if i in self._prepared else images[i].numpy() for i in wanted}
-        if keep:
-            self._prepared |= read
-        return np.stack([read[i] for i in wanted])
+        keep = len(self.indices) * self.size**2 * 3 <= KEPT_BYTES
+        images = []
+        for index in batch.tolist():
+            image = self._decoded.get(index)
+            if image is None:
+                image = self._prepared[index].numpy()
+                if keep:
+                    self._decoded[index] = image
+            images.append(image)
+        return np.stack(images)
 
 
 def open_suite_images(
-    suite: Suite, data: Path | None, size: int, cells: Sequence[Cell]
+    suite: Suite,
+    data: Path | None,
+    size: int,
+    cells: Sequence[Cell],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> SuiteImages:
     """Find the images of a suite.
 
@@ -129,7 +141,9 @@ def open_suite_images(
         suite: The suite.
         data: The user's folder, or None to look in the usual places.
         size: Side of the network's input in pixels.
-        cells: The corrupted cells wanted: published files are used if all of theirs are there.
+        cells: The corrupted cells wanted; published files must hold all of them.
+        limit: Use a stratified sample of so many images.
+        seed: Of that sample, and of corruptions made on the fly.
 
     Raises:
         InputError: There are neither clean images nor published files, labels are missing or beyond
@@ -147,17 +161,24 @@ def open_suite_images(
         if published is None:
             raise InputError(_how_to_get(suite, data, error)) from error
         clean = None
-    images = SuiteImages(suite, clean, published, size)
     if published is not None:
         _check_published(suite, published, cells)
-    labels = images.labels
+        path = published / "labels.npy"
+        labels = checked_labels(path, open_array(path)[: suite.rows], suite.rows)
+    else:
+        assert clean is not None
+        assert clean.labels is not None
+        labels = clean.labels
     for found in (labels, clean.labels if clean is not None else None):
         if found is not None and (found.min() < 0 or found.max() >= suite.classes):
             raise InputError(
                 f"suite {suite.name}: expected labels 0 to {suite.classes - 1}, got "
                 f"{found.min()} to {found.max()}. Is this another data set?"
             )
-    return images
+    return SuiteImages(
+        suite=suite, clean=clean, published=published, size=size, labels=labels,
+        indices=stratified_sample(labels, limit, seed), seed=seed,
+    )  # fmt: skip
 
 
 def _find_published(suite: Suite, data: Path | None) -> Path | None:
@@ -190,12 +211,15 @@ def _how_to_get(suite: Suite, data: Path | None, error: InputError) -> str:
         return str(error)
     ways = f"the clean test images ({suite.family}, {suite.classes} classes)"
     if suite.folders:
-        ways = f"the published .npy files ({suite.folders[0]}/), or {ways} to regenerate them from"
+        ways = (
+            f"the published .npy files ({suite.folders[0]}/, to be downloaded by `recal data fetch "
+            f"{suite.name}`), or {ways} to regenerate them from"
+        )
     reason = f" ({error})" if data is not None else f" {places_searched(data)}"
     return f"suite {suite.name}: expected {ways}, got neither.{reason}"
 
 
-def stratified_sample(labels: NDArray[np.int64], limit: int | None, seed: int) -> Any:
+def stratified_sample(labels: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
     """Return the indices of `limit` images, as even over the classes as can be, in order.
 
     Files often come sorted by class, so the first ones would not do.

@@ -33,9 +33,7 @@ def compute_cells(
     cells: Sequence[Cell],
     targets: Sequence[Target],
     images: SuiteImages,
-    indices: NDArray[np.int64],
     *,
-    seed: int,
     folder: Path,
     backend: str,
     device: str,
@@ -47,9 +45,7 @@ def compute_cells(
     Args:
         cells: In the order of the work.
         targets: All of the same input size and number of classes.
-        images: Where the cells' images come from.
-        indices: Which images of each cell.
-        seed: Of corruptions made on the fly.
+        images: Where the cells' images come from, and which are used.
         folder: The run's.
         backend: `onnxruntime` or `torch`.
         device: For torch.
@@ -65,14 +61,14 @@ def compute_cells(
     columns: dict[tuple[str, Cell], Columns] = {}
     failures: list[str] = []
     predictors: dict[str, Predictor] = {}
-    total = len(cells) * len(indices)
+    total = len(cells) * len(images.indices)
     for number, cell in enumerate(cells):
-        done = number * len(indices)
+        done = number * len(images.indices)
         try:
-            data = images.fingerprint(cell, indices, seed)
+            data = images.fingerprint(cell)
             missing: dict[str, str] = {}
             for target in targets:
-                key = _cell_key(target, cell, data, indices, backend)
+                key = _cell_key(target, cell, data, images.indices, backend)
                 found = read_cell(cell_file(folder, target.sha256, cell.name), key)
                 if found is None:
                     missing[target.name] = key
@@ -84,7 +80,7 @@ def compute_cells(
             wanted = {name: predictors[name] for name in missing}
             scores = _Scores(wanted, images.labels, images.suite.classes)
             if missing:
-                for batch, pixels in _read_ahead(images, cell, indices, seed, batch_size):
+                for batch, pixels in _read_ahead(images, cell, batch_size):
                     scores.add(batch, pixels)
                     progress(done + scores.images, total)
         except InputError as error:
@@ -98,7 +94,7 @@ def compute_cells(
                 path = cell_file(folder, target.sha256, cell.name)
                 write_cell(path, result, missing[target.name])
                 columns[target.name, cell] = result
-        progress(done + len(indices), total)
+        progress(done + len(images.indices), total)
     if failures and not columns:
         raise RecalError("every cell failed. " + " ".join(failures[:3]))
     return columns, failures
@@ -156,15 +152,15 @@ class _Scores:
 
 
 def _read_ahead(
-    images: SuiteImages, cell: Cell, indices: NDArray[np.int64], seed: int, batch_size: int
+    images: SuiteImages, cell: Cell, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Yield the batches of a cell; the next one is read and corrupted while one is in use."""
-    starts = range(0, len(indices), batch_size)
-    batches = [indices[start : start + batch_size] for start in starts]
+    starts = range(0, len(images.indices), batch_size)
+    batches = [images.indices[start : start + batch_size] for start in starts]
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(images.read, cell, batches[0], seed)
+        ahead = pool.submit(images.read, cell, batches[0])
         for i, batch in enumerate(batches):
             pixels = ahead.result()
             if i + 1 < len(batches):
-                ahead = pool.submit(images.read, cell, batches[i + 1], seed)
+                ahead = pool.submit(images.read, cell, batches[i + 1])
             yield batch, pixels

@@ -45,7 +45,9 @@ def calibration_images(spec: ModelSpec, data: str | Path | None) -> ImageSource:
         InputError: There are none.
     """
     names = load_family(spec.family).folders.get(spec.classes, ())
-    return find_images(data, names, TRAIN, classes=None, what=f"calibration images ({spec.family})")
+    folder = None if data is None else Path(data)
+    what = f"calibration images ({spec.family})"
+    return find_images(folder, names, TRAIN, classes=None, what=what)
 
 
 @overload

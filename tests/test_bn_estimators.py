@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recal import calibrate
-from recal.bn.estimators import ESTIMATORS, consistent, pooled
+from recal.bn.estimators import ESTIMATORS, consistent, ema, mean_of_batches, pooled
 from recal.errors import InputError
 
 
@@ -151,7 +151,8 @@ def test_estimating_leaves_the_network_as_it_was_even_after_an_error(name):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_layer_without_data_is_left_out_and_a_stored_nan_does_no_harm(name):
     network = make_network()
-    network.bn1.running_mean.fill_(float("nan"))
+    if name != "ema":  # which goes on from what is stored
+        network.bn1.running_mean.fill_(float("nan"))
     moments = ESTIMATORS[name](network, [make_images(8)])
     assert set(moments) == {"bn1", "bn2", "bn3"}
     assert all(m.mean.isfinite().all() for m in moments.values())
@@ -186,17 +187,46 @@ def test_no_images_and_images_with_nan_are_refused():
         calibrate(make_network(), [images])
 
 
-def test_pooled_differs_from_the_mean_of_batch_variances_by_what_lies_between_batches():
-    # torch's own update_bn averages unbiased batch variances: the peer's fault, shown
-    network = nn.Sequential(nn.BatchNorm2d(1))
-    rng = np.random.default_rng(0)
-    batches = [
-        torch.from_numpy((rng.normal(size=(4, 1, 2, 2)) + 3 * i).astype(np.float32))
-        for i in range(4)
-    ]
-    truth = np.concatenate([b.numpy() for b in batches]).astype(np.float64).var()
-    assert abs(float(pooled(network, batches)["0"].variance) - truth) < 1e-5 * truth
+def updated_by_torch(network, batches):
+    """Let torch's own `update_bn` re-estimate a copy, with dropout off as in every estimator."""
+    network = copy.deepcopy(network)
+    network.drop = nn.Identity()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.optim.swa_utils.update_bn(batches, network)
-    assert float(network[0].running_var) < 0.2 * truth
+    return network
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_mean_of_batches_is_what_update_bn_computes(split):
+    batches = list(make_images(32).double().split(split))
+    network = make_network().double()
+    found = mean_of_batches(network, batches)
+    peer = updated_by_torch(network, batches)
+    for name, moments in found.items():
+        layer = getattr(peer, name)
+        np.testing.assert_allclose(moments.mean, layer.running_mean, rtol=1e-12)
+        np.testing.assert_allclose(moments.variance, layer.running_var, rtol=1e-12)
+
+
+def test_ema_goes_on_from_the_stored_statistics_as_training_does():
+    batches = list(make_images(32).double().split(8))
+    network = make_network().double()
+    first = [network.conv1(batch).detach().numpy() for batch in batches]
+    mean, variance = network.bn1.running_mean.numpy(), network.bn1.running_var.numpy()
+    for values in first:
+        mean = 0.9 * mean + 0.1 * values.mean((0, 2, 3))
+        variance = 0.9 * variance + 0.1 * values.var((0, 2, 3), ddof=1)
+    found = ema(network, batches)
+    np.testing.assert_allclose(found["bn1"].mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(found["bn1"].variance, variance, rtol=1e-12)
+
+
+def test_pooled_counts_what_lies_between_batches_and_the_mean_of_batches_does_not():
+    network = nn.Sequential(nn.BatchNorm2d(1))
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 4, 1, 2, 2)) + 3 * np.arange(4)[:, None, None, None, None]
+    batches = list(torch.from_numpy(values))
+    truth = values.var()
+    np.testing.assert_allclose(pooled(network.double(), batches)["0"].variance, [truth], rtol=1e-12)
+    assert float(mean_of_batches(network, batches)["0"].variance) < 0.2 * truth

@@ -38,26 +38,81 @@ def pooled(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Mom
     Returns:
         Moments of the values at each BatchNorm layer that saw any, by path.
     """
-    network = copy.deepcopy(network).eval()
-    pooled_moments: dict[str, Moments] = {}
+    found: dict[str, Moments] = {}
 
-    def collect(name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
-        # with momentum 1 the running statistics are those of this batch, at no further cost
-        count = values.numel() // values.shape[1]
+    def collect(name: str, count: int, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
+        batch = Moments(count, mean, unbiased * (count - 1))
+        seen = found.get(name)
+        found[name] = batch if seen is None else seen.merge(batch)
+
+    # with momentum 1 the running statistics are those of the batch, at no further cost
+    _train_statistics(network, batches, collect, momentum=1.0, reset=True)
+    return found
+
+
+@torch.inference_mode()
+def mean_of_batches(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
+    """Average means and unbiased variances of training-mode batches, each batch counting alike.
+
+    What `torch.optim.swa_utils.update_bn` computes, for comparison: the variance between batches is
+    missing, and a small last batch counts as a whole one.
+    """
+    return _last_statistics(network, batches, momentum=None, reset=True)
+
+
+@torch.inference_mode()
+def ema(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
+    """Go on with training's moving average from the stored statistics, for comparison.
+
+    Every batch's mean and unbiased variance enter with PyTorch's default momentum, 0.1.
+    """
+    return _last_statistics(network, batches, momentum=0.1, reset=False)
+
+
+def _last_statistics(
+    network: nn.Module, batches: Iterable[torch.Tensor], *, momentum: float | None, reset: bool
+) -> dict[str, Moments]:
+    """Return the running statistics after the last batch, as moments of all values seen."""
+    found: dict[str, Moments] = {}
+
+    def collect(name: str, count: int, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        total = count + (found[name].count if name in found else 0)
+        found[name] = Moments(total, mean, variance * total)
+
+    _train_statistics(network, batches, collect, momentum=momentum, reset=reset)
+    return found
+
+
+def _train_statistics(
+    network: nn.Module,
+    batches: Iterable[torch.Tensor],
+    collect: Callable[[str, int, torch.Tensor, torch.Tensor], None],
+    *,
+    momentum: float | None,
+    reset: bool,
+) -> None:
+    """Run batches with the BatchNorm layers of a copy in training mode, all else in eval mode.
+
+    Calls `collect` after each layer with its path, the values a channel, and the layer's running
+    mean and variance, float64 copies.
+    """
+    network = copy.deepcopy(network).eval()
+
+    def after(name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
         assert layer.running_mean is not None
         assert layer.running_var is not None
         # copied, because the next batch writes into the same tensors
         mean = layer.running_mean.to(torch.float64, copy=True)
-        batch = Moments(count, mean, layer.running_var.double() * (count - 1))
-        seen = pooled_moments.get(name)
-        pooled_moments[name] = batch if seen is None else seen.merge(batch)
+        variance = layer.running_var.to(torch.float64, copy=True)
+        collect(name, values.numel() // values.shape[1], mean, variance)
 
     for name, layer in batch_norms(network).items():
         layer.train()
-        layer.momentum = 1.0
-        layer.reset_running_stats()  # a stored NaN would survive its weight of zero
+        layer.momentum = momentum
+        if reset:
+            layer.reset_running_stats()  # a stored NaN would survive its weight of zero
         layer.register_forward_hook(
-            lambda layer, inputs, _, name=name: collect(name, layer, inputs[0])
+            lambda layer, inputs, _, name=name: after(name, layer, inputs[0])
         )
     for batch in batches:
         try:
@@ -69,7 +124,6 @@ def pooled(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Mom
                 "calibration: expected more than one value per channel in every batch, got a batch "
                 f"of {len(batch)}. Use more images, another batch size, or --estimator consistent."
             ) from error
-    return pooled_moments
 
 
 class _LayerReachedError(Exception):
@@ -132,4 +186,6 @@ def set_statistics(layer: _BatchNorm, moments: Moments) -> None:
 ESTIMATORS: dict[str, Callable[[nn.Module, Iterable[torch.Tensor]], dict[str, Moments]]] = {
     "pooled": pooled,
     "consistent": consistent,
+    "ema": ema,
+    "mean-of-batches": mean_of_batches,
 }

@@ -19,7 +19,10 @@ from recal.cli.options import choose_device, default_workers, model_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The variant's file.")
 @click.option("--affine", help="Branch that lends weight and bias.  [main; aux0 for strong]")
 @click.option(
-    "--estimator", default="pooled", show_default=True, help="How to estimate: pooled, consistent."
+    "--estimator",
+    default="pooled",
+    show_default=True,
+    help="pooled, consistent, ema, mean-of-batches.",
 )
 @click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(1), help="Images at most."

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import filelock
+
 from recal.errors import InputError, RecalError
 
 if TYPE_CHECKING:
@@ -50,6 +52,30 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep every other process out of it for the block.
+
+    Raises:
+        RecalError: Another process is at work in it, or it cannot be written.
+    """
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RecalError(
+            f"{folder}: another recal is at work there. Wait for it, or name another folder with "
+            "-o."
+        ) from error
+    except OSError as error:
+        raise RecalError(f"{folder}: cannot be written ({error.strerror or error}).") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_file(path: Path, what: str) -> None:

@@ -10,8 +10,9 @@ from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
 from recal.bn.variant import save_variant
 from recal.errors import InputError, RecalError, UsageError
 from recal.evaluation.images import open_suite_images, stratified_sample
-from recal.evaluation.runs import cell_file, locked_run, read_cell, read_target_cell, write_cell
+from recal.evaluation.runs import cell_file, read_cell, read_target_cell, write_cell
 from recal.evaluation.suites import Cell, load_suite
+from recal.files import locked
 
 PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 
@@ -180,6 +181,9 @@ def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoi
     assert run.document["summary"][0]["clean_accuracy"] is None
     assert run.document["summary"][0]["mean_corruption_error"] is not None
     assert len(run.document["cells"]) == 10
+    # a folder that `recal data generate` wrote is no published one
+    (folder / "PROVENANCE.json").write_text('{"label": "regenerated: by somebody"}')
+    assert images.provenance == "regenerated: by somebody"
     # in the folder itself, too
     assert open_suite_images(suite, folder, 32, cells).published == folder
 
@@ -232,12 +236,12 @@ def test_a_target_with_nan_is_named_and_the_others_go_on(split_checkpoint, class
 
 def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path):
     with (
-        locked_run(tmp_path / "run"),
+        locked(tmp_path / "run"),
         pytest.raises(RecalError, match="another recal is at work"),
-        locked_run(tmp_path / "run"),
+        locked(tmp_path / "run"),
     ):
         pass
-    with locked_run(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
 
 

@@ -16,11 +16,12 @@ from recal.errors import InputError
 from recal.evaluation.backends import choose_backend
 from recal.evaluation.images import open_suite_images
 from recal.evaluation.metrics import score, summarise
-from recal.evaluation.runs import json_digest, locked_run, write_csv, write_json
+from recal.evaluation.runs import json_digest, write_csv, write_json
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
 from recal.evaluation.summary import summarise_targets
 from recal.evaluation.targets import Target, resolve_targets
 from recal.evaluation.work import compute_cells
+from recal.files import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -158,7 +159,7 @@ def _evaluate_targets(
         "versions": {"recal": __version__, "torch": torch.__version__},
     }
     folder = output or Path("runs") / f"{suite.name}-{json_digest(request)[:12]}"
-    with locked_run(folder):
+    with locked(folder):
         write_json(folder / "run.json", request)
         columns, failures = compute_cells(
             cells, targets, images,

@@ -12,6 +12,7 @@ import numpy as np
 from recal.data.finding import candidates, find_images, places_searched
 from recal.data.layouts import TEST, checked_labels, open_array
 from recal.data.policies import load_family, load_policy
+from recal.data.provenance import REGENERATED, label_of
 from recal.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = 1 << 30
 PUBLISHED = "published files"
-REGENERATED = "regenerated: not comparable digit for digit with the published set"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,7 +56,10 @@ class SuiteImages:
         """What the corrupted images are, or None for a clean suite."""
         if not self.suite.corruptions:
             return None
-        return PUBLISHED if self.published is not None else REGENERATED
+        if self.published is None:
+            return REGENERATED
+        # a folder of the published layout may itself have been regenerated
+        return label_of(self.published) or PUBLISHED
 
     def read(self, cell: Cell, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return some of a cell's images, uint8 (n, size, size, 3)."""

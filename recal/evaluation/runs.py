@@ -6,18 +6,16 @@ import csv
 import hashlib
 import io
 import json
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recal.errors import InputError, RecalError
+from recal.errors import InputError
 from recal.files import whole_file, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
@@ -25,30 +23,6 @@ if TYPE_CHECKING:
 
 KEY = b"recal.key"
 Columns = dict[str, "NDArray[np.generic]"]
-
-
-@contextmanager
-def locked_run(folder: Path) -> Iterator[Path]:
-    """Create a run's folder and keep every other process out of it for the block.
-
-    Raises:
-        RecalError: Another process is at work in it, or it cannot be written.
-    """
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise RecalError(
-            f"{folder}: another recal is at work in this run. Wait for it, or name another folder "
-            "with -o."
-        ) from error
-    except OSError as error:
-        raise RecalError(f"{folder}: cannot be written ({error.strerror}).") from error
-    try:
-        yield folder
-    finally:
-        lock.release()
 
 
 def cell_file(folder: Path, target_sha256: str, cell_name: str) -> Path:

@@ -37,9 +37,10 @@ class Variant:
             without affine have only the last two.
         weights_sha256: Hash of the other tensors, the only ones that the variant fits.
         spec: Architecture and preprocessing.
-        affine: The branch that lends weight and bias.
-        statistics: Where the statistics come from: `{"source": "branch", "branch": ...}` or
-            `{"source": "policy", ...}` with all that is needed to estimate them again.
+        affine: The branch that lends weight and bias, `mix` where it is of several.
+        statistics: Where the statistics come from: `{"source": "branch", "branch": ...}`,
+            `{"source": "policy", ...}` with all that is needed to estimate them again, or
+            `{"source": "mix", ...}` with what was mixed.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -56,6 +57,8 @@ class Variant:
             return self.affine
         if source == "branch":
             return f"{self.affine}, statistics of {self.statistics['branch']}"
+        if source == "mix":
+            return str(self.statistics["label"])
         return f"{self.affine}, {self.statistics['policy']} statistics"
 
     @property

@@ -19,8 +19,10 @@ COMMANDS = {
     "demo": ("recal.cli.demo", "Run the whole flow on the bundled sample, offline."),
     "inspect": ("recal.cli.inspect", "Say which BatchNorm branches a checkpoint holds."),
     "calibrate": ("recal.cli.calibrate", "Re-estimate BatchNorm statistics; write a variant."),
+    "mix": ("recal.cli.mix", "Mix variants: the path between branches, or towards a prior."),
     "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),
     "export": ("recal.cli.export", "Write a variant as an ONNX file that is proven to match."),
+    "data": ("recal.cli.data", "List, fetch, verify and regenerate data sets; show corruptions."),
 }
 
 

@@ -9,7 +9,7 @@ run. The generators' functions are taken out of their scripts, because those sta
 their authors when imported; what has gone from NumPy, scikit-image and Pillow since is put back.
 With `--fidelity` the spread of both is compared instead, over many draws.
 """
-
+# ruff: noqa: B023  (the closures are called before their loop goes on)
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def save(path: Path, content: dict) -> None:
     """Write a checkpoint whole or not at all."""
     partial = path.with_suffix(".partial")
     torch.save(content, partial)
-    os.replace(partial, path)
+    os.replace(partial, path)  # noqa: PTH105
 
 
 if __name__ == "__main__":

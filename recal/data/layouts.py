@@ -122,7 +122,7 @@ def _arrays(folder: Path, split: str) -> ImageSource | None:
     return None
 
 
-class _refusing_bad_arrays:
+class _refusing_bad_arrays:  # noqa: N801  (reads as a verb where it is used)
     """Turn what NumPy raises on a malformed array file into an `InputError`."""
 
     def __init__(self, path: Path) -> None:

@@ -30,7 +30,7 @@ def write_report(document: Mapping[str, Any], path: Path) -> None:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # the SVG is matplotlib's, which escapes the labels in it
-    svg = Markup(to_svg(trade_off_figure(document))) if has_trade_off(document) else None
+    svg = Markup(to_svg(trade_off_figure(document))) if has_trade_off(document) else None  # noqa: S704
     html = environment.get_template("page.html.j2").render(
         document=document,
         corruptions=mean_accuracies(document),

@@ -132,6 +132,12 @@ def _read(folder: Path, family: str, start: int, stop: int) -> NDArray[np.uint8]
     return np.stack(images)
 
 
+def forget_images() -> None:
+    """Forget the images that were opened: their files may have changed since."""
+    open_clean.cache_clear()
+    _read_all.cache_clear()
+
+
 def write_array(task: Task) -> int:
     """Write `<corruption>.npy`: uint8 (5 N, H, W, 3), severity after severity.
 

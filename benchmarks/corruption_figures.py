@@ -7,6 +7,7 @@ draw nothing: some of the values of their output. For the others, over many draw
 deviation (over the draws of one image, root mean square over images) of the RMSE to the clean
 image, of the mean shift a channel, and of the shares of the difference's power in four bands.
 """
+# ruff: noqa: E402  (the path is set first)
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import numpy as np
-from corruption_images import sampled, figures_of, photographs, write_textures
+from corruption_images import figures_of, photographs, sampled, write_textures
 from corruptions import SCRIPTS, load_originals, original
 
 EXACT = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression",

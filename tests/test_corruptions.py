@@ -1,5 +1,6 @@
 """`corrupt`: its contract for every corruption."""
 
+import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,9 @@ import pytest
 from corruption_images import photographs, write_textures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
+from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, Corruption, corrupt
 from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import FAMILIES
 from recal.corruptions.table import OPERATIONS
@@ -125,12 +127,13 @@ def test_tiny_images_work_or_are_refused(name):
     """Down to one pixel there is a result or an InputError that names a size, nothing else."""
     for height, width in ((1, 1), (2, 2), (3, 9), (12, 3), (7, 7), (9, 40)):
         images = np.full((1, height, width, 3), 90, np.uint8)
-        for family in FAMILIES:
-            for severity in (1, 5):
-                try:
-                    assert corrupt(images, name, severity, family=family).shape == images.shape
-                except InputError as error:
-                    assert "pixels" in str(error)
+        for family, severity in itertools.product(FAMILIES, (1, 5)):
+            message = ""
+            try:
+                assert corrupt(images, name, severity, family=family).shape == images.shape
+            except InputError as error:
+                message = str(error)
+            assert not message or "pixels at this severity" in message
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -209,3 +212,19 @@ def test_importing_is_light():
     code = f"import sys, recal.corruptions; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_transform_takes_and_gives_images_and_arrays():
+    """Its draws are those of `corrupt` for an index, and else keyed by the pixels."""
+    first, second = photographs(2)
+    transform = Corruption("gaussian_noise", 3, family="cifar", seed=2)
+    expected = corrupt(first[None], "gaussian_noise", 3, family="cifar", seed=2, indices=[9])[0]
+    np.testing.assert_array_equal(transform(first, index=9), expected)
+    np.testing.assert_array_equal(transform(Image.fromarray(first), index=9), expected)
+    assert isinstance(transform(Image.fromarray(first)), Image.Image)
+    np.testing.assert_array_equal(transform(first), transform(first))
+    noises = [transform(image).astype(int) - image for image in (first, second)]
+    assert not np.array_equal(*noises)
+    for mode in ("L", "RGBA"):
+        with pytest.raises(InputError, match=rf"got {mode}\. Convert it"):
+            transform(Image.fromarray(first).convert(mode))

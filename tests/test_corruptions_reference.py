@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recal.corruptions import corrupt
-from recal.corruptions.blur import smear
+from recal.corruptions.motion import smear
 from recal.corruptions.parameters import FAMILIES
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"

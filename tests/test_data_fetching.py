@@ -218,9 +218,7 @@ def offer(server, monkeypatch, tmp_path):
             server.files[f"part{number}.tar.gz"] = body
             digest = hashlib.md5(body).hexdigest()
             downloads.append(Download(f"{server.url}/part{number}.tar.gz", digest))
-        toy = PublishedSet(
-            title="Toy", folder="Toy-C", downloads=tuple(downloads), gigabytes=0.0
-        )
+        toy = PublishedSet(title="Toy", folder="Toy-C", downloads=tuple(downloads), gigabytes=0.0)
         monkeypatch.setitem(PUBLISHED, "toy", toy)
         return fetch("toy", tmp_path / "data", ignore)
 

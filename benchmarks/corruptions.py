@@ -59,7 +59,7 @@ BOUNDS = {
     "jpeg_compression": "JPEG codec",
     "gaussian_blur": "arithmetic",
     "spatter": "random numbers; OpenCV's passes",
-    "saturate": "memory (look-ups)",
+    "saturate": "arithmetic: HSV",
 }
 
 

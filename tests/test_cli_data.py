@@ -1,8 +1,13 @@
 """`recal data`."""
 
+import hashlib
 import json
 import subprocess
 import sys
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ from corruption_images import photographs, write_textures
 from PIL import Image
 
 from recal.cli.data import command
-from recal.data.published import PUBLISHED
+from recal.data.published import PUBLISHED, Download, PublishedSet
 from recal.errors import InputError, UsageError, VerificationError
 
 
@@ -61,6 +66,35 @@ def test_generate_then_list_and_verify_show_the_label(place):
         file.write(b"\0\1\2\3")
     with pytest.raises(VerificationError, match=r"fog\.npy differs"):
         run("verify", out)
+
+
+def test_fetch_puts_a_set_into_the_folder_of_data(place, monkeypatch):
+    """Downloaded from a server on the loopback, unpacked, verified; the second time nothing moves."""
+    served = place / "served"
+    served.mkdir()
+    (place / "labels.npy").write_bytes(b"labels")
+    with tarfile.open(served / "Toy-C.tar", "w") as tar:
+        tar.add(place / "labels.npy", "Toy-C/labels.npy")
+    md5 = hashlib.md5((served / "Toy-C.tar").read_bytes()).hexdigest()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served))) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}/Toy-C.tar"
+        toy = PublishedSet(
+            title="Toy", folder="Toy-C", downloads=(Download(url, md5),), gigabytes=0.0
+        )
+        monkeypatch.setitem(PUBLISHED, "toy", toy)
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            assert str(place / "data" / "Toy-C") in run("fetch", "toy")
+        finally:
+            server.shutdown()
+    assert (place / "data" / "Toy-C" / "labels.npy").read_bytes() == b"labels"
+    assert "1 files as recorded" in run("verify", "toy")
+    assert str(place / "data" / "Toy-C") in run("fetch", "toy")
 
 
 def test_verify_of_nothing_says_what_is_missing(place):

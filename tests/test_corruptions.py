@@ -1,10 +1,12 @@
 """`corrupt`: its contract for every corruption."""
 
+import io
 import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from corruption_images import photographs, write_textures
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, Corruption, corrupt
+from recal.corruptions.compiled import compiled
+from recal.corruptions.digital import pixelate
 from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import FAMILIES
 from recal.corruptions.table import OPERATIONS
@@ -228,3 +232,39 @@ def test_transform_takes_and_gives_images_and_arrays():
     for mode in ("L", "RGBA"):
         with pytest.raises(InputError, match=rf"got {mode}\. Convert it"):
             transform(Image.fromarray(first).convert(mode))
+
+
+def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
+    """A read-only installation without a home costs the compilation in every process, no more."""
+    real = numba.njit
+
+    def njit(function, **options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(function, **options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert compiled(lambda x: x + 1)(2) == 3
+
+
+@pytest.mark.parametrize("side", [32, 61, 224])
+def test_jpeg_is_pillows_own_codec(side):
+    """The pixels that saving and opening a file give."""
+    image = photographs(1, side)[0]
+    for severity, quality in enumerate((80, 65, 58, 50, 40), start=1):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as decoded:
+            expected = np.asarray(decoded)
+        got = corrupt(image[None], "jpeg_compression", severity, family="cifar")[0]
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.3, 0.5, 0.65, 0.95])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (224, 224), (45, 67)])
+def test_pixelate_is_pillows_box_filter(factor, height, width):
+    image = np.ascontiguousarray(photographs(1, 224)[0][:height, :width])
+    box = Image.Resampling.BOX
+    small = Image.fromarray(image).resize((int(width * factor), int(height * factor)), box)
+    expected = np.asarray(small.resize((width, height), box))
+    np.testing.assert_array_equal(pixelate(image[None], 1.0, None, factor)[0], expected)

@@ -221,8 +221,11 @@ def _write_jpegs(paths: list[Path], images: NDArray[np.uint8]) -> None:
 
 
 def begin_worker() -> None:
-    """Make a worker process end with its parent, even when that is killed."""
+    """Make a worker process end with its parent, even when that is killed, and not by itself."""
+    import signal
     from multiprocessing import parent_process
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says when to stop
 
     parent = parent_process()
     if parent is not None:

@@ -69,7 +69,7 @@ def test_generate_then_list_and_verify_show_the_label(place):
 
 
 def test_fetch_puts_a_set_into_the_folder_of_data(place, monkeypatch):
-    """Downloaded from a server on the loopback, unpacked, verified; the second time nothing moves."""
+    """Downloaded from a server on the loopback, unpacked, verified; then it is there."""
     served = place / "served"
     served.mkdir()
     (place / "labels.npy").write_bytes(b"labels")

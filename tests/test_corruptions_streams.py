@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from recal.corruptions.elastic import _affine_maps
 from recal.corruptions.streams import Draws, derive_key, fill_words, first_uniforms, normal, uniform
 
 
@@ -65,3 +66,22 @@ def test_normals_are_the_quantile_function():
     shares = (np.concatenate([words, ~words, [0, 2**32 - 1]]).astype(np.float64) + 0.5) / 2**32
     got = np.array([normal(share) for share in shares])
     np.testing.assert_allclose(got, special.ndtri(shares), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "reach"), [(32, 32, 2.56), (224, 224, 48.8), (60, 90, 5)]
+)
+def test_elastic_points_move_uniformly(height, width, reach):
+    """The map takes three points back from where they moved by U(-reach, reach) along each axis."""
+    maps = _affine_maps(Draws(derive_key(0, "elastic", 1), np.arange(2000)), height, width, reach)
+    size = min(height, width) // 3
+    points = np.array([width // 2, height // 2]) + size * np.array([[1, 1], [1, -1], [-1, -1]])
+    moved = np.linalg.solve(maps[:, None, :, :2], (points - maps[:, None, :, 2])[..., None])[..., 0]
+    moves = (moved - points) / reach
+    assert np.abs(moves).max() <= 1 + 1e-9
+    for point in range(3):
+        for axis in range(2):
+            sample = (moves[:, point, axis] + 1) / 2
+            assert stats.kstest(sample, "uniform").pvalue > 1e-4
+    together = np.corrcoef(moves.reshape(2000, 6).T) - np.eye(6)
+    assert np.abs(together).max() < 0.1

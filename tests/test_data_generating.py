@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_without_a_wrong_byte(name, workers, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for _ in range(2):  # begun, and the first task done
         assert process.stdout.readline()
-    time.sleep(0.05)
+    time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()

@@ -59,12 +59,17 @@ BOUNDS = {
     "jpeg_compression": "JPEG codec",
     "gaussian_blur": "arithmetic",
     "spatter": "random numbers; OpenCV's passes",
-    "saturate": "memory (look-ups)",
+    "saturate": "arithmetic: HSV",
 }
 
 
-def load_originals(script):
-    """Return the functions that a generator's script defines, by name."""
+def load_originals(script, *, rounded=False):
+    """Return the functions that a generator's script defines, by name.
+
+    Args:
+        script: The script's path.
+        rounded: Round ImageMagick's 16-bit results to 8 bits, where its writers truncate.
+    """
     import skimage
     import skimage.color
     import skimage.filters
@@ -114,7 +119,21 @@ def load_originals(script):
         if n.name in (*ALL, "disk", "plasma_fractal", "clipped_zoom", "MotionImage")
     ]
     exec(compile(ast.Module(wanted, []), str(script), "exec"), names)
+    if rounded and names["WandImage"] is not object:
+        names["MotionImage"] = _rounding(names["MotionImage"])
     return names
+
+
+def _rounding(motion_image):
+    class Rounding(motion_image):
+        def make_blob(self):
+            self.depth = 16
+            wide = np.frombuffer(super().make_blob("png"), np.uint8)
+            wide = cv2.imdecode(wide, cv2.IMREAD_UNCHANGED)
+            narrow = wide if wide.dtype == np.uint8 else np.rint(wide / 257).astype(np.uint8)
+            return cv2.imencode(".png", narrow)[1].tobytes()
+
+    return Rounding
 
 
 def original(functions, name, image, severity):
@@ -266,7 +285,8 @@ def main():
     os.chdir(textures[0].parent)  # where the generators look for them
     figures = {}
     for family in options.families:
-        functions = load_originals(originals / SCRIPTS[family][0]) if originals else {}
+        script = originals / SCRIPTS[family][0] if originals else None
+        functions = load_originals(script, rounded=bool(options.fidelity)) if script else {}
         if options.fidelity:
             fidelity(functions, family, options.only, options.fidelity)
             continue

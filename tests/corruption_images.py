@@ -8,7 +8,7 @@ from recal.corruptions.frost import TEXTURES
 
 def photographs(count=4, side=32, seed=0):
     """Smooth random colours with edges, as photographs have, uint8 (count, side, side, 3)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.RandomState(seed)  # whose numbers are promised never to change
     grid = np.mgrid[:side, :side] / side
     images = []
     for _ in range(count):
@@ -26,7 +26,39 @@ def write_textures(data_folder):
     folder = data_folder / "frost"
     folder.mkdir(parents=True)
     for number, name in enumerate(TEXTURES):
-        coarse = np.random.default_rng(number).random((12, 16, 3)).astype(np.float32)
+        coarse = np.random.RandomState(number).random_sample((12, 16, 3)).astype(np.float32)
         texture = cv2.resize(coarse, (400, 300), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / name), np.clip(texture * 255, 0, 255).astype(np.uint8))
     return folder
+
+
+def sampled(images):
+    """Return 96 values of a batch, spread over it, uint8 (96,)."""
+    places = np.random.RandomState(0).randint(0, images.size, 96)
+    return np.ascontiguousarray(images.reshape(-1)[places])
+
+
+def figures_of(outputs, images):
+    """Return mean and spread of what an image's corruption is like.
+
+    Args:
+        outputs: uint8 (draws, N, H, W, 3).
+        images: uint8 (N, H, W, 3), clean.
+
+    Returns:
+        Means and standard deviations of [RMSE, shift of red, green, blue, share of the difference's
+        power below 1/16, 1/8, 1/4 cycles a pixel, and above]. Deviations are over the draws of one
+        image, root mean square over images.
+    """
+    difference = outputs.astype(np.float64) - images
+    rmse = np.sqrt((difference**2).mean((2, 3, 4)))[..., None]
+    shift = difference.mean((2, 3))
+    power = np.abs(np.fft.fft2(difference.mean(-1))) ** 2
+    side = images.shape[1]
+    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
+    band = np.digitize(radius, [1 / 16, 1 / 8, 1 / 4])
+    shares = np.stack([(power * (band == b)).sum((2, 3)) for b in range(4)], axis=-1)
+    shares /= np.maximum(shares.sum(-1, keepdims=True), 1e-12)
+    figures = np.concatenate([rmse, shift, shares], axis=-1)
+    spread = np.sqrt(figures.var(axis=0, ddof=1).mean(axis=0))
+    return {"mean": figures.mean((0, 1)).tolist(), "deviation": spread.tolist()}

@@ -1,16 +1,22 @@
 """`corrupt`: its contract for every corruption."""
 
+import io
+import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from corruption_images import photographs, write_textures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
+from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, Corruption, corrupt
+from recal.corruptions.compiled import compiled
+from recal.corruptions.digital import pixelate
 from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import FAMILIES
 from recal.corruptions.table import OPERATIONS
@@ -125,12 +131,13 @@ def test_tiny_images_work_or_are_refused(name):
     """Down to one pixel there is a result or an InputError that names a size, nothing else."""
     for height, width in ((1, 1), (2, 2), (3, 9), (12, 3), (7, 7), (9, 40)):
         images = np.full((1, height, width, 3), 90, np.uint8)
-        for family in FAMILIES:
-            for severity in (1, 5):
-                try:
-                    assert corrupt(images, name, severity, family=family).shape == images.shape
-                except InputError as error:
-                    assert "pixels" in str(error)
+        for family, severity in itertools.product(FAMILIES, (1, 5)):
+            message = ""
+            try:
+                assert corrupt(images, name, severity, family=family).shape == images.shape
+            except InputError as error:
+                message = str(error)
+            assert not message or "pixels at this severity" in message
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -209,3 +216,55 @@ def test_importing_is_light():
     code = f"import sys, recal.corruptions; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_transform_takes_and_gives_images_and_arrays():
+    """Its draws are those of `corrupt` for an index, and else keyed by the pixels."""
+    first, second = photographs(2)
+    transform = Corruption("gaussian_noise", 3, family="cifar", seed=2)
+    expected = corrupt(first[None], "gaussian_noise", 3, family="cifar", seed=2, indices=[9])[0]
+    np.testing.assert_array_equal(transform(first, index=9), expected)
+    np.testing.assert_array_equal(transform(Image.fromarray(first), index=9), expected)
+    assert isinstance(transform(Image.fromarray(first)), Image.Image)
+    np.testing.assert_array_equal(transform(first), transform(first))
+    noises = [transform(image).astype(int) - image for image in (first, second)]
+    assert not np.array_equal(*noises)
+    for mode in ("L", "RGBA"):
+        with pytest.raises(InputError, match=rf"got {mode}\. Convert it"):
+            transform(Image.fromarray(first).convert(mode))
+
+
+def test_kernels_compile_where_no_cache_can_be_written(monkeypatch):
+    """A read-only installation without a home costs the compilation in every process, no more."""
+    real = numba.njit
+
+    def njit(function, **options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(function, **options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert compiled(lambda x: x + 1)(2) == 3
+
+
+@pytest.mark.parametrize("side", [32, 61, 224])
+def test_jpeg_is_pillows_own_codec(side):
+    """The pixels that saving and opening a file give."""
+    image = photographs(1, side)[0]
+    for severity, quality in enumerate((80, 65, 58, 50, 40), start=1):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as decoded:
+            expected = np.asarray(decoded)
+        got = corrupt(image[None], "jpeg_compression", severity, family="cifar")[0]
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.3, 0.5, 0.65, 0.95])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (224, 224), (45, 67)])
+def test_pixelate_is_pillows_box_filter(factor, height, width):
+    image = np.ascontiguousarray(photographs(1, 224)[0][:height, :width])
+    box = Image.Resampling.BOX
+    small = Image.fromarray(image).resize((int(width * factor), int(height * factor)), box)
+    expected = np.asarray(small.resize((width, height), box))
+    np.testing.assert_array_equal(pixelate(image[None], 1.0, None, factor)[0], expected)

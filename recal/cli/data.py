@@ -165,17 +165,23 @@ def generate_command(
 @click.option("--image", type=click.Path(path_type=Path), help="Your own image.  [a test pattern]")
 @click.option("--family", help="cifar, tiny or imagenet.  [by the image's size]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--width", type=click.IntRange(8), help="Of each image in the picture.  [its own]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=Path("corruption.png"),
     show_default=True, help="The picture to write.",
 )  # fmt: skip
 def show_command(
-    corruption: str, image: Path | None, family: str | None, seed: int, output: Path
+    corruption: str,
+    image: Path | None,
+    family: str | None,
+    seed: int,
+    width: int | None,
+    output: Path,
 ) -> None:
     """Draw the severities of CORRUPTION on an image, the clean one first; `all` draws all 19."""
     from recal.data.showing import show
 
-    size = show(corruption, image, output, family=family, seed=seed)
+    size = show(corruption, image, output, family=family, seed=seed, width=width)
     click.echo(f"{output}: {size[0]}x{size[1]} pixels")
 
 

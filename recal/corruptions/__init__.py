@@ -2,5 +2,6 @@
 
 from recal.corruptions.batches import corrupt
 from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
+from recal.corruptions.transform import Corruption
 
-__all__ = ["CORRUPTIONS", "EXTRA_CORRUPTIONS", "corrupt"]
+__all__ = ["CORRUPTIONS", "EXTRA_CORRUPTIONS", "Corruption", "corrupt"]

@@ -75,30 +75,54 @@ def saturate(
 def _saturate(
     images: NDArray[np.uint8], factor: float, offset: float, out: NDArray[np.uint8]
 ) -> None:
-    # With s' the new saturation, a value c between the smallest m and the largest M of its pixel
-    # becomes M - (M - c) s' M / (M - m). The generators' result is truncated; theirs is in floating
-    # point, where a whole number may come out a hair too small or too large.
-    stretch = np.zeros((LEVELS, LEVELS))
-    for largest in range(1, LEVELS):
-        for smallest in range(largest):
-            saturation = (largest - smallest) / largest * factor + offset
-            saturation = min(max(saturation, 0.0), 1.0)
-            stretch[largest, smallest] = saturation * largest / (largest - smallest)
-    grey = min(max(offset, 0.0), 1.0)
+    # Saturated colours often are whole numbers, where the last bit of a sum decides what truncation
+    # leaves: the operations are those of scikit-image's HSV, one by one, to get the same bits.
     count, height, width, _ = images.shape
     for i in range(count):
         for y in range(height):
             for x in range(width):
-                r, g, b = images[i, y, x, 0], images[i, y, x, 1], images[i, y, x, 2]
-                largest, smallest = max(r, g, b), min(r, g, b)
-                if largest == smallest:
-                    out[i, y, x, 0] = r
-                    out[i, y, x, 1] = out[i, y, x, 2] = np.uint8(r * (1.0 - grey))
-                else:
-                    k = stretch[largest, smallest]
-                    out[i, y, x, 0] = np.uint8(largest - k * (largest - r) + 1e-9)
-                    out[i, y, x, 1] = np.uint8(largest - k * (largest - g) + 1e-9)
-                    out[i, y, x, 2] = np.uint8(largest - k * (largest - b) + 1e-9)
+                pixel, result = images[i, y, x], out[i, y, x]
+                r, g, b = pixel[0] / 255.0, pixel[1] / 255.0, pixel[2] / 255.0
+                hue, saturation, value = _to_hsv(r, g, b)
+                saturation = min(max(saturation * factor + offset, 0.0), 1.0)
+                r, g, b = _from_hsv(hue, saturation, value)
+                result[0], result[1] = np.uint8(r * 255.0), np.uint8(g * 255.0)
+                result[2] = np.uint8(b * 255.0)
+
+
+@compiled
+def _to_hsv(r: float, g: float, b: float) -> tuple[float, float, float]:
+    value = max(r, g, b)
+    spread = value - min(r, g, b)
+    if spread == 0:
+        return 0.0, 0.0, value
+    if b == value:
+        hue = 4.0 + (r - g) / spread
+    elif g == value:
+        hue = 2.0 + (b - r) / spread
+    else:
+        hue = (g - b) / spread
+    return (hue / 6.0) % 1.0, spread / value, value
+
+
+@compiled
+def _from_hsv(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+    sector = int(hue * 6.0)
+    past = hue * 6.0 - sector
+    low = value * (1.0 - saturation)
+    falling = value * (1.0 - past * saturation)
+    rising = value * (1.0 - (1.0 - past) * saturation)
+    if sector == 1:
+        return falling, value, low
+    if sector == 2:
+        return low, value, rising
+    if sector == 3:
+        return low, falling, value
+    if sector == 4:
+        return rising, low, value
+    if sector == 5:
+        return value, low, falling
+    return value, rising, low
 
 
 def pixelate(

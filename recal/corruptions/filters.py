@@ -118,6 +118,26 @@ def add_shifted(
 
 
 @compiled
+def pad(image: NDArray[np.uint8], margin: int, mirrored: bool, padded: NDArray[np.float32]) -> None:
+    """Surround an image by a margin, mirrored without the edge or filled with the edge's values.
+
+    Args:
+        image: uint8 (H, W, C).
+        margin: In pixels.
+        mirrored: Whether to mirror.
+        padded: float32 (H + 2 margin, (W + 2 margin) C), overwritten.
+    """
+    height, width, channels = image.shape
+    for y in range(-margin, height + margin):
+        row = image[mirror(y, height) if mirrored else clamp(y, height)]
+        target = padded[y + margin]
+        for x in range(-margin, width + margin):
+            source = mirror(x, width) if mirrored else clamp(x, width)
+            for c in range(channels):
+                target[(x + margin) * channels + c] = row[source, c]
+
+
+@compiled
 def mirror(place: int, size: int) -> int:
     """Return the place inside that mirrors one outside, the edge not repeated (`dcb|abcd|cba`)."""
     if 0 <= place < size:

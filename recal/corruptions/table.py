@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recal.corruptions import blur, digital, elastic, fog, frost, noise, weather
+from recal.corruptions import blur, digital, elastic, fog, frost, motion, noise, weather
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ OPERATIONS: dict[str, Callable[..., NDArray[np.uint8]]] = {
     "impulse_noise": noise.impulse_noise,
     "defocus_blur": blur.defocus_blur,
     "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
+    "motion_blur": motion.motion_blur,
     "zoom_blur": blur.zoom_blur,
     "snow": weather.snow,
     "frost": frost.frost,

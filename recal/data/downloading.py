@@ -57,23 +57,33 @@ def download(source: Download, path: Path, progress: Progress) -> None:
     partial = path.with_name(f"{path.name}.partial")
     resumed = partial.exists()
     try:
-        _fetch_whole(source.url, partial, progress)
-        if source.md5 is not None and hash_file(partial, "md5") != source.md5 and resumed:
+        try:
+            _fetch_whole(source.url, partial, progress)
+        except RecalError:
+            # the server may have announced more than there is
+            if not partial.exists() or not _is_right(source, partial):
+                raise
+        if resumed and source.md5 is not None and not _is_right(source, partial):
             partial.unlink()
             _fetch_whole(source.url, partial, progress)
-        found = hash_file(partial, "md5")
+        right = source.md5 is None or _is_right(source, partial)
     except OSError as error:
         raise RecalError(
             f"{partial}: cannot be written ({error.strerror or error}). Make room and run it "
             "again: it goes on from there."
         ) from error
-    if source.md5 is not None and found != source.md5:
+    if not right:
+        found = hash_file(partial, "md5")
         partial.unlink()
         raise VerificationError(
             f"{source.url}: expected md5 {source.md5}, got {found}. The file was removed; try "
             "again later, or get it by hand."
         )
     partial.replace(path)
+
+
+def _is_right(source: Download, path: Path) -> bool:
+    return hash_file(path, "md5") == source.md5
 
 
 def hash_file(path: Path, algorithm: str) -> str:

@@ -42,14 +42,14 @@ def fetch(name: str, place: Path, progress: Progress) -> Path:
         RecalError: No connection, a full disk, or another process at the same.
     """
     wanted = PUBLISHED[pick(name, PUBLISHED, "data set")]
-    if not wanted.downloads:
-        raise UsageError(
-            f"{wanted.title}: has no download that recal can check. Get it from {wanted.page} and "
-            f"put it into {place / wanted.folder}."
-        )
     folder = place / wanted.folder
     if (folder / SUMS).is_file():
         return folder
+    if not wanted.downloads:
+        raise UsageError(
+            f"{wanted.title}: has no download that recal can check. Get it from {wanted.page} and "
+            f"put it into {folder}."
+        )
     if folder.exists():
         raise InputError(
             f"{folder}: is there already, but recal did not fetch it. Use it as it is (`recal data "

@@ -25,6 +25,7 @@ from recal.data.regenerating import (
     JPEG_QUALITY,
     Task,
     begin_worker,
+    forget_images,
     open_clean,
     place_of,
     write_array,
@@ -104,6 +105,7 @@ def generate(
         RecalError: The disk is full, a worker died, or another process is at work there.
     """
     layout = GENERATED[pick(name, GENERATED, "data set to generate")]
+    forget_images()
     names = [c for c in ALL if c in {pick(wanted, ALL, "corruption") for wanted in corruptions}]
     clean = open_clean(source)
     missing_textures = _textures_missing(names)

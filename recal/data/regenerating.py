@@ -132,6 +132,12 @@ def _read(folder: Path, family: str, start: int, stop: int) -> NDArray[np.uint8]
     return np.stack(images)
 
 
+def forget_images() -> None:
+    """Forget the images that were opened: their files may have changed since."""
+    open_clean.cache_clear()
+    _read_all.cache_clear()
+
+
 def write_array(task: Task) -> int:
     """Write `<corruption>.npy`: uint8 (5 N, H, W, 3), severity after severity.
 
@@ -215,8 +221,11 @@ def _write_jpegs(paths: list[Path], images: NDArray[np.uint8]) -> None:
 
 
 def begin_worker() -> None:
-    """Make a worker process end with its parent, even when that is killed."""
+    """Make a worker process end with its parent, even when that is killed, and not by itself."""
+    import signal
     from multiprocessing import parent_process
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says when to stop
 
     parent = parent_process()
     if parent is not None:

@@ -25,7 +25,13 @@ LARGEST_SIDE = 512
 
 
 def show(
-    name: str, path: Path | None, output: Path, *, family: str | None = None, seed: int = 0
+    name: str,
+    path: Path | None,
+    output: Path,
+    *,
+    family: str | None = None,
+    seed: int = 0,
+    width: int | None = None,
 ) -> tuple[int, int]:
     """Write a picture: a row a corruption, the clean image first, then severities 1 to 5.
 
@@ -35,6 +41,7 @@ def show(
         output: The picture, in the format of its suffix.
         family: Whose parameters; None takes the family whose side is nearest.
         seed: Of the draws.
+        width: Of each image in the picture, in pixels; None leaves it as it is.
 
     Returns:
         The picture's width and height.
@@ -47,7 +54,8 @@ def show(
     image = pattern(FAMILIES["imagenet"].side) if path is None else read_image(path)
     side = min(image.shape[:2])
     chosen = family or min(FAMILIES, key=lambda known: abs(np.log(side / FAMILIES[known].side)))
-    height, width = image.shape[:2]
+    width = width or image.shape[1]
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
     columns = 1 + len(SEVERITIES)
     size = (columns * (width + GAP) - GAP, len(names) * (height + GAP + CAPTION) - GAP)
     sheet = Image.new("RGB", size, "white")
@@ -59,7 +67,10 @@ def show(
             corrupt(image[None], corruption, s, family=chosen, seed=seed)[0] for s in SEVERITIES
         )]  # fmt: skip
         for column, cell in enumerate(cells):
-            sheet.paste(Image.fromarray(cell), (column * (width + GAP), top + CAPTION))
+            picture = Image.fromarray(cell)
+            if picture.size != (width, height):
+                picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (column * (width + GAP), top + CAPTION))
     _save(sheet, output)
     return size
 

@@ -58,6 +58,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Make a folder, and keep every other process out of it for the block.
 
+    A killed process leaves no lock behind.
+
     Raises:
         RecalError: Another process is at work in it, or it cannot be written.
     """
@@ -75,6 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
 

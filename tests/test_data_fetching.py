@@ -336,7 +336,7 @@ def test_fetching_goes_on_after_a_kill_between_the_archives(offer, server, tmp_p
 
 
 def test_two_processes_do_not_fetch_the_same(offer, tmp_path):
-    from recal.data.locking import locked
+    from recal.files import locked
 
     with locked(tmp_path / "data" / ".Toy-C.fetching"), pytest.raises(RecalError, match="another"):
         offer(archive(("a", b"one")))

@@ -7,12 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from recal.data.downloading import download, hash_file, require_room
-from recal.data.locking import locked
 from recal.data.published import PUBLISHED, SUMS, Download, PublishedSet
 from recal.data.unpacking import format_sum, is_inside, unpack
 from recal.declared import pick
 from recal.errors import InputError, UsageError, VerificationError
-from recal.files import whole_file
+from recal.files import locked, whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,6 @@ from recal import __version__
 from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
 from recal.corruptions.parameters import FAMILIES, SEVERITIES
 from recal.data.downloading import hash_file, require_room
-from recal.data.locking import locked
 from recal.data.provenance import PROVENANCE, REGENERATED, read_provenance, write_provenance
 from recal.data.published import SUMS
 from recal.data.regenerating import (
@@ -34,7 +33,7 @@ from recal.data.regenerating import (
 from recal.data.unpacking import format_sum
 from recal.declared import pick
 from recal.errors import InputError, RecalError, UsageError, VerificationError
-from recal.files import whole_file, write_whole
+from recal.files import locked, whole_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

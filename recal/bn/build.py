@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from recal.architectures import create_network
 from recal.bn.layers import batch_norms
+from recal.bn.plain import make_plain
 from recal.bn.variant import Variant, branch_variant
 from recal.errors import InputError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from recal.checkpoint.checkpoint import Checkpoint
 
 SHOWN = 10
+COUNTER = ".num_batches_tracked"
 
 
 def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any) -> nn.Module:
@@ -27,10 +30,13 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any)
         checkpoint: Lends the weights; not changed.
         variant: A variant, or the name of a branch.
         **asked: With a branch: what the file does not say of the network, out of the fields of
-            `ModelSpec` (arch, classes, family, mean, std, size).
+            `ModelSpec` (arch, classes, family, mean, std, size). With a variant: `arch`, where the
+            variant names code of one's own (`python:`), which a file's word alone never runs.
 
     Returns:
-        A new module in eval mode, float32, on the CPU, with one plain BatchNorm a layer.
+        A new module in eval mode, float32, on the CPU, with one plain BatchNorm a layer. It expects
+        images that are already normalised, even where the network normalises them itself: that layer is
+        set to do nothing.
 
     Raises:
         InputError: The variant belongs to other weights, or weights and architecture do not fit.
@@ -38,37 +44,47 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any)
     """
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant, checkpoint.spec(**asked))
+    elif asked.get("arch"):
+        variant = replace(variant, spec=replace(variant.spec, arch=asked["arch"], trusted=True))
     if variant.weights_sha256 != checkpoint.weights_sha256:
         raise InputError(
             f"{checkpoint.path}: expected the weights that the variant was made for "
             f"({variant.weights_sha256[:12]}), got others ({checkpoint.weights_sha256[:12]})."
         )
-    network = create_network(variant.spec.arch, variant.spec.classes)
-    state = {**checkpoint.weights, **variant.tensors}
+    spec = variant.spec
+    network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
+    where = f"{checkpoint.path} as {spec.arch}"
+    names = make_plain(network, checkpoint.layout, checkpoint.weights)
     expected = network.state_dict()
-    # absent from files before PyTorch 0.4.1 and from variants; without effect in eval mode
-    state |= {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")}
-    _check_fit(state, expected, f"{checkpoint.path} as {variant.spec.arch}")
+    _check_fit({**checkpoint.weights, **variant.tensors}, expected, names, where)
+    given = {**checkpoint.weights, **variant.tensors}
+    # counters are absent from old files and from variants, and without effect in eval mode
+    state = {key: given.get(names[key], own) if key in names else own
+             for key, own in expected.items()}  # fmt: skip
     network.load_state_dict(state, strict=True)
     batch_norms(network)
-    return network.requires_grad_(False).eval()
+    return network.float().requires_grad_(False).eval()
 
 
 def _check_fit(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
+    given: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    names: Mapping[str, str],
+    where: str,
 ) -> None:
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
+    known = set(names.values())
+    missing = sorted(name for name in known - given.keys() if not name.endswith(COUNTER))
+    unexpected = sorted(name for name in given.keys() - known if not name.endswith(COUNTER))
     if missing or unexpected:
         raise InputError(
             f"{where}: weights and architecture do not fit: missing {_first(missing)}; "
             f"unexpected {_first(unexpected)}. Give the right one with --arch."
         )
-    for key, tensor in expected.items():
-        if tensor.shape != state[key].shape:
+    for key, name in names.items():
+        if not name.endswith(COUNTER) and expected[key].shape != given[name].shape:
             raise InputError(
-                f"{where}: {key}: expected shape {tuple(tensor.shape)}, "
-                f"got {tuple(state[key].shape)}. Give the right --arch or --classes."
+                f"{where}: {name}: expected shape {tuple(expected[key].shape)}, "
+                f"got {tuple(given[name].shape)}. Give the right --arch or --classes."
             )
 
 

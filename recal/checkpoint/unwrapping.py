@@ -1,0 +1,194 @@
+"""Taking a checkpoint's weights out of what training scripts put around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recal.checkpoint.vetting import Record
+from recal.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# where training scripts put the weights, and where their moving average
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "params")
+AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "params_ema")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")
+# counters of weight averaging and metrics, which are no part of the network
+STRAY = ("n_averaged",)
+# names of the mean and std that a normalisation layer in front keeps as buffers
+NORMALISERS = (("mean", "std"), ("mu", "sigma"), ("pixel_mean", "pixel_std"), ("_mean", "_std"))
+
+FACTS: dict[str, tuple[type, ...]] = {
+    "arch": (str,), "family": (str,), "classes": (int,), "mean": (list, tuple),
+    "std": (list, tuple), "size": (int,),
+}  # fmt: skip
+# how training scripts name the same among their arguments
+ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("img_size",),
+             "mean": ("mean",), "std": ("std",)}  # fmt: skip
+ARGUMENT_TABLES = ("args", "hparams", "hyper_parameters", "config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """Names without what stands in front of the network.
+
+    Attributes:
+        tensors: The tensors by plain name.
+        prefix: What was removed from every name.
+        normaliser: Tensors of a normalisation layer in front, by their name as it was.
+        facts: Its mean and std, of images in [0, 1].
+    """
+
+    tensors: dict[str, torch.Tensor]
+    prefix: str
+    normaliser: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+
+def unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Find the weights in what a file holds.
+
+    Returns:
+        The tensors by name, and notes on what was taken and left.
+
+    Raises:
+        InputError: There are none.
+        UsageError: The moving average is asked for and absent.
+    """
+    tables = _tables(content)
+    plain = [name for name in WRAPPERS if name in tables]
+    averages = [name for name in AVERAGES if name in tables]
+    if ema and not averages:
+        raise UsageError(
+            f"{where}: expected averaged weights under {', '.join(AVERAGES)}, got none. Leave out "
+            "--ema."
+        )
+    own = _tensors(content)
+    if ema or (averages and not plain and not own):
+        taken = averages[0]
+        notes = [f"averaged weights (EMA) taken from '{taken}'"]
+    elif plain:
+        taken = plain[0]
+        notes = [f"weights taken from '{taken}'"]
+    elif own:
+        return own, []
+    elif len(tables) == 1:
+        taken = next(iter(tables))
+        notes = [f"weights taken from '{taken}'"]
+    else:
+        raise InputError(
+            f"{where}: expected a dictionary of tensors, or one under {', '.join(WRAPPERS)}, "
+            f"got {_describe(content)}."
+        )
+    if averages and taken not in averages:
+        notes.append(f"averaged weights under '{averages[0]}' left; take them with --ema")
+    others = [name for name in plain if name != taken and taken not in averages]
+    notes += [f"weights under '{name}' left" for name in others]
+    return tables[taken], notes
+
+
+def _tables(content: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the dictionaries that hold weights, one or two levels down, by name."""
+    found = {}
+    for name, value in content.items() if isinstance(content, dict) else ():
+        inner = value
+        if isinstance(value, dict) and not _tensors(value):
+            # such as {"ema": {"state_dict": ...}}
+            nested = (value[key] for key in (*WRAPPERS, *AVERAGES, "shadow", "module") if key in value)
+            inner = next(nested, None)
+        tensors = _tensors(inner)
+        if isinstance(name, str) and any(key.endswith("running_mean") for key in tensors):
+            found[name] = tensors
+        elif isinstance(name, str) and name in (*WRAPPERS, *AVERAGES) and tensors:
+            found[name] = tensors
+    return found
+
+
+def _tensors(content: Any) -> dict[str, torch.Tensor]:
+    if not isinstance(content, dict):
+        return {}
+    return {
+        str(key): value.detach()
+        for key, value in content.items()
+        if isinstance(value, torch.Tensor) and key not in STRAY
+    }
+
+
+def strip_front(tensors: Mapping[str, torch.Tensor]) -> Front:
+    """Remove what stands in front of a network: wrappers' prefixes and a normalisation layer.
+
+    The same is done with a checkpoint's names and with a network's, so that the two meet.
+    """
+    tensors, normaliser, removed = dict(tensors), dict[str, torch.Tensor](), ""
+    facts: dict[str, Any] = {}
+    for _ in range(6):  # prefixes nest, as in module._orig_mod.1.
+        pair = _normaliser(tensors)
+        if pair is not None:
+            normaliser |= {removed + key: tensors.pop(key) for key in pair}
+            facts = _normalisation(*(normaliser[removed + key] for key in pair))
+        first = next(iter(tensors), "").partition(".")[0] + "."
+        candidates = (*PREFIXES, first) if normaliser else PREFIXES
+        prefix = next((p for p in candidates if all(key.startswith(p) for key in tensors)), None)
+        if prefix is None or not tensors:
+            break
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+        removed += prefix
+    return Front(tensors=tensors, prefix=removed, normaliser=normaliser, facts=facts)
+
+
+def _normaliser(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str] | None:
+    for key in tensors:
+        parent, dot, leaf = key.rpartition(".")
+        for mean, std in NORMALISERS:
+            other = f"{parent}{dot}{std}"
+            if leaf == mean and other in tensors and _is_rgb(tensors[key]) and _is_rgb(tensors[other]):
+                return key, other
+    return None
+
+
+def _is_rgb(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tuple(tensor.shape) in ((3,), (3, 1, 1), (1, 3, 1, 1))
+
+
+def _normalisation(mean: torch.Tensor, std: torch.Tensor) -> dict[str, Any]:
+    # (255 x - m) / s is (x - m / 255) / (s / 255)
+    scale = 255.0 if max(float(mean.max()), float(std.max())) > 1.5 else 1.0
+    return {
+        "mean": tuple(float(value) / scale for value in mean.reshape(-1)),
+        "std": tuple(float(value) / scale for value in std.reshape(-1)),
+    }
+
+
+def find_facts(content: Any) -> dict[str, Any]:
+    """Return what a file says of its network, of the types that `FACTS` lists; the rest is ignored."""
+    if not isinstance(content, dict):
+        return {}
+    facts: dict[str, Any] = {}
+    for name in ARGUMENT_TABLES:
+        table = content.get(name)
+        arguments = table.state if isinstance(table, Record) else table
+        if not isinstance(arguments, dict):
+            continue
+        for fact, names in ARGUMENTS.items():
+            found = (arguments[key] for key in names if _is_fact(fact, arguments.get(key)))
+            facts |= {fact: value for value in list(found)[:1]}
+    return facts | {key: content[key] for key in FACTS if _is_fact(key, content.get(key))}
+
+
+def _is_fact(name: str, value: Any) -> bool:
+    if not isinstance(value, FACTS[name]) or isinstance(value, bool):
+        return False
+    if name in ("mean", "std"):
+        return len(value) == 3 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in value)
+    return len(value) < 200 if isinstance(value, str) else 0 < value < 10**7
+
+
+def _describe(content: Any) -> str:
+    if isinstance(content, dict):
+        names = ", ".join(str(key)[:40] for key in list(content)[:5])
+        return f"a dictionary with {names or 'no keys'}"
+    return f"a {type(content).__name__}"

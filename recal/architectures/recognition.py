@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COUNTER = ".num_batches_tracked"
 # stage sizes and whether blocks have three convolutions: depth of a ResNet
-DEPTHS = {
+DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50,
     ((3, 4, 23, 3), True): 101, ((3, 8, 36, 3), True): 152,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +21,13 @@ class PlainBatchNorm(_BatchNorm):
     after normalising (`drop`, `act`) is kept.
     """
 
-    def _check_input_dim(self, input: torch.Tensor) -> None:  # noqa: A002  (the base's name)
+    def _check_input_dim(self, input: torch.Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"expected an input of 2 dimensions or more, got {input.ndim}")
 
-    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def forward(self, input: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Normalise, scale and shift each channel."""
-        x = super().forward(x)
+        x = super().forward(input)
         for name in ("drop", "act"):
             if name in self._modules:
                 x = self.get_submodule(name)(x)
@@ -47,7 +47,7 @@ class InstanceBatchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to the same shape."""
-        first, rest = x.split([self.IN.num_features, self.BN.num_features], dim=1)
+        first, rest = torch.split(x, [self.IN.num_features, self.BN.num_features], dim=1)
         return torch.cat([self.IN(first.contiguous()), self.BN(rest.contiguous())], dim=1)
 
 

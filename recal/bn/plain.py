@@ -62,7 +62,9 @@ def _neutralise(network: nn.Module, normaliser: Iterable[str]) -> None:
     for key in normaliser:
         parent, _, leaf = key.rpartition(".")
         with torch.no_grad():
-            getattr(network.get_submodule(parent), leaf).fill_(float(leaf.endswith(("std", "sigma"))))
+            getattr(network.get_submodule(parent), leaf).fill_(
+                float(leaf.endswith(("std", "sigma")))
+            )
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -92,13 +94,16 @@ def _merge(network: nn.Module, prefix: str, layer: str, site: Site, layout: Layo
     paths = [prefix + branch.removesuffix(".") for branch in site.values()]
     holder = _submodule(network, prefix + layer)
     found = {path: module for path in paths if (module := _submodule(network, path)) is not None}
-    if isinstance(holder, _BatchNorm) or (holder is not None and layout.affine != "own"):
+    inside = all(path.startswith(prefix + layer + ".") for path in found if path != prefix + layer)
+    holds = isinstance(holder, _BatchNorm) and inside
+    if holder is not None and (holds or layout.affine != "own"):
         # its own code splits batches or applies an affine apart, so it cannot stay
         model = holder if isinstance(holder, _BatchNorm) else next(iter(found.values()))
         plain = _plain_like(model)
         if layout.affine == "shared":
             plain.load_state_dict(
-                {k: v for k, v in holder.state_dict().items() if k in ("weight", "bias")}, strict=False
+                {k: v for k, v in holder.state_dict().items() if k in ("weight", "bias")},
+                strict=False,
             )
         if layout.affine != "sandwich":
             _check_equal(holder, plain, prefix + layer)
@@ -145,9 +150,7 @@ def _name_layers(network: nn.Module, prefix: str) -> None:
 def _plain_names(
     network: nn.Module, prefix: str, normaliser: Mapping[str, torch.Tensor]
 ) -> dict[str, str]:
-    names = {
-        key: key.removeprefix(prefix) for key in network.state_dict() if key not in normaliser
-    }
+    names = {key: key.removeprefix(prefix) for key in network.state_dict() if key not in normaliser}
     for path, module in network.named_modules(remove_duplicate=False):
         plain = getattr(module, PLAIN_PATH, None)
         if plain is not None:

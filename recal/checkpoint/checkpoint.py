@@ -125,7 +125,7 @@ def load_checkpoint(
         notes.append(f"one BatchNorm for all branches at {', '.join(shared[:SHOWN])}{more}")
     if positions is not None:
         notes.append("roles as given: " + ", ".join(f"{k} = {v}" for k, v in positions.items()))
-    doubts = ()
+    doubts: tuple[str, ...] = ()
     if chosen.doubt and layout is None and positions is None:
         doubts = (
             f"the roles are in doubt: {chosen.doubt}. Branches are named by position; score them on "

@@ -35,7 +35,9 @@ class Place:
     def pattern(self) -> re.Pattern[str]:
         """The regular expression of a running mean's key."""
         text = re.escape(self.key.removesuffix("{leaf}"))
-        text = text.replace(r"\{layer\}", "(?P<layer>.+)").replace(r"\{index\}", r"(?P<index>\d{1,3})")
+        text = text.replace(r"\{layer\}", "(?P<layer>.+)").replace(
+            r"\{index\}", r"(?P<index>\d{1,3})"
+        )
         return re.compile(f"(?P<prefix>{text}){MEAN}")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from recal.checkpoint.unwrapping import find_facts, strip_front, unwrap
 from recal.checkpoint.vetting import RECORD_GLOBALS, Record, vet_file
@@ -67,7 +67,9 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     if front.prefix:
         notes.append(f"prefix '{front.prefix}' removed from every name")
     if front.normaliser:
-        notes.append(f"normalisation in front ({', '.join(front.normaliser)}) taken as mean and std")
+        notes.append(
+            f"normalisation in front ({', '.join(front.normaliser)}) taken as mean and std"
+        )
         facts = {**facts, **front.facts}
     _check_byte_order(path, front.tensors)
     return WeightFile(

@@ -125,18 +125,16 @@ def _is_meant(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) ->
 
 def problem_of(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) -> str:
     """Say what keeps the branches of a file from being whole; empty where nothing does."""
-    counts = {len(site) for site in branched.values()}
     least, most = layout.branches
+    positions = set(range(max((len(site) for site in branched.values()), default=0)))
+    positions |= set(range(least))
     for layer, site in branched.items():
         if None in site:
             return f"{layer} has a plain BatchNorm and branches"
-        if set(site) != set(range(len(site))):
-            missing = sorted(set(range(max(p for p in site if p is not None))) - site.keys())
-            return f"{layer} lacks branch {missing[0] if missing else 1}"
+        if positions - site.keys():
+            return f"{layer} lacks branch {min(positions - site.keys())}"
         if not least <= len(site) <= most:
             return f"{layer} has {len(site)} branches"
-        if len(counts) > 1:
-            return f"{layer} has {len(site)} branches, other layers have another number"
         if _shapes(tensors, site) > 1 and not layout.chunks:
             return f"the branches of {layer} have different numbers of channels"
         if layout.affine == "own" and len({_leaves(tensors, site[p]) for p in site}) > 1:

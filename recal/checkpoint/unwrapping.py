@@ -98,12 +98,12 @@ def _tables(content: Any) -> dict[str, dict[str, torch.Tensor]]:
         inner = value
         if isinstance(value, dict) and not _tensors(value):
             # such as {"ema": {"state_dict": ...}}
-            nested = (value[key] for key in (*WRAPPERS, *AVERAGES, "shadow", "module") if key in value)
+            nested = (
+                value[key] for key in (*WRAPPERS, *AVERAGES, "shadow", "module") if key in value
+            )
             inner = next(nested, None)
         tensors = _tensors(inner)
-        if isinstance(name, str) and any(key.endswith("running_mean") for key in tensors):
-            found[name] = tensors
-        elif isinstance(name, str) and name in (*WRAPPERS, *AVERAGES) and tensors:
+        if (isinstance(name, str) and any(key.endswith("running_mean") for key in tensors)) or (isinstance(name, str) and name in (*WRAPPERS, *AVERAGES) and tensors):
             found[name] = tensors
     return found
 
@@ -145,7 +145,12 @@ def _normaliser(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str] | None:
         parent, dot, leaf = key.rpartition(".")
         for mean, std in NORMALISERS:
             other = f"{parent}{dot}{std}"
-            if leaf == mean and other in tensors and _is_rgb(tensors[key]) and _is_rgb(tensors[other]):
+            if (
+                leaf == mean
+                and other in tensors
+                and _is_rgb(tensors[key])
+                and _is_rgb(tensors[other])
+            ):
                 return key, other
     return None
 
@@ -182,9 +187,9 @@ def find_facts(content: Any) -> dict[str, Any]:
 def _is_fact(name: str, value: Any) -> bool:
     if not isinstance(value, FACTS[name]) or isinstance(value, bool):
         return False
-    if name in ("mean", "std"):
+    if isinstance(value, (list, tuple)):
         return len(value) == 3 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in value)
-    return len(value) < 200 if isinstance(value, str) else 0 < value < 10**7
+    return len(value) < 200 if isinstance(value, str) else isinstance(value, int) and value > 0
 
 
 def _describe(content: Any) -> str:

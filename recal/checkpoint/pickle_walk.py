@@ -6,6 +6,7 @@ globals a pickle names, which storages it asks for, and how deeply its tuples ar
 
 from __future__ import annotations
 
+import _compat_pickle
 import pickletools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +59,7 @@ class Walk:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._protocol = 0
 
     def run(self, stream: BinaryIO) -> None:
         """Walk to the end of the pickle, which is where the stream is left.
@@ -77,6 +79,10 @@ class Walk:
     def skip(self, _: Any) -> None:
         """Do nothing."""
 
+    def protocol(self, argument: int) -> None:
+        """Note the version, by which the names of modules differ."""
+        self._protocol = argument
+
     def mark(self, _: Any) -> None:
         """Remember the height of the stack."""
         self._marks.append(len(self._stack))
@@ -87,16 +93,17 @@ class Walk:
 
     def import_name(self, argument: str) -> None:
         """Name a global, module and name with a space between."""
-        self._name(argument.replace(" ", "."))
+        module, _, name = argument.partition(" ")
+        self._name(module, name)
 
     def import_stacked(self, _: Any) -> None:
         """Name a global, module and name on the stack."""
         module, name = self._take(2)
-        self._name(f"{module}.{name}")
+        self._name(str(module), str(name))
 
     def import_extension(self, _: Any) -> None:
         """Name a global by its number in a table of the process."""
-        self._name("an extension of copyreg")
+        self._name("copyreg", "an extension")
 
     def instance(self, argument: str) -> None:
         """Make an object, protocol 0."""
@@ -169,9 +176,12 @@ class Walk:
         del self._stack[len(self._stack) - count :]
         return values
 
-    def _name(self, name: str) -> None:
-        self.names[name] = None
-        self._stack.append(Global(name))
+    def _name(self, module: str, name: str) -> None:
+        if self._protocol < 3:  # written under the names of Python 2
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        self.names[f"{module}.{name}"] = None
+        self._stack.append(Global(f"{module}.{name}"))
 
 
 def _check_call(function: Any, arguments: Any) -> None:
@@ -186,7 +196,8 @@ def _check_call(function: Any, arguments: Any) -> None:
 
 
 STEPS: dict[str, Callable[[Walk, Any], Any]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), Walk.skip),
+    "PROTO": Walk.protocol,
+    **dict.fromkeys(("FRAME", "STOP"), Walk.skip),
     "MARK": Walk.mark,
     "GLOBAL": Walk.import_name,
     "STACK_GLOBAL": Walk.import_stacked,

@@ -8,6 +8,7 @@ storage must be as long as it says, and nothing may be nested so deeply that it 
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -158,20 +159,25 @@ def _starts_with_magic(file: BinaryIO) -> bool:
 
 
 def _walk_or_refuse(path: Path, stream: BinaryIO) -> dict[str, int]:
-    walk = Walk()
+    walk, problem = Walk(), None
     try:
-        walk.run(stream)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: expected a whole PyTorch checkpoint, got a damaged one ({error}). "
-            "Copy or download it again."
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in damaged strings
+            walk.run(stream)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        problem = error
+    # a global is the more telling reason, also where what follows it is strange
     for name in walk.names:
         if name not in TENSOR_GLOBALS and name not in RECORD_GLOBALS:
             raise InputError(
-                f"{path}: refused, because loading it would call {name}; nothing was run. Where you "
-                "trust the file, load it there and save the state_dict() alone."
+                f"{path}: refused, because loading it would call {name[:200]}; nothing was run. Where "
+                "you trust the file, load it there and save the state_dict() alone."
             )
+    if problem is not None:
+        raise InputError(
+            f"{path}: expected a whole PyTorch checkpoint, got a damaged one ({problem}). "
+            "Copy or download it again."
+        ) from problem
     return walk.storages
 
 
@@ -192,7 +198,7 @@ KINDS = (
 def _guess(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(64)
-        file.seek(257 if path.stat().st_size > 265 else 0)
+        file.seek(257)
         tar = file.read(5) == b"ustar"
     if not head:
         return "an empty file"

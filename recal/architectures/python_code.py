@@ -103,7 +103,9 @@ def _attribute(module: ModuleType, name: str, where: str) -> Callable[..., Any]:
 
 def _arguments(maker: Callable[..., Any], classes: int) -> dict[str, int]:
     try:
-        names = inspect.signature(maker).parameters
+        parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):
         return {}
-    return next(({name: classes} for name in CLASSES if name in names), {})
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [name for name in CLASSES if name in parameters] or CLASSES[:1] * takes_any
+    return {name: classes for name in named[:1]}

@@ -233,6 +233,14 @@ def test_pickle_of_a_newer_protocol_says_how_to_save_again(state, tmp_path):
         load_checkpoint(tmp_path / "f.pth")
 
 
+def test_string_that_claims_to_be_longer_than_the_file_is_refused(tmp_path):
+    """A buffered file makes room for what it is asked for before it finds the end."""
+    for opcode in (b"\x8d", b"\x8e", b"\x96"):  # BINUNICODE8, BINBYTES8, BYTEARRAY8
+        (tmp_path / "f").write_bytes(b"\x80\x04" + opcode + struct.pack("<Q", 2**40) + b"a.")
+        with pytest.raises(InputError, match="longer than the file"):
+            load_checkpoint(tmp_path / "f")
+
+
 def test_big_endian_file_with_its_record_is_read_as_it_was(state, tmp_path):
     torch.save(state, tmp_path / "f.pth")
     swapped = tmp_path / "big.pth"

@@ -150,32 +150,33 @@ def _imagenet_resnets(shapes: Shapes) -> list[str]:
     return [f"torchvision:resnext{depth}_{groups}x{per_group}d"]
 
 
-def _by_first_tensor(shapes: Shapes) -> list[str]:
-    first = next(iter(plain_shapes(shapes)), "")
-    return list(NEARBY.get(first, ()))
+def _efficientnets(shapes: Shapes) -> list[str]:
+    """Propose timm's two kinds, which differ in padding and epsilon, so the user has to say which."""
+    head = shapes.get("conv_head.weight", (0,))[0]
+    sizes = [i for i, width in enumerate(HEADS) if width == head]
+    names = [f"timm:{kind}efficientnet_b{i}" for i in sizes for kind in ("", "tf_")]
+    return names + (["timm:mobilenetv2_100"] if head == HEADS[0] else [])
 
 
-# networks that people train with auxiliary BN, by the name of their first tensor; where timm's two
-# EfficientNets both fit, they differ in padding and epsilon, so the user has to say
-NEARBY = {
-    "conv_stem.weight": (
-        *(f"timm:{tf}efficientnet_b{i}" for i in range(9) for tf in ("", "tf_")),
-        "timm:mobilenetv2_100", "timm:mobilenetv3_large_100", "timm:tf_mobilenetv3_large_100",
-        "timm:mobilenetv3_small_100", "timm:efficientnet_lite0", "timm:tf_efficientnet_lite0",
-        "timm:mnasnet_100", "timm:tf_efficientnetv2_b0",
-    ),
-    "features.0.0.weight": (
-        "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_large",
-        "torchvision:mobilenet_v3_small", *(f"torchvision:efficientnet_b{i}" for i in range(8)),
-    ),
-    "features.0.weight": tuple(f"torchvision:vgg{depth}_bn" for depth in (11, 13, 16, 19)),
-    "features.conv0.weight": tuple(f"torchvision:densenet{d}" for d in (121, 161, 169, 201)),
-}  # fmt: skip
+def _torchvision_features(shapes: Shapes) -> list[str]:
+    if "features.conv0.weight" in shapes:
+        return [f"torchvision:densenet{depth}" for depth in (121, 161, 169, 201)]
+    if "features.0.weight" in shapes:
+        return [f"torchvision:vgg{depth}_bn" for depth in (11, 13, 16, 19)]
+    last = shapes.get("classifier.1.weight", (0, 0))
+    sizes = [i for i, width in enumerate(HEADS[:8]) if (width,) == last[1:]]
+    names = [f"torchvision:efficientnet_b{i}" for i in sizes]
+    return names + (["torchvision:mobilenet_v2"] if 0 in sizes else [])
+
+
+# width of the last convolution of EfficientNet-B0, B1, ... (arXiv 1905.11946)
+HEADS = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 2816)
 
 PROPOSALS: tuple[Callable[[Shapes], list[str]], ...] = (
     _wide_resnets,
     _cifar_resnets,
     _resnexts,
     _imagenet_resnets,
-    _by_first_tensor,
+    _efficientnets,
+    _torchvision_features,
 )

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import _compat_pickle
 import pickletools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import BinaryIO
 
 # real training checkpoints have some hundred thousand operations
 MOST_OPERATIONS = 4_000_000
@@ -24,6 +23,18 @@ ITEM_SIZES = {
     "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
     "BoolStorage": 1, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1,
 }  # fmt: skip
+
+
+class Readable(Protocol):
+    """What a pickle is read from."""
+
+    def read(self, count: int, /) -> bytes:
+        """Return so many bytes, or what is left."""
+        ...
+
+    def readline(self) -> bytes:
+        """Return one line."""
+        ...
 
 
 class Global(NamedTuple):
@@ -61,13 +72,13 @@ class Walk:
         self._memo: dict[int, Any] = {}
         self._protocol = 0
 
-    def run(self, stream: BinaryIO) -> None:
+    def run(self, stream: Readable) -> None:
         """Walk to the end of the pickle, which is where the stream is left.
 
         Raises:
             ValueError, IndexError, KeyError: It is no pickle, or not one that a checkpoint needs.
         """
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
             if count > MOST_OPERATIONS:
                 raise ValueError("more operations than any checkpoint needs")
             step = STEPS.get(opcode.name)

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from recal.checkpoint.pickle_walk import ITEM_SIZES, Walk
+from recal.checkpoint.pickle_walk import ITEM_SIZES, Readable, Walk
 from recal.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,10 +70,17 @@ def vet_file(path: Path) -> None:
     Raises:
         InputError: It is one of these, or no PyTorch checkpoint at all.
     """
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         _vet_archive(path)
     else:
         _vet_legacy(path)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True  # one with a broken end, which opening it will tell
 
 
 def _vet_archive(path: Path) -> None:
@@ -140,16 +147,32 @@ def _vet_legacy(path: Path) -> None:
         if file.read(1) != b"\x80":
             raise InputError(f"{path}: expected a checkpoint, got {_guess(path)}.")
         file.seek(0)
+        stream = _Bounded(file, path.stat().st_size)
         # a file from before PyTorch 1.6 is five pickles, then the storages; another pickle is one
         pickles = LEGACY_PICKLES if _starts_with_magic(file) else 1
         total = 0
         for _ in range(pickles):
-            total += sum(_walk_or_refuse(path, file).values())
+            total += sum(_walk_or_refuse(path, stream).values())
     if total > path.stat().st_size:
         raise InputError(
             f"{path}: expected {total:,} bytes of storages, got a file of "
             f"{path.stat().st_size:,}. It is truncated or forged."
         )
+
+
+class _Bounded:
+    """A file whose reader is never asked, and so never makes room, for more than there is."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.readline = file.readline
+        self.tell = file.tell
+        self._read = file.read
+        self._size = size
+
+    def read(self, count: int) -> bytes:
+        if count > self._size:
+            raise ValueError("a value longer than the file")
+        return self._read(count)
 
 
 def _starts_with_magic(file: BinaryIO) -> bool:
@@ -158,7 +181,7 @@ def _starts_with_magic(file: BinaryIO) -> bool:
     return LEGACY_MAGIC.to_bytes(10, "little") in head
 
 
-def _walk_or_refuse(path: Path, stream: BinaryIO) -> dict[str, int]:
+def _walk_or_refuse(path: Path, stream: Readable) -> dict[str, int]:
     walk, problem = Walk(), None
     try:
         with warnings.catch_warnings():

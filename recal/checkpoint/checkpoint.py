@@ -129,7 +129,8 @@ def load_checkpoint(
     if chosen.doubt and layout is None and positions is None:
         doubts = (
             f"the roles are in doubt: {chosen.doubt}. Branches are named by position; score them on "
-            "clean images (recal inspect --data) and swap them with --roles main=1,aux0=0",
+            "clean images (recal inspect --data) and, if need be, swap them with --roles "
+            "main=1,aux0=0",
         )
     return Checkpoint(
         path=path, layout=chosen, weights=weights, branches=branches, facts=file.facts,

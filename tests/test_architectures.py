@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
 from torch.nn import functional as F
 
 from recal.architectures import create_network
@@ -89,7 +88,7 @@ def test_name_found_in_a_file_never_selects_code_or_a_hub(named):
 
 def test_python_name_needs_a_person(tmp_path):
     (tmp_path / "net.py").write_text("raise SystemExit('it ran')\n")
-    with pytest.raises(UsageError, match="was found in a file.*--arch python"):
+    with pytest.raises(UsageError, match=r"was found in a file.*--arch python"):
         create_network(f"python:{tmp_path}/net.py:make", 3)
 
 
@@ -142,12 +141,16 @@ class TestPythonCode:
         assert make("make", 7).out_features == 7
 
     def test_callable_without_arguments_and_dotted_names_work(self, tmp_path):
-        make = self.code(tmp_path, "class A:\n  @staticmethod\n  def make(): return nn.Linear(2, 4)")
+        make = self.code(
+            tmp_path, "class A:\n  @staticmethod\n  def make(): return nn.Linear(2, 4)"
+        )
         assert make("A.make").out_features == 4
 
     def test_file_may_import_the_files_beside_it(self, tmp_path):
         (tmp_path / "beside_it.py").write_text("WIDTH = 5")
-        make = self.code(tmp_path, "from beside_it import WIDTH\ndef make(): return nn.Linear(1, WIDTH)")
+        make = self.code(
+            tmp_path, "from beside_it import WIDTH\ndef make(): return nn.Linear(1, WIDTH)"
+        )
         assert make("make").out_features == 5
         assert str(tmp_path) not in sys.path
 
@@ -165,7 +168,10 @@ class TestPythonCode:
         ],
     )
     def test_slips_end_in_a_clear_error(self, name, message, tmp_path):
-        text = "number = 3\ndef make(): pass\ndef fails(): raise ValueError('no')\ndef wrong(): return 3"
+        text = (
+            "number = 3\ndef make(): pass\ndef wrong(): return 3\n"
+            "def fails(): raise ValueError('no')"
+        )
         with pytest.raises(UsageError, match=message):
             self.code(tmp_path, text)(name)
 
@@ -177,7 +183,6 @@ class TestPythonCode:
     def test_missing_code_ends_in_a_clear_error(self, target, message):
         with pytest.raises(UsageError, match=message):
             create_network(f"python:{target}", 3, trusted=True)
-
 
 
 def reference_resnext_block(block, x):
@@ -197,14 +202,19 @@ def test_resnext_block_aggregates_its_groups():
     block = create_network("resnext29_4x8", 10).eval().stage_2[0]
     x = torch.randn(2, 256, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(block(x), reference_resnext_block(block, x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            block(x), reference_resnext_block(block, x), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_basic_resnet_computes_what_timms_block_does():
     """timm's blocks under other names are an independent implementation."""
     from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
 
-    for name, theirs, inner in (("cifar_resnet18", BasicBlock, 128), ("cifar_resnet50", Bottleneck, 128)):
+    for name, theirs, inner in (
+        ("cifar_resnet18", BasicBlock, 128),
+        ("cifar_resnet50", Bottleneck, 128),
+    ):
         ours = create_network(name, 10).eval().layer2[0]
         width_in = ours.conv1.in_channels
         down = downsample_conv(width_in, inner * theirs.expansion, kernel_size=1, stride=2)
@@ -232,7 +242,7 @@ HAS_ROBUSTBENCH = importlib.util.find_spec("robustbench") is not None
 
 @pytest.mark.skipif(HAS_ROBUSTBENCH, reason="robustbench is installed, so nothing is missing")
 def test_robustbench_absent_says_how_to_install_it():
-    with pytest.raises(UsageError, match="robustbench is not installed. Install it: pip"):
+    with pytest.raises(UsageError, match=r"robustbench is not installed. Install it: pip"):
         create_network("robustbench:cifar10/Linf/Standard", 10, trusted=True)
 
 

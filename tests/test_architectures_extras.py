@@ -52,7 +52,7 @@ def randomised(network):
 @pytest.mark.parametrize("name", [*OWN, "cifar10/corruptions/Kireev2021Effectiveness_RLATAugMix",
                                   "cifar10/Linf/Wong2020Fast"])  # fmt: skip
 def test_zoo_network_builds_to_its_own_logits(name, images, tmp_path):
-    """Its weights made here; the network normalises by itself, or by what recal takes over from it."""
+    """Its weights are made here; it normalises by itself, or recal takes that over from it."""
     network = randomised(create_network(f"robustbench:{name}", 10, trusted=True))
     torch.save(network.state_dict(), tmp_path / "f.pth")
     checkpoint = load_checkpoint(tmp_path / "f.pth")
@@ -94,13 +94,14 @@ def test_its_reader_and_accuracy_agree_with_plain_counting(tmp_path):
     np.save(folder / "fog.npy", images)
     np.save(folder / "labels.npy", labels)
     x, y = robustbench.load_cifar10c(tmp_path, "fog", 3, 100)
-    np.testing.assert_allclose(x.numpy().transpose(0, 2, 3, 1) * 255, images[20_000:20_100], atol=1e-4)
+    np.testing.assert_allclose(
+        x.numpy().transpose(0, 2, 3, 1) * 255, images[20_000:20_100], atol=1e-4
+    )
     assert y.tolist() == labels[:100].tolist()
     network = randomised(create_network("wrn10_1", 10))
     with torch.no_grad():
         correct = (network(x).argmax(1) == y).double().mean()
     assert robustbench.clean_accuracy(network, x, y) == pytest.approx(float(correct), abs=1e-7)
-
 
 
 @pytest.fixture(scope="module")

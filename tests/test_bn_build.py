@@ -51,7 +51,9 @@ KINDS = {
 def test_every_kind_of_batch_norm_builds_to_the_same_outputs(kind, tmp_path, monkeypatch):
     norm, before, shape = KINDS[kind]
     network = randomise(nn.Sequential(before, norm(4)))
-    monkeypatch.setattr(dual_networks, "kind", lambda: nn.Sequential(before, norm(4)), raising=False)
+    monkeypatch.setattr(
+        dual_networks, "kind", lambda: nn.Sequential(before, norm(4)), raising=False
+    )
     checkpoint = loaded(network, tmp_path)
     built = build(checkpoint, arch="python:dual_networks:kind", classes=4)
     images = torch.randn(shape)
@@ -156,8 +158,7 @@ def test_timms_split_norm_keeps_the_activation_of_batch_norm_act(tmp_path):
         expected = network(images)
         for layer in network.modules():
             if hasattr(layer, "aux_bn"):
-                auxiliary = {k: v for k, v in layer.aux_bn[0].state_dict().items()}
-                layer.load_state_dict(auxiliary, strict=False)
+                layer.load_state_dict(layer.aux_bn[0].state_dict(), strict=False)
         expected_aux = network(images)
         assert (expected - expected_aux).abs().max() > 1e-3
         for branch, reference in (("main", expected), ("aux0", expected_aux)):
@@ -174,7 +175,7 @@ def test_dubin_builds_on_recals_own_resnet_without_arch(tmp_path):
         for block in network.get_submodule(stage):
             block.bn1 = dual_networks.DuBIN(block.bn1.num_features)
     for path, module in list(network.named_modules()):
-        inside = ".BN." in path or path.endswith((".BN", ".0", ".1")) and ".bn" in path
+        inside = ".BN." in path or (path.endswith((".BN", ".0", ".1")) and ".bn" in path)
         if type(module) is nn.BatchNorm2d and not inside:
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, dual_networks.DuBN(module.num_features))

@@ -170,7 +170,9 @@ def test_activations_that_timm_lost_are_a_finding(tmp_path):
     [("tf_efficientnet_b0_ap-f262efe1.pth", True), ("adv-efficientnet-b0.pth", True),
      ("tf_efficientnet_b0_aa.pth", False), ("map.pth", False)],
 )  # fmt: skip
-def test_adversarially_trained_efficientnet_wants_inceptions_preprocessing(name, expected, tmp_path):
+def test_adversarially_trained_efficientnet_wants_inceptions_preprocessing(
+    name, expected, tmp_path
+):
     def change(state):
         state["conv_stem.weight"] = state.pop("conv1.weight")
 
@@ -207,7 +209,7 @@ def test_plot_shows_every_layer_and_is_the_same_each_time(suffix, tmp_path):
 
 
 def test_plot_of_one_branch_or_another_format_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="ends in .png or .svg"):
+    with pytest.raises(UsageError, match=r"ends in .png or .svg"):
         plot_inspection(inspect_checkpoint(loaded(tmp_path)), tmp_path / "f.pdf")
     one = loaded(tmp_path, lambda s: [s.pop(k) for k in list(s) if "aux" in k])
     with pytest.raises(UsageError, match="expected two branches"):

@@ -48,7 +48,8 @@ def write(content, path):
 
 
 @pytest.mark.parametrize(
-    "wrapper", ["state_dict", "model", "net", "model_state_dict", "state_dict_ema", "model_ema", "ema"]
+    "wrapper",
+    ["state_dict", "model", "net", "model_state_dict", "state_dict_ema", "model_ema", "ema"],
 )
 def test_wrapper_is_taken_off_and_said(wrapper, network, tmp_path):
     path = write({wrapper: network.state_dict(), "epoch": 3}, tmp_path / "f.pth")
@@ -100,7 +101,9 @@ def test_normalisation_in_front_becomes_mean_and_std(front, tmp_path):
     whole = Normalised(network)
     state = whole.state_dict()
     if front == "sequential":
-        state = {k.replace("model.", "1.") if "model" in k else f"0.{k}": v for k, v in state.items()}
+        state = {
+            k.replace("model.", "1.") if "model" in k else f"0.{k}": v for k, v in state.items()
+        }
     elif front == "buffers":
         state = {"mu": whole.mean, "sigma": whole.std, **network.state_dict()}
     checkpoint = load_checkpoint(write(state, tmp_path / "f.pth"))
@@ -202,14 +205,16 @@ def test_checkpoint_of_timms_own_saver_is_read(tmp_path):
         torch.testing.assert_close(built(images), network(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
+)
 def test_torchscript_is_refused_with_advice(tmp_path):
     script = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(),
                              torch.ones(1, 3, 2, 2))  # fmt: skip
     buffer = io.BytesIO()
     torch.jit.save(script, buffer)
     (tmp_path / "f.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(InputError, match="TorchScript program.*state_dict"):
+    with pytest.raises(InputError, match=r"TorchScript program.*state_dict"):
         load_checkpoint(tmp_path / "f.pt")
 
 

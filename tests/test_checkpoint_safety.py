@@ -154,7 +154,7 @@ def test_entries_that_overlap_are_refused(state, tmp_path):
     number = count + len(copies) // size
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, number, number, len(total), start, 0)
     (tmp_path / "f.pth").write_bytes(content[:start] + total + end)
-    with pytest.raises(InputError, match="overlap|two entries|damaged"):
+    with pytest.raises(InputError, match=r"overlap|two entries|damaged"):
         load_checkpoint(tmp_path / "f.pth")
 
 
@@ -229,7 +229,7 @@ def test_text_that_would_be_recoded_is_refused():
 
 def test_pickle_of_a_newer_protocol_says_how_to_save_again(state, tmp_path):
     torch.save(state, tmp_path / "f.pth", pickle_protocol=4)
-    with pytest.raises(InputError, match="torch.save's defaults"):
+    with pytest.raises(InputError, match=r"torch.save's defaults"):
         load_checkpoint(tmp_path / "f.pth")
 
 
@@ -270,7 +270,7 @@ def test_big_endian_file_with_its_record_is_read_as_it_was(state, tmp_path):
 def test_file_with_the_wrong_byte_order_is_refused(order, state, tmp_path):
     torch.save(state, tmp_path / "f.pth")
     path = rewrite(tmp_path / "f.pth", tmp_path / "w.pth", lambda _: order, name="byteorder")
-    with pytest.raises(InputError, match="byte order|endianness"):
+    with pytest.raises(InputError, match=r"byte order|endianness"):
         load_checkpoint(path)
 
 
@@ -363,14 +363,16 @@ def test_fuzzed_files_give_a_checkpoint_or_one_clear_error(tmp_path, monkeypatch
         content = (mutate_inside if inside else mutate)(original, rng)
         path.write_bytes(content)
         start = time.perf_counter()
+        message = ""
         try:
             assert isinstance(load_checkpoint(path), Checkpoint)
             read += 1
         except RecalError as error:
+            message = str(error)
             refused += 1
-            reached += "torch.load refuses" in str(error)
-            assert len(str(error)) < 2_000
-            assert str(error).startswith(str(path)) or str(error).startswith(("--", "norm"))
+        reached += "torch.load refuses" in message
+        assert len(message) < 2_000
+        assert not message or message.startswith((str(path), "--", "norm"))
         slowest = max(slowest, time.perf_counter() - start)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert not ran

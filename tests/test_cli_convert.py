@@ -111,7 +111,9 @@ def test_slips_end_with_their_status_and_write_nothing(
 
 def test_variant_of_other_weights_is_refused(recal, split_checkpoint, tmp_path):
     other = split_file(timm.create_model("resnet10t", num_classes=4), tmp_path / "f.pth")
-    save_variant(branch_variant(other, "main", other.spec(arch="timm:resnet10t")), tmp_path / "v.safetensors")
+    save_variant(
+        branch_variant(other, "main", other.spec(arch="timm:resnet10t")), tmp_path / "v.safetensors"
+    )
     status, _, err = recal("convert", split_checkpoint, "--variant", "v.safetensors", "-o", "p.pth")
     assert status == 3
     assert "expected the weights that the variant was made for" in err

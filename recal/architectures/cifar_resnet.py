@@ -2,7 +2,8 @@
 
 `conv1`, `bn1`, `layer1.0.{conv1,bn1,conv2,bn2,shortcut}`, ..., `linear`.
 
-Source: He et al., arXiv 1512.03385 (section 4.2 for depths 6 n + 2) and, for pre-activation, 1603.05027.
+Source: He et al., arXiv 1512.03385 (section 4.2 for depths 6 n + 2) and, for pre-activation,
+1603.05027.
 """
 
 from __future__ import annotations

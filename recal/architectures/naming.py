@@ -26,7 +26,8 @@ def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Modu
 
     Args:
         name: `recal:NAME` or `NAME` for recal's own, `timm:NAME`, `torchvision:NAME`,
-            `robustbench:DATASET/THREAT/NAME`, `python:FILE.py:CALLABLE` or `python:MODULE:CALLABLE`.
+            `robustbench:DATASET/THREAT/NAME`, `python:FILE.py:CALLABLE` or
+            `python:MODULE:CALLABLE`.
         classes: Number of classes, K.
         trusted: Whether a person gave the name. One that was found in a checkpoint, variant or ONNX
             file may not select `python:` or `robustbench:`, which import other people's code.
@@ -86,7 +87,8 @@ def _wide_resnet(depth: str, widen: str, classes: int) -> nn.Module:
 
     if not (10 <= int(depth) <= 400 and (int(depth) - 4) % 6 == 0 and 1 <= int(widen) <= 64):
         raise UsageError(
-            f"--arch: a wide ResNet's depth is 6 n + 4 and its width 1 to 64, got wrn{depth}_{widen}."
+            f"--arch: a wide ResNet's depth is 6 n + 4 and its width 1 to 64, got "
+            f"wrn{depth}_{widen}."
         )
     return WideResNet(int(depth), int(widen), classes)
 

@@ -31,8 +31,8 @@ def create(target: str, classes: int) -> nn.Module:
 
     Args:
         target: What follows `python:`.
-        classes: Passed on if the callable takes an argument called num_classes, classes, n_classes or
-            nb_classes.
+        classes: Passed on if the callable takes an argument called num_classes, classes, n_classes
+            or nb_classes.
 
     Raises:
         UsageError: There is no such file, module or callable, it fails, or makes no network.
@@ -108,4 +108,4 @@ def _arguments(maker: Callable[..., Any], classes: int) -> dict[str, int]:
         return {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [name for name in CLASSES if name in parameters] or CLASSES[:1] * takes_any
-    return {name: classes for name in named[:1]}
+    return dict.fromkeys(named[:1], classes)

@@ -1,7 +1,7 @@
 """Telling an architecture from the names and shapes of its tensors, or from a name in a file.
 
-A candidate is proposed by names, then proven: the network is made without memory and must have exactly
-these tensors.
+A candidate is proposed by names, then proven: the network is made without memory and must have
+exactly these tensors.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def architecture_of(named: str | None, shapes: Shapes) -> str:
     told = f"names an architecture that recal may not use ('{named}')" if named else (
         "names no architecture")  # fmt: skip
     choice = (
-        f"Its tensors fit {' and '.join(proven)}, which compute different things. Give one with --arch."
+        f"Its tensors fit {' and '.join(proven)}, which compute different things. Give one with "
+        "--arch."
         if proven
         else "Give one with --arch, for instance --arch timm:resnet50, --arch wrn16_1 or --arch "
         "python:FILE.py:CALLABLE."
@@ -151,7 +152,7 @@ def _imagenet_resnets(shapes: Shapes) -> list[str]:
 
 
 def _efficientnets(shapes: Shapes) -> list[str]:
-    """Propose timm's two kinds, which differ in padding and epsilon, so the user has to say which."""
+    """Propose both of timm's kinds, of different padding and epsilon: the user has to say which."""
     head = shapes.get("conv_head.weight", (0,))[0]
     sizes = [i for i, width in enumerate(HEADS) if width == head]
     names = [f"timm:{kind}efficientnet_b{i}" for i in sizes for kind in ("", "tf_")]

@@ -1,6 +1,7 @@
 """ResNeXt-29 for 32x32 images, with the names that AugMix and RobustBench use.
 
-Source: Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", arXiv 1611.05431.
+Source: Xie et al., "Aggregated Residual Transformations for Deep Neural Networks",
+arXiv 1611.05431.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The one place that touches RobustBench, an optional extra: its networks, its reader, its accuracy.
+"""The one place that touches RobustBench, an optional extra: networks, reader, accuracy.
 
-Release 1.1.1 does not import as installed: it wants `pkg_resources`, which setuptools 81 dropped, and
-`autoattack`, while its dependency installs `pyautoattack`. Both names are lent to it while it is imported.
+Release 1.1.1 does not import as installed: it wants `pkg_resources`, which setuptools 81 dropped,
+and `autoattack`, while its dependency installs `pyautoattack`. Both names are lent to it while it
+is imported.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 INSTALL = (
     "Install it: pip install --no-deps robustbench, then pip install gdown geotorch pandas "
-    "pyautoattack torchdiffeq (or pip install 'recal-bn[robustbench]' in an environment of its own, "
-    "because it pins an old timm)."
+    "pyautoattack torchdiffeq (or pip install 'recal-bn[robustbench]' in an environment of its "
+    "own, because it pins an old timm)."
 )
 
 

@@ -35,8 +35,8 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any)
 
     Returns:
         A new module in eval mode, float32, on the CPU, with one plain BatchNorm a layer. It expects
-        images that are already normalised, even where the network normalises them itself: that layer is
-        set to do nothing.
+        images that are already normalised, even where the network normalises them itself: that
+        layer is set to do nothing.
 
     Raises:
         InputError: The variant belongs to other weights, or weights and architecture do not fit.

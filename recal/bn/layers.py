@@ -17,8 +17,8 @@ PLAIN_PATH = "recal_plain_path"
 class PlainBatchNorm(_BatchNorm):
     """BatchNorm over channels for inputs (N, C) or (N, C, ...).
 
-    Further arguments, by which the layer that it replaces chose a branch, are ignored. What that layer did
-    after normalising (`drop`, `act`) is kept.
+    Further arguments, by which the layer that it replaces chose a branch, are ignored. What that
+    layer did after normalising (`drop`, `act`) is kept.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:

@@ -26,9 +26,10 @@ def make_plain(
 ) -> dict[str, str]:
     """Replace, in place, every BatchNorm of another kind by a plain one, and several by one.
 
-    Frozen and synchronised BatchNorm become plain. Where the network's own class holds the branches of
-    `layout`, one plain BatchNorm stands at each of their places, so that whichever the code picks, it is
-    the same. A normalisation layer in front is set to mean 0 and deviation 1, because recal normalises.
+    Frozen and synchronised BatchNorm become plain. Where the network's own class holds the branches
+    of `layout`, one plain BatchNorm stands at each of their places, so that whichever the code
+    picks, it is the same. A normalisation layer in front is set to mean 0 and deviation 1, because
+    recal normalises.
 
     Args:
         network: Changed in place.
@@ -37,8 +38,8 @@ def make_plain(
             BatchNorm.
 
     Returns:
-        The plain name of each of the network's tensors, by its key in the network's state_dict; tensors
-        of a normalisation layer in front are left out.
+        The plain name of each of the network's tensors, by its key in the network's state_dict;
+        tensors of a normalisation layer in front are left out.
 
     Raises:
         InputError: A BatchNorm of the network's own class does more than normalise.
@@ -68,7 +69,7 @@ def _neutralise(network: nn.Module, normaliser: Iterable[str]) -> None:
 
 
 def _is_frozen(module: nn.Module) -> bool:
-    """Recognise BatchNorm with constants only, as torchvision, timm and detectors each define it."""
+    """Recognise BatchNorm with constants only, which several libraries define, each its own."""
     own = dict(module.named_buffers(recurse=False)) | dict(module.named_parameters(recurse=False))
     return (
         not isinstance(module, (_BatchNorm, _InstanceNorm))
@@ -127,8 +128,9 @@ def _check_equal(old: nn.Module, new: nn.Module, where: str) -> None:
             continue  # of another number of dimensions, or it wants to be told a branch
         if not torch.allclose(new.eval()(x), expected, atol=1e-5):
             raise InputError(
-                f"{where}: expected {type(old).__name__} to normalise and nothing else, got another "
-                "result from a plain BatchNorm. Give a network with plain BatchNorm as --arch."
+                f"{where}: expected {type(old).__name__} to normalise and nothing else, got "
+                "another result from a plain BatchNorm. Give a network with plain BatchNorm as "
+                "--arch."
             )
         return
 

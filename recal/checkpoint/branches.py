@@ -35,8 +35,8 @@ def take_apart(
         where: The file, for messages.
 
     Returns:
-        The shared weights; for each branch its tensors under plain names; and the layers that have one
-        BatchNorm for all branches.
+        The shared weights; for each branch its tensors under plain names; and the layers that have
+        one BatchNorm for all branches.
 
     Raises:
         InputError: A branch's tensors are not what they have to be.
@@ -86,7 +86,7 @@ def _count(
 ) -> int:
     if not branched:
         return 1
-    layer, site = next(iter(branched.items()))
+    site = next(iter(branched.values()))
     if not layout.chunks:
         return len(site)
     main, split = (tensors[f"{site[position]}running_mean"].numel() for position in (0, 1))

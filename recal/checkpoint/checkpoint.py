@@ -128,8 +128,8 @@ def load_checkpoint(
     doubts: tuple[str, ...] = ()
     if chosen.doubt and layout is None and positions is None:
         doubts = (
-            f"the roles are in doubt: {chosen.doubt}. Branches are named by position; score them on "
-            "clean images (recal inspect --data) and, if need be, swap them with --roles "
+            f"the roles are in doubt: {chosen.doubt}. Branches are named by position; score them "
+            "on clean images (recal inspect --data) and, if need be, swap them with --roles "
             "main=1,aux0=0",
         )
     return Checkpoint(

@@ -59,8 +59,8 @@ def convert(
     Args:
         checkpoint: Lends the weights.
         variant: A variant, or the name of a branch.
-        output: A name that ends in .safetensors (with a record of architecture and preprocessing) or
-            .pth (a bare state_dict, as torchvision's own code expects it).
+        output: A name that ends in .safetensors (with a record of architecture and preprocessing)
+            or .pth (a bare state_dict, as torchvision's own code expects it).
         **asked: Fields of `ModelSpec` that the file does not give.
 
     Returns:

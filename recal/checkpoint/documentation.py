@@ -1,6 +1,6 @@
 """The table of layouts for the documentation, written from the table in the code.
 
-    python -m recal.checkpoint.documentation docs/checkpoints.md
+Run `python -m recal.checkpoint.documentation docs/checkpoints.md` after a change.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from recal.checkpoint.layouts import LAYOUTS, Layout
+from recal.checkpoint.layouts import LAYOUTS, PLAIN, Layout
 
 BEGIN = "<!-- layouts: python -m recal.checkpoint.documentation docs/checkpoints.md -->"
 END = "<!-- end of layouts -->"
@@ -31,11 +31,11 @@ def layout_table() -> str:
 
 
 def _keys(layout: Layout) -> str:
-    places = sorted(layout.places, key=lambda place: place.first)
+    places = sorted(layout.places, key=lambda place: (place != PLAIN, place.first))
     keys = [place.key.format(layer="P", index="N", leaf="*") for place in places]
     if layout.affine == "shared":
         keys = ["P.{weight,bias}", *(key for key in keys if key != "P.*"), "P.running_*"]
-        keys = keys if any(place.key == "{layer}.{leaf}" for place in places) else keys[:-1]
+        keys = keys if PLAIN in places else keys[:-1]
     if layout.affine == "sandwich":
         keys.append("P.embed.weight")
     if layout.name == "dubin":

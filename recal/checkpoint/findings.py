@@ -1,6 +1,7 @@
 """What can be wrong with the branches of a checkpoint, one function a fault.
 
-To add one: write a function from a checkpoint to findings and add one line to the table at the foot.
+To add one: write a function from a checkpoint to findings and add one line to the table at the
+foot.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
                 branch=name,
                 layers=layers,
                 what=f"NaN or infinity in {_named(layers)}",
-                follows="Every output through this branch is NaN; training diverged, or the file is "
-                "damaged.",
+                follows="Every output through this branch is NaN; training diverged, or the file "
+                "is damaged.",
             )
     broken = tuple(
         name
@@ -191,7 +192,7 @@ def _roles(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """timm used to drop the activation inside BatchNormAct2d when it split the layer."""
+    """Find networks whose activations timm used to drop when it split a BatchNormAct2d."""
     if checkpoint.layout.name == "timm-splitbn" and any(
         re.fullmatch(r"blocks\.\d+\.\d+\.conv_(dw|pw)\.weight", key) for key in checkpoint.weights
     ):
@@ -199,11 +200,11 @@ def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
             kind="lost-activations",
             branch=None,
             layers=(),
-            what="timm's split BatchNorm in an EfficientNet or MobileNet, whose BatchNorm layers carry "
-            "the activations",
-            follows="timm before 1.0.31 dropped these when it split the layers: weights trained with "
-            "such a timm belong to a network without them and are wrong in one that has them. Score "
-            "the branches on labelled images (recal inspect --data); near chance means that.",
+            what="timm's split BatchNorm in an EfficientNet or MobileNet, whose BatchNorm layers "
+            "carry the activations",
+            follows="timm before 1.0.31 dropped these when it split the layers: weights trained "
+            "with such a timm belong to a network without them and are wrong in one that has them. "
+            "Score the branches on labelled images (recal inspect --data); near chance means that.",
         )
 
 

@@ -30,8 +30,8 @@ class LayerDistance:
         log_variance_ratio: Root mean square over channels of log(variance / main's variance).
         symmetric_kl: KL(p || q) + KL(q || p) of the Gaussians of the two statistics, in nats, mean
             over channels.
-        affine_distance: |(weight, bias) - main's| / |main's (weight, bias)|, Euclidean norms over all
-            channels; None for layers without affine.
+        affine_distance: |(weight, bias) - main's| / |main's (weight, bias)|, Euclidean norms over
+            all channels; None for layers without affine.
     """
 
     layer: str
@@ -166,8 +166,8 @@ def gaussian_distances(
         base_variance: Variance that it is compared with.
 
     Returns:
-        Root mean square of the shift in the base's standard deviations; root mean square of the log of
-        the ratio of variances; mean of KL(p || q) + KL(q || p), in nats.
+        Root mean square of the shift in the base's standard deviations; root mean square of the log
+        of the ratio of variances; mean of KL(p || q) + KL(q || p), in nats.
     """
     variance, base_variance = variance.double() + EPS, base_variance.double() + EPS
     gap = (mean.double() - base_mean.double()).square()

@@ -1,7 +1,7 @@
 """How checkpoints spell several BatchNorm branches, as one literal table.
 
-A layout says where the tensors of branch 0, 1, 2 ... of a layer stand. To add one: one entry in the table
-at the foot, or a TOML file of one's own (`recal.checkpoint.declared_layouts`).
+A layout says where the tensors of branch 0, 1, 2 ... of a layer stand. To add one: one entry in the
+table at the foot, or a TOML file of one's own (`recal.checkpoint.declared_layouts`).
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ LAYOUTS = (
     Layout(
         name="shared-affine",
         writer="dual BN with shared affine",
-        source="arXiv 2210.04886",
+        source="on what such branches share: arXiv 2210.04886",
         roles=_CLEAN_FIRST,
         places=(Place("{layer}.adv_{leaf}", 1), PLAIN),
         affine="shared",
@@ -266,9 +266,9 @@ LAYOUTS = (
         roles="one BatchNorm for each width of the network",
         places=(Place("{layer}.bn.{index}.{leaf}"),),
         common=True,
-        refused="its branches are widths with their own channel counts, so that each goes with other "
-        "slices of the weights. Cut out one width with its own code and save a plain state_dict (or, "
-        "if these are layers used one after the other, say --layout plain)",
+        refused="its branches are widths with their own channel counts, so that each goes with "
+        "other slices of the weights. Cut out one width with its own code and save a plain "
+        "state_dict (or, if these are layers used one after the other, say --layout plain)",
     ),
     Layout(
         name="plain",

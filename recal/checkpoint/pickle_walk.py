@@ -1,7 +1,7 @@
 """Walking through a pickle without building what it describes.
 
-The walk follows the pickle machine's stack, with tokens in the place of objects, so that it knows which
-globals a pickle names, which storages it asks for, and how deeply its tuples are nested.
+The walk follows the pickle machine's stack, with tokens in the place of objects, so that it knows
+which globals a pickle names, which storages it asks for, and how deeply its tuples are nested.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Walk:
         Raises:
             ValueError, IndexError, KeyError: It is no pickle, or not one that a checkpoint needs.
         """
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
+        operations = pickletools.genops(stream)  # type: ignore[arg-type]
+        for count, (opcode, argument, _) in enumerate(operations):
             if count > MOST_OPERATIONS:
                 raise ValueError("more operations than any checkpoint needs")
             step = STEPS.get(opcode.name)

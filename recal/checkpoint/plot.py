@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from recal.errors import UsageError
@@ -24,7 +25,9 @@ QUANTITIES = (
 
 
 def plot_inspection(inspection: Inspection, path: Path) -> None:
-    """Draw the distances of every auxiliary branch from `main`, layer by layer; equal bytes each time.
+    """Draw the distances of every auxiliary branch from `main`, layer by layer.
+
+    Equal inspections give equal bytes.
 
     Raises:
         UsageError: The file's name ends in neither .png nor .svg, or there is one branch only.
@@ -49,7 +52,7 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
                 values = [getattr(d, quantity) for d in branch.distances]
                 axis.barh(
                     [row + i * thickness for row in range(len(layers))],
-                    [value if value is not None and value == value else 0.0 for value in values],
+                    [value if value is not None and math.isfinite(value) else 0.0 for value in values],
                     height=thickness, color=COLOURS[i % len(COLOURS)], label=branch.name,
                 )  # fmt: skip
             axis.set_xlabel(label)

@@ -151,7 +151,8 @@ def _check_byte_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     if _plausible(values) < 0.2 and _plausible(reversed_values) > 0.9:
         raise InputError(
             f"{path}: its numbers make sense only in the other byte order. It was copied from a "
-            "big-endian machine without its 'byteorder' record; save it there again with torch.save."
+            "big-endian machine without its 'byteorder' record; save it there again with "
+            "torch.save."
         )
 
 

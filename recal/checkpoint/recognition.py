@@ -9,7 +9,7 @@ from recal.checkpoint.layouts import BY_NAME, LAYOUTS, LEAVES, Layout, Site, fin
 from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -61,8 +61,8 @@ def check_layout(tensors: Tensors, layout: Layout, where: str) -> None:
     problem = problem_of(tensors, branched, layout) if layout.name != "plain" else ""
     if problem:
         raise InputError(
-            f"{where}: layout {layout.name}: {problem}. The file is incomplete, or of a layout that "
-            "recal does not know: describe it in a file and give that with --layout."
+            f"{where}: layout {layout.name}: {problem}. The file is incomplete, or of a layout "
+            "that recal does not know: describe it in a file and give that with --layout."
         )
 
 
@@ -77,11 +77,16 @@ def _verdict(tensors: Tensors, layout: Layout, where: str) -> str:
         check_layout(tensors, layout, where)
         return "fits"
     sites = {layer: site for layer, site in branched.items() if _is_numbered(site)}
-    if not sites:
-        return "no"
-    unequal = any(_shapes(tensors, site) > 1 for site in sites.values())
+    return _verdict_of_common(tensors, sites, layout, where) if sites else "no"
+
+
+def _verdict_of_common(
+    tensors: Tensors, sites: Mapping[str, Site], layout: Layout, where: str
+) -> str:
+    """Judge a list of BatchNorms, which ordinary networks have too, by shapes and neighbours."""
     ordered = sorted(tensors)
     alone = [_is_alone(_below(ordered, layer), layer, site) for layer, site in sites.items()]
+    unequal = any(_shapes(tensors, site) > 1 for site in sites.values())
     if unequal or layout.name == "slimmable":
         if layout.name == "slimmable" and unequal and all(alone):
             check_layout(tensors, layout, where)
@@ -126,20 +131,29 @@ def _is_meant(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) ->
 def problem_of(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) -> str:
     """Say what keeps the branches of a file from being whole; empty where nothing does."""
     least, most = layout.branches
-    positions = set(range(max((len(site) for site in branched.values()), default=0)))
-    positions |= set(range(least))
-    for layer, site in branched.items():
-        if None in site:
-            return f"{layer} has a plain BatchNorm and branches"
-        if positions - site.keys():
-            return f"{layer} lacks branch {min(positions - site.keys())}"
-        if not least <= len(site) <= most:
-            return f"{layer} has {len(site)} branches"
-        if _shapes(tensors, site) > 1 and not layout.chunks:
-            return f"the branches of {layer} have different numbers of channels"
-        if layout.affine == "own" and len({_leaves(tensors, site[p]) for p in site}) > 1:
-            return f"the branches of {layer} do not hold the same tensors"
-    return ""
+    count = max((len(site) for site in branched.values()), default=0)
+    positions = set(range(max(count, least)))
+    problems = (
+        problem
+        for layer, site in branched.items()
+        for problem in _problems(tensors, layer, site, layout, positions, most)
+    )
+    return next(problems, "")
+
+
+def _problems(
+    tensors: Tensors, layer: str, site: Site, layout: Layout, positions: set[int], most: int
+) -> Iterator[str]:
+    if None in site:
+        yield f"{layer} has a plain BatchNorm and branches"
+    if positions - site.keys():
+        yield f"{layer} lacks branch {min(positions - site.keys())}"
+    if len(site) > most:
+        yield f"{layer} has {len(site)} branches"
+    if _shapes(tensors, site) > 1 and not layout.chunks:
+        yield f"the branches of {layer} have different numbers of channels"
+    if layout.affine == "own" and len({_leaves(tensors, prefix) for prefix in site.values()}) > 1:
+        yield f"the branches of {layer} do not hold the same tensors"
 
 
 def _shapes(tensors: Tensors, site: Site) -> int:
@@ -183,6 +197,6 @@ def _how_to_tell(tensors: Tensors, candidates: list[Layout]) -> str:
     layers = list(marked(find_sites(tensors, candidates[0])))
     ways = "; ".join(f"{layout.name}: {layout.roles} ({layout.writer})" for layout in candidates)
     return (
-        f"Seen at {', '.join(layers[:SHOWN])}. {ways}; plain: every one of them is a layer of its own, "
-        "used one after the other in every forward pass, as in Res2Net."
+        f"Seen at {', '.join(layers[:SHOWN])}. {ways}; plain: every one of them is a layer of its "
+        "own, used one after the other in every forward pass, as in Res2Net."
     )

@@ -1,4 +1,4 @@
-"""Scoring the branches of a checkpoint on images: which one is the clean one, and how far off each is."""
+"""Scoring branches on images: which one is the clean one, and how far off each is."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class BranchScore:
         branch: Its name.
         images: Number of images.
         accuracy: Top-1 accuracy as a fraction, or None where the images have no labels.
-        data_distance: Symmetric KL, mean over channels, in nats, between the branch's statistics and
-            those of the same images as this branch's network in eval mode sees them; median over
-            layers.
+        data_distance: Symmetric KL, mean over channels, in nats, between the branch's statistics
+            and those of the same images as this branch's network in eval mode sees them; median
+            over layers.
         furthest: The layer where it is largest.
         furthest_distance: And how large it is there.
     """

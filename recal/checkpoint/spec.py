@@ -84,7 +84,7 @@ class ModelSpec:
 def complete_spec(
     asked: Mapping[str, Any], facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> ModelSpec:
-    """Fill a specification: from what was asked, else the file, its keys, the network's own, the family.
+    """Fill a specification with what was asked, else the file's, the network's, the family's.
 
     Args:
         asked: Any of the fields of `ModelSpec`; None stands for not asked.

@@ -103,7 +103,8 @@ def _tables(content: Any) -> dict[str, dict[str, torch.Tensor]]:
             )
             inner = next(nested, None)
         tensors = _tensors(inner)
-        if (isinstance(name, str) and any(key.endswith("running_mean") for key in tensors)) or (isinstance(name, str) and name in (*WRAPPERS, *AVERAGES) and tensors):
+        named = name in (*WRAPPERS, *AVERAGES) and tensors
+        if isinstance(name, str) and (named or any(k.endswith("running_mean") for k in tensors)):
             found[name] = tensors
     return found
 
@@ -169,7 +170,7 @@ def _normalisation(mean: torch.Tensor, std: torch.Tensor) -> dict[str, Any]:
 
 
 def find_facts(content: Any) -> dict[str, Any]:
-    """Return what a file says of its network, of the types that `FACTS` lists; the rest is ignored."""
+    """Return what a file says of its network, as far as `FACTS` knows it."""
     if not isinstance(content, dict):
         return {}
     facts: dict[str, Any] = {}
@@ -179,8 +180,9 @@ def find_facts(content: Any) -> dict[str, Any]:
         if not isinstance(arguments, dict):
             continue
         for fact, names in ARGUMENTS.items():
-            found = (arguments[key] for key in names if _is_fact(fact, arguments.get(key)))
-            facts |= {fact: value for value in list(found)[:1]}
+            found = [arguments[key] for key in names if _is_fact(fact, arguments.get(key))]
+            if found:
+                facts[fact] = found[0]
     return facts | {key: content[key] for key in FACTS if _is_fact(key, content.get(key))}
 
 

@@ -1,8 +1,9 @@
 """Looking through a PyTorch file before PyTorch reads it: names, sizes and checksums.
 
-`torch.load(weights_only=True)` runs no code, but trusts sizes and allocates what it is told to. So the pickle
-is first walked through without building anything: every global must be in a literal list, every
-storage must be as long as it says, and nothing may be nested so deeply that it costs time.
+`torch.load(weights_only=True)` runs no code, but trusts sizes and allocates what it is told to. So
+the pickle is first walked through without building anything: every global must be in a literal
+list, every storage must be as long as it says, and nothing may be nested so deeply that it costs
+time.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def _refuse_programs(path: Path, names: list[str]) -> None:
     files = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in files:
         raise InputError(
-            f"{path}: expected weights, got a TorchScript program. Load it where you trust it, with "
-            "torch.jit.load, and save its state_dict() alone."
+            f"{path}: expected weights, got a TorchScript program. Load it where you trust it, "
+            "with torch.jit.load, and save its state_dict() alone."
         )
     if "archive_format" in files or "serialized_exported_program.json" in files:
         raise InputError(
@@ -193,8 +194,8 @@ def _walk_or_refuse(path: Path, stream: Readable) -> dict[str, int]:
     for name in walk.names:
         if name not in TENSOR_GLOBALS and name not in RECORD_GLOBALS:
             raise InputError(
-                f"{path}: refused, because loading it would call {name[:200]}; nothing was run. Where "
-                "you trust the file, load it there and save the state_dict() alone."
+                f"{path}: refused, because loading it would call {name[:200]}; nothing was run. "
+                "Where you trust the file, load it there and save the state_dict() alone."
             )
     if problem is not None:
         raise InputError(

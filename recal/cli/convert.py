@@ -13,9 +13,7 @@ from recal.cli.reading_options import reading_options
 
 @click.command("convert")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option(
-    "--variant", default="main", show_default=True, help="A branch, or a variant's file."
-)
+@click.option("--variant", default="main", show_default=True, help="A branch, or a variant's file.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True,
     help="Name that ends in .safetensors or .pth.",
@@ -27,8 +25,9 @@ def command(
 ) -> None:
     """Write one variant of CHECKPOINT as an ordinary checkpoint.
 
-    With one plain BatchNorm a layer, under plain names, so that timm, torchvision or code of your own
-    loads it with strict=True. Needs no architecture; where it is known, the file is loaded and compared.
+    With one plain BatchNorm a layer, under plain names, so that timm, torchvision or code of your
+    own loads it with strict=True. Needs no architecture; where it is known, the file is loaded and
+    compared.
     """
     from recal.bn.variant import load_variant
     from recal.checkpoint.checkpoint import load_checkpoint

@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Say which BatchNorm branches CHECKPOINT holds and whether they can be trusted.
 
-    No code in the file is run, and no architecture is needed. Without a CHECKPOINT the bundled sample is
-    used.
+    No code in the file is run, and no architecture is needed. Without a CHECKPOINT the bundled
+    sample is used.
     """
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.checkpoint.inspection import inspect_checkpoint
@@ -181,8 +181,8 @@ def _show_scores(console: Console, scores: tuple[BranchScore, ...]) -> None:
     for score in scores:
         accuracy = "" if score.accuracy is None else f"accuracy {score.accuracy:.2%}, "
         console.print(
-            f"  {score.branch}: {accuracy}statistics {score.data_distance:.4f} nats from the data's "
-            f"own (median over layers; {score.furthest_distance:.4f} at {score.furthest})"
+            f"  {score.branch}: {accuracy}statistics {score.data_distance:.4f} nats from the "
+            f"data's own (median over layers; {score.furthest_distance:.4f} at {score.furthest})"
         )
     nearest = min(scores, key=lambda score: (-(score.accuracy or 0.0), score.data_distance))
     if len(scores) > 1 and nearest.branch != "main":

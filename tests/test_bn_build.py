@@ -226,6 +226,29 @@ def test_variant_that_names_code_runs_it_only_when_asked(tmp_path):
     torch.testing.assert_close(built(images), build(checkpoint, variant)(images))
 
 
+def test_own_dual_class_is_calibrated_as_the_plain_network_is(tmp_path, class_folders):
+    from recal.calibration import calibrate
+
+    torch.save(randomise(Network(NORMS["once-for-all"], 10)).state_dict(), tmp_path / "f.pth")
+    checkpoint = load_checkpoint(tmp_path / "f.pth")
+    variants = [
+        calibrate(checkpoint, mode="clean", affine="aux0", data=class_folders, batch_size=20,
+                  estimator=estimator, arch=f"{CODE}:{arch}")
+        for estimator in ("pooled", "consistent")
+        for arch in ("plain", "once_for_all")
+    ]  # fmt: skip
+    for plain, own in (variants[:2], variants[2:]):
+        assert plain.tensors.keys() == own.tensors.keys()
+        for key, tensor in plain.tensors.items():
+            torch.testing.assert_close(own.tensors[key], tensor)
+        stored = checkpoint.branch("aux0")["norm1.running_mean"]
+        assert not torch.allclose(plain.tensors["norm1.running_mean"], stored)
+    images = torch.randn(2, 3, 32, 32)
+    built = [build(checkpoint, v, arch=f"{CODE}:{a}")(images)
+             for v, a in zip(variants, ("plain", "once_for_all") * 2, strict=True)]  # fmt: skip
+    torch.testing.assert_close(built[0], built[1])
+
+
 def test_variant_of_other_weights_is_refused(tmp_path):
     first = loaded(randomise(Network(NORMS["dubn"])), tmp_path)
     variant = branch_variant(first, "main", first.spec(arch="wrn16_1"))

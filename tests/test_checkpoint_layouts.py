@@ -179,6 +179,30 @@ def test_layout_of_ones_own_is_read_from_toml(tmp_path, images):
     same_outputs(network, checkpoint, f"{CODE}:plain", images)
 
 
+def test_layout_of_ones_own_with_numbers_and_shared_affine_is_read(tmp_path, images):
+    class Own(nn.Module):
+        branches, branch = 3, 0
+
+        def __init__(self, channels):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+            self.stats = nn.ModuleList(nn.BatchNorm2d(channels, affine=False) for _ in range(3))
+
+        def forward(self, x):
+            x = self.stats[self.branch](x)
+            return x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+    network = randomise(Network(Own))
+    path = saved(network, tmp_path / "file.pth")
+    (tmp_path / "own.toml").write_text(
+        'affine = "shared"\n[[branch]]\nkey = "{layer}.stats.{index}.{leaf}"\n'
+    )
+    checkpoint = load_checkpoint(path, layout=str(tmp_path / "own.toml"))
+    assert list(checkpoint.branches) == ["main", "aux0", "aux1"]
+    same_outputs(network, checkpoint, f"{CODE}:plain", images)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

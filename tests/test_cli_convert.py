@@ -64,6 +64,15 @@ def test_code_of_ones_own_loads_the_file_and_no_architecture_is_needed(recal, tm
     same(network, load_checkpoint(tmp_path / "f.pth"), "aux0", arch="python:dual_networks:plain")
 
 
+def test_class_that_holds_the_branches_itself_is_said_not_to_load_the_file(recal, tmp_path):
+    torch.save(randomise(Network(NORMS["mixbn"])).state_dict(), tmp_path / "f.pth")
+    arch = f"python:{dual_networks.__file__}:mixbn"
+    status, text, _ = recal("convert", "f.pth", "-o", "plain.pth", "--arch", arch, "--size", "9")
+    assert status == 0
+    assert "is not plain" in text
+    dual_networks.plain().load_state_dict(torch.load(tmp_path / "plain.pth"), strict=True)
+
+
 def test_variants_file_is_converted_and_the_result_is_read_back(recal, split_checkpoint, tmp_path):
     checkpoint = load_checkpoint(split_checkpoint)
     mixed = branch_variant(checkpoint, "aux0", checkpoint.spec(), statistics="main")

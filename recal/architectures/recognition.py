@@ -63,7 +63,9 @@ def _readings(named: str) -> list[str]:
     """Return the known names that a name in a file can stand for; never one that runs code."""
     if ":" in named:
         return [named] if named.partition(":")[0] in HARMLESS_ORIGINS and is_known(named) else []
-    return [name for name in (named, f"timm:{named}", f"torchvision:{named}") if is_known(name)]
+    if is_known(named):
+        return [named]  # recal's own, without importing the others
+    return [name for name in (f"timm:{named}", f"torchvision:{named}") if is_known(name)]
 
 
 def fits(name: str, shapes: Shapes) -> bool:

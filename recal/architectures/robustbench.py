@@ -7,6 +7,7 @@ is imported.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -56,6 +57,7 @@ def create(name: str) -> nn.Module:
     return network
 
 
+@functools.lru_cache
 def preprocessing(name: str) -> dict[str, Any]:
     """Return what a network of the zoo expects: images in [0, 1], which it normalises itself.
 

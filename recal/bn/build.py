@@ -51,6 +51,12 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any)
             f"{checkpoint.path}: expected the weights that the variant was made for "
             f"({variant.weights_sha256[:12]}), got others ({checkpoint.weights_sha256[:12]})."
         )
+    forged = sorted(variant.tensors.keys() & checkpoint.weights.keys())
+    if forged:
+        raise InputError(
+            f"{checkpoint.path}: expected a variant of BatchNorm tensors alone, got one that also "
+            f"replaces {_first(forged)}."
+        )
     spec = variant.spec
     network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
     where = f"{checkpoint.path} as {spec.arch}"

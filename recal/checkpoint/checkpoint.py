@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ import torch
 
 from recal.checkpoint.branches import take_apart
 from recal.checkpoint.declared_layouts import choose_layout, parse_roles
-from recal.checkpoint.layouts import Layout
 from recal.checkpoint.reading import read_weight_file
 from recal.checkpoint.recognition import check_layout, recognise
 from recal.checkpoint.spec import ModelSpec, complete_spec
@@ -21,6 +20,8 @@ from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from recal.checkpoint.layouts import Layout
 
 SHOWN = 3
 
@@ -38,7 +39,6 @@ class Checkpoint:
         facts: What the file says of the network beside its weights.
         notes: What was unwrapped, chosen or left out while reading, for people.
         doubts: What was assumed and could be otherwise; commands show these as warnings.
-        normaliser: Mean and std of a normalisation layer in front, by their names in the file.
     """
 
     path: Path
@@ -48,7 +48,6 @@ class Checkpoint:
     facts: Mapping[str, Any]
     notes: tuple[str, ...]
     doubts: tuple[str, ...] = ()
-    normaliser: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -134,5 +133,5 @@ def load_checkpoint(
         )
     return Checkpoint(
         path=path, layout=chosen, weights=weights, branches=branches, facts=file.facts,
-        notes=tuple(notes), doubts=doubts, normaliser=file.normaliser,
+        notes=tuple(notes), doubts=doubts,
     )  # fmt: skip

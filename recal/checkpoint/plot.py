@@ -49,10 +49,10 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
         thickness = 0.8 / len(branches)
         for axis, (quantity, label) in zip(axes, QUANTITIES, strict=True):
             for i, branch in enumerate(branches):
-                values = [getattr(d, quantity) for d in branch.distances]
+                values = [getattr(d, quantity) or 0.0 for d in branch.distances]
                 axis.barh(
                     [row + i * thickness for row in range(len(layers))],
-                    [value if value is not None and math.isfinite(value) else 0.0 for value in values],
+                    [value if math.isfinite(value) else 0.0 for value in values],
                     height=thickness, color=COLOURS[i % len(COLOURS)], label=branch.name,
                 )  # fmt: skip
             axis.set_xlabel(label)

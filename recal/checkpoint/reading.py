@@ -30,13 +30,11 @@ class WeightFile:
 
     Attributes:
         tensors: The tensors by name, without wrappers and common prefixes, in the file's order.
-        normaliser: The mean and std of a normalisation layer in front, by name.
         facts: What the file says of the network: any of arch, family, classes, mean, std, size.
         notes: What was unwrapped, for people.
     """
 
     tensors: dict[str, torch.Tensor]
-    normaliser: dict[str, torch.Tensor]
     facts: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -72,9 +70,7 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
         )
         facts = {**facts, **front.facts}
     _check_byte_order(path, front.tensors)
-    return WeightFile(
-        tensors=front.tensors, normaliser=front.normaliser, facts=facts, notes=tuple(notes)
-    )
+    return WeightFile(tensors=front.tensors, facts=facts, notes=tuple(notes))
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -108,24 +108,17 @@ def _is_meant(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) ->
     instance_norm = any(f"{layer.removesuffix('BN')}IN.weight" in tensors for layer in branched)
     embedded = any(f"{layer}.embed.weight" in tensors for layer in branched)
     heads = any({2, 3} & site.keys() for site in branched.values())
-    match layout.name:
-        case "dubn":
-            return not instance_norm
-        case "dubin":
-            return instance_norm
-        case "sandwich":
-            return embedded
-        case "acl":
-            return not embedded and several <= 2
-        case "advcl":
-            return not embedded and several >= 3
-        case "det-advprop":
-            return not any(".bn_cls." in key or ".bn_box." in key for key in tensors)
-        case "det-advprop-heads":
-            return heads
-        case "subbn":
-            return any(1 in site for site in branched.values())
-    return True
+    conditions = {
+        "dubn": not instance_norm,
+        "dubin": instance_norm,
+        "sandwich": embedded,
+        "acl": not embedded and several <= 2,
+        "advcl": not embedded and several >= 3,
+        "det-advprop": not any(".bn_cls." in key or ".bn_box." in key for key in tensors),
+        "det-advprop-heads": heads,
+        "subbn": any(1 in site for site in branched.values()),
+    }
+    return conditions.get(layout.name, True)
 
 
 def problem_of(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # where training scripts put the weights, and where their moving average
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "params")
 AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "params_ema")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "base_model.")
 # counters of weight averaging and metrics, which are no part of the network
 STRAY = ("n_averaged",)
 # names of the mean and std that a normalisation layer in front keeps as buffers
@@ -131,8 +131,9 @@ def strip_front(tensors: Mapping[str, torch.Tensor]) -> Front:
         if pair is not None:
             normaliser |= {removed + key: tensors.pop(key) for key in pair}
             facts = _normalisation(*(normaliser[removed + key] for key in pair))
-        first = next(iter(tensors), "").partition(".")[0] + "."
-        candidates = (*PREFIXES, first) if normaliser else PREFIXES
+        first = next(iter(tensors), "").partition(".")[0]
+        # behind a normalisation layer the network is often the second of a sequence
+        candidates = (*PREFIXES, f"{first}.") if normaliser and first.isdigit() else PREFIXES
         prefix = next((p for p in candidates if all(key.startswith(p) for key in tensors)), None)
         if prefix is None or not tensors:
             break

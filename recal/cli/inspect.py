@@ -77,7 +77,7 @@ def command(
     if as_json:
         click.echo(json.dumps(_finite(_document(inspection, scores)), indent=2))
     else:
-        _show(inspection, scores)
+        show_inspection(inspection, scores)
         if plot is not None:
             click.echo(f"Wrote {plot}.")
 
@@ -106,7 +106,8 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _show(inspection: Inspection, scores: tuple[BranchScore, ...]) -> None:
+def show_inspection(inspection: Inspection, scores: tuple[BranchScore, ...] = ()) -> None:
+    """Print what a checkpoint holds, for people."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)

@@ -90,6 +90,13 @@ def test_prefixes_are_removed_and_said(prefix, network, tmp_path):
     assert f"prefix '{prefix}' removed from every name" in checkpoint.notes
 
 
+def test_loss_and_metrics_beside_the_network_are_left_out(network, tmp_path):
+    """As Lightning saves a module with a weighted loss."""
+    state = {f"model.{k}": v for k, v in network.state_dict().items()}
+    content = {"state_dict": {**state, "criterion.weight": torch.ones(5)}, "hyper_parameters": {}}
+    same(load_checkpoint(write(content, tmp_path / "f.ckpt")), network)
+
+
 def test_data_parallel_and_compiled_modules_are_read_as_they_save_themselves(network, tmp_path):
     for wrapped in (nn.DataParallel(network), torch.compile(network)):
         same(load_checkpoint(write(wrapped.state_dict(), tmp_path / "f.pth")), network)

@@ -292,6 +292,29 @@ def test_tensor_with_an_absurd_name_is_refused(state, tmp_path):
         load_checkpoint(tmp_path / "f.pth")
 
 
+@pytest.mark.parametrize("arch", ["wrn400_64", "cifar_resnet1202", "timm:resnetv2_152x4_bit"])
+def test_network_of_any_size_that_a_file_names_costs_no_memory(arch, split_checkpoint, tmp_path):
+    from recal.bn.build import build
+
+    state = torch.load(split_checkpoint, weights_only=True)["state_dict"]
+    torch.save({"arch": arch, "classes": 10**6, "state_dict": state}, tmp_path / "f.pth")
+    checkpoint = load_checkpoint(tmp_path / "f.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="do not fit"):
+        build(checkpoint)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_many_layers_take_seconds_at_most(tmp_path):
+    tensor = torch.ones(1)
+    state = {f"l{i}.bn.{j}.running_{leaf}": tensor
+             for i in range(8_000) for j in range(2) for leaf in ("mean", "var")}  # fmt: skip
+    torch.save(state, tmp_path / "f.pth")
+    start = time.perf_counter()
+    assert len(load_checkpoint(tmp_path / "f.pth").layers) == 8_000
+    assert time.perf_counter() - start < 10
+
+
 def seeds(folder):
     """Small files of every format and wrapper, one of which carries code."""
     state = randomise(Network(NORMS["acl"])).state_dict()

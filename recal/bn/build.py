@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from recal.architectures import create_network
+import torch
+
+from recal.architectures.naming import HARMLESS_ORIGINS, create_network, split_name
 from recal.bn.layers import batch_norms
 from recal.bn.plain import make_plain
 from recal.bn.variant import Variant, branch_variant
@@ -14,10 +16,10 @@ from recal.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
     from torch import nn
 
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.checkpoint.spec import ModelSpec
 
 SHOWN = 10
 COUNTER = ".num_batches_tracked"
@@ -58,18 +60,33 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any)
             f"replaces {_first(forged)}."
         )
     spec = variant.spec
-    network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
+    given = {**checkpoint.weights, **variant.tensors}
     where = f"{checkpoint.path} as {spec.arch}"
+    if split_name(spec.arch)[0] in HARMLESS_ORIGINS:
+        _check_without_memory(checkpoint, spec, given, where)
+    network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
     names = make_plain(network, checkpoint.layout, checkpoint.weights)
     expected = network.state_dict()
-    _check_fit({**checkpoint.weights, **variant.tensors}, expected, names, where)
-    given = {**checkpoint.weights, **variant.tensors}
+    _check_fit(given, expected, names, where)
     # counters are absent from old files and from variants, and without effect in eval mode
     state = {key: given.get(names[key], own) if key in names else own
              for key, own in expected.items()}  # fmt: skip
     network.load_state_dict(state, strict=True)
     batch_norms(network)
     return network.float().requires_grad_(False).eval()
+
+
+def _check_without_memory(
+    checkpoint: Checkpoint, spec: ModelSpec, given: Mapping[str, torch.Tensor], where: str
+) -> None:
+    """Refuse what does not fit before it is made: a file could name a network of any size."""
+    try:
+        with torch.device("meta"):
+            network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
+        names = make_plain(network, checkpoint.layout, checkpoint.weights)
+    except (NotImplementedError, RuntimeError):
+        return  # some networks compute while they are made, which needs memory
+    _check_fit(given, network.state_dict(), names, where)
 
 
 def _check_fit(

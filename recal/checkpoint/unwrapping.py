@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "params")
 AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "params_ema")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "base_model.")
-# counters of weight averaging and metrics, which are no part of the network
+# counters of weight averaging, losses and metrics, which are no part of the network
 STRAY = ("n_averaged",)
+STRAY_PARTS = ("criterion.", "loss.", "loss_fn.", "metrics.", "train_metrics.", "val_metrics.")
 # names of the mean and std that a normalisation layer in front keeps as buffers
 NORMALISERS = (("mean", "std"), ("mu", "sigma"), ("pixel_mean", "pixel_std"), ("_mean", "_std"))
 
@@ -26,6 +27,7 @@ FACTS: dict[str, tuple[type, ...]] = {
     "arch": (str,), "family": (str,), "classes": (int,), "mean": (list, tuple),
     "std": (list, tuple), "size": (int,),
 }  # fmt: skip
+LARGEST = {"classes": 10**6, "size": 4096}
 # how training scripts name the same among their arguments
 ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("img_size",),
              "mean": ("mean",), "std": ("std",)}  # fmt: skip
@@ -115,7 +117,9 @@ def _tensors(content: Any) -> dict[str, torch.Tensor]:
     return {
         str(key): value.detach()
         for key, value in content.items()
-        if isinstance(value, torch.Tensor) and key not in STRAY
+        if isinstance(value, torch.Tensor)
+        and key not in STRAY
+        and not str(key).startswith(STRAY_PARTS)
     }
 
 
@@ -192,7 +196,11 @@ def _is_fact(name: str, value: Any) -> bool:
         return False
     if isinstance(value, (list, tuple)):
         return len(value) == 3 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in value)
-    return len(value) < 200 if isinstance(value, str) else isinstance(value, int) and value > 0
+    return (
+        len(value) < 200
+        if isinstance(value, str)
+        else isinstance(value, int) and 0 < value <= LARGEST[name]
+    )
 
 
 def _describe(content: Any) -> str:

@@ -104,6 +104,42 @@ def test_its_reader_and_accuracy_agree_with_plain_counting(tmp_path):
     assert robustbench.clean_accuracy(network, x, y) == pytest.approx(float(correct), abs=1e-7)
 
 
+@needs_robustbench
+def test_recals_evaluation_gives_robustbenchs_accuracy(split_checkpoint, tmp_path):
+    """The published layout, read by both; the same images, the same share of right answers."""
+    from recal.architectures import robustbench
+    from recal.evaluation.evaluate import evaluate
+    from recal.evaluation.runs import read_target_cell
+
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    labels = rng.permutation(np.repeat(np.arange(10, dtype=np.int64), 1000))
+    # every class has a colour, so that a network of random weights tells some of them apart
+    colours = rng.integers(30, 220, (10, 1, 1, 3))
+    noise = rng.integers(-30, 30, (50_000, 8, 8, 3)).repeat(4, 1).repeat(4, 2)
+    images = (colours[np.tile(labels, 5)] + noise).astype(np.uint8)
+    np.save(folder / "fog.npy", images)
+    np.save(folder / "labels.npy", np.tile(labels, 5))
+    run = evaluate(
+        ["main", "aux0"], suite="cifar10c", data=tmp_path, checkpoint=split_checkpoint,
+        corruptions=["fog"], severities=[3], limit=500, output=tmp_path / "run",
+    )  # fmt: skip
+    checkpoint = load_checkpoint(split_checkpoint)
+    x, y = robustbench.load_cifar10c(tmp_path, "fog", 3, 10_000)
+    accuracies = set()
+    for branch in ("main", "aux0"):
+        (cell,) = (c for c in run.document["cells"]
+                   if c["corruption"] == "fog" and c["target"] == branch)  # fmt: skip
+        chosen = read_target_cell(run.folder, branch, "fog-3")["index"].copy()
+        assert len(set(chosen.tolist())) == cell["n"] == 500
+        network, spec = build(checkpoint, branch), checkpoint.spec()
+        expected = robustbench.clean_accuracy(network, normalised(x[chosen], spec), y[chosen])
+        assert cell["accuracy"] == pytest.approx(expected, abs=1e-7)
+        accuracies.add(expected)
+    assert all(0 < accuracy < 1 for accuracy in accuracies)
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     import tarfile

@@ -11,11 +11,11 @@ from dual_networks import NORMS, Network, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recal.bn.scoring import score_branches
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.checkpoint.findings import CHECKS
 from recal.checkpoint.inspection import gaussian_distances, inspect_checkpoint
 from recal.checkpoint.plot import plot_inspection
-from recal.checkpoint.scoring import score_branches
 from recal.errors import InputError, UsageError
 
 

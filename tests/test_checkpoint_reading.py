@@ -127,6 +127,19 @@ def test_normalisation_in_front_becomes_mean_and_std(front, tmp_path):
             torch.testing.assert_close(built(outside), whole.eval()(images), atol=1e-6, rtol=1e-6)
 
 
+def test_network_that_normalises_itself_wants_the_same_numbers_where_the_file_has_none(tmp_path):
+    """Otherwise its own would be lost, or applied twice."""
+    network = randomise(Network(nn.BatchNorm2d))
+    checkpoint = load_checkpoint(write(network.state_dict(), tmp_path / "f.pth"))
+    arch = PLAIN.replace(":plain", ":normalised")
+    with pytest.raises(InputError, match=r"the network's own mean.*--mean 0\.4,0\.5,0\.6"):
+        build(checkpoint, arch=arch)
+    built = build(checkpoint, arch=arch, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    images = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(built(images), network(images), atol=1e-6, rtol=1e-6)
+
+
 def test_normalisation_of_bytes_is_scaled(tmp_path):
     state = {"mean": torch.tensor([125.0, 120.0, 110.0]), "std": torch.full((3,), 51.0)}
     state |= Network(nn.BatchNorm2d).state_dict()

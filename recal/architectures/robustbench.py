@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recal.architectures.front import strip_front
 from recal.declared import pick
 from recal.errors import UsageError
 
@@ -63,8 +64,6 @@ def preprocessing(name: str) -> dict[str, Any]:
 
     Where it keeps mean and deviation as buffers, recal applies them instead.
     """
-    from recal.checkpoint.unwrapping import strip_front
-
     dataset = name.partition("/")[0]
     facts = strip_front(create(name).state_dict()).facts
     family = "imagenet" if dataset == "imagenet" else "cifar"

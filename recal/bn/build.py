@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recal.architectures.front import strip_front
 from recal.architectures.naming import HARMLESS_ORIGINS, create_network, split_name
 from recal.bn.layers import batch_norms
 from recal.bn.plain import make_plain
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from recal.checkpoint.spec import ModelSpec
 
 SHOWN = 10
+CLOSE = 1e-3
 COUNTER = ".num_batches_tracked"
 
 
@@ -65,6 +67,8 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any)
     if split_name(spec.arch)[0] in HARMLESS_ORIGINS:
         _check_without_memory(checkpoint, spec, given, where)
     network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
+    if "mean" not in checkpoint.facts:
+        _check_normalisation(network, spec, where)
     names = make_plain(network, checkpoint.layout, checkpoint.weights)
     expected = network.state_dict()
     _check_fit(given, expected, names, where)
@@ -74,6 +78,18 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main", **asked: Any)
     network.load_state_dict(state, strict=True)
     batch_norms(network)
     return network.float().requires_grad_(False).eval()
+
+
+def _check_normalisation(network: nn.Module, spec: ModelSpec, where: str) -> None:
+    """Refuse to take over a normalisation that is another than the one to be applied instead."""
+    for key, own in strip_front(network.state_dict()).facts.items():
+        told = spec.mean if key == "mean" else spec.std
+        if any(abs(a - b) > CLOSE for a, b in zip(own, told, strict=True)):
+            numbers = ",".join(f"{value:.4g}" for value in own)
+            raise InputError(
+                f"{where}: expected the network's own {key}, because recal normalises in its "
+                f"place, got {told}. Say --{key} {numbers}."
+            )
 
 
 def _check_without_memory(

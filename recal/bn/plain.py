@@ -8,9 +8,9 @@ import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from recal.architectures.front import strip_front
 from recal.bn.layers import PLAIN_PATH, InstanceBatchNorm, PlainBatchNorm
 from recal.checkpoint.layouts import Layout, Site, find_sites, marked
-from recal.checkpoint.unwrapping import strip_front
 from recal.errors import InputError
 
 if TYPE_CHECKING:

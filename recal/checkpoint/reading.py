@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from recal.checkpoint.unwrapping import find_facts, strip_front, unwrap
+from recal.architectures.front import strip_front
+from recal.checkpoint.unwrapping import find_facts, unwrap
 from recal.checkpoint.vetting import RECORD_GLOBALS, Record, vet_file
 from recal.errors import InputError
 from recal.files import require_file

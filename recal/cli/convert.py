@@ -29,9 +29,9 @@ def command(
     own loads it with strict=True. Needs no architecture; where it is known, the file is loaded and
     compared.
     """
+    from recal.bn.conversion import convert
     from recal.bn.variant import load_variant
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.checkpoint.conversion import convert
     from recal.cli.console import console
 
     loaded = load_checkpoint(checkpoint, **reading)

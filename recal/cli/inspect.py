@@ -15,8 +15,8 @@ from recal.cli.reading_options import reading_options
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from recal.bn.scoring import BranchScore
     from recal.checkpoint.inspection import Inspection
-    from recal.checkpoint.scoring import BranchScore
 
 BAR = 20
 
@@ -54,10 +54,10 @@ def command(
     No code in the file is run, and no architecture is needed. Without a CHECKPOINT the bundled
     sample is used.
     """
+    from recal.bn.scoring import score_branches
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.checkpoint.inspection import inspect_checkpoint
     from recal.checkpoint.plot import plot_inspection
-    from recal.checkpoint.scoring import score_branches
     from recal.cli.console import messages, progress_bar
     from recal.sample_data import sample_checkpoint
 

@@ -3,12 +3,15 @@
 import argparse
 import io
 import pathlib
+import tempfile
 
 import dual_networks
 import numpy as np
 import pytest
 import torch
 from dual_networks import NORMS, Network, Normalised, randomise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -45,6 +48,30 @@ def same(checkpoint, network, dtype=torch.float32):
 def write(content, path):
     torch.save(content, path)
     return path
+
+
+names = st.text("abcXYZ019.é中", min_size=1, max_size=12)
+dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64,
+                          torch.uint8, torch.bool, torch.complex64])  # fmt: skip
+dimensions = st.lists(st.integers(0, 4), max_size=4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(names, st.tuples(dtypes, dimensions), max_size=6), st.booleans())
+def test_whatever_torch_saves_of_dense_tensors_is_read_as_it_was(content, new_format):
+    state = {
+        f"x.{name}": torch.ones(shape, dtype=dtype) for name, (dtype, shape) in content.items()
+    }
+    state |= {"bn.running_mean": torch.arange(3.0), "bn.running_var": torch.ones(3)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "f.pth"
+        torch.save(state, path, _use_new_zipfile_serialization=new_format)
+        checkpoint = load_checkpoint(path)
+    read = {**checkpoint.weights, **checkpoint.branch("main")}
+    assert read.keys() == state.keys()
+    for name, tensor in state.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def rewrite(source, target, change, *, compression=zipfile.ZIP_STORED, name="dat
         (nn.Linear, "torch.nn.modules.linear.Linear"),
     ],
 )
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle2", "pickle4"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle0", "pickle2", "pickle4"])
 def test_file_that_wants_a_global_is_refused_by_its_name_and_nothing_runs(
     function, named, form, state, tmp_path
 ):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PICKLES = 5
+# a version, or, in versions 0 and 1, a global, a tuple, dictionary or list
+PICKLE_STARTS = (b"\x80", b"c", b"(", b"}", b"]")
 
 # what PyTorch needs for dense tensors; none allocates by itself or runs anything given
 TENSOR_GLOBALS = frozenset(
@@ -145,7 +147,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
 
 def _vet_legacy(path: Path) -> None:
     with path.open("rb") as file:
-        if file.read(1) != b"\x80":
+        if file.read(1) not in PICKLE_STARTS:
             raise InputError(f"{path}: expected a checkpoint, got {_guess(path)}.")
         file.seek(0)
         stream = _Bounded(file, path.stat().st_size)

@@ -145,6 +145,30 @@ def make():
         build(checkpoint, arch=arch, classes=4)
 
 
+def test_own_class_with_buffers_in_the_place_of_modules_is_refused(tmp_path):
+    code = """
+class Dual(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        for name, value in (("c_running_mean", 0.), ("c_running_var", 1.), ("a_running_mean", 0.),
+                            ("a_running_var", 1.)):
+            self.register_buffer(name, torch.full((c,), value))
+def make():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), Dual(4))
+"""
+    arch = written(tmp_path, code)
+    (tmp_path / "own.toml").write_text(
+        '[[branch]]\nkey = "{layer}.c_{leaf}"\n[[branch]]\nkey = "{layer}.a_{leaf}"\n'
+    )
+    from recal.architectures import create_network
+
+    torch.save(create_network(arch, 4, trusted=True).state_dict(), tmp_path / "f.pth")
+    checkpoint = load_checkpoint(tmp_path / "f.pth", layout=str(tmp_path / "own.toml"))
+    assert list(checkpoint.branches) == ["main", "aux0"]
+    with pytest.raises(InputError, match=r"1: expected BatchNorm modules for its branches"):
+        build(checkpoint, arch=arch, classes=4)
+
+
 def test_timms_split_norm_keeps_the_activation_of_batch_norm_act(tmp_path):
     import timm
     from timm.layers import convert_splitbn_model

@@ -242,6 +242,25 @@ def test_branch_that_lacks_a_layer_is_refused(tmp_path):
         load_checkpoint(tmp_path / "file.pth")
 
 
+@pytest.mark.parametrize(
+    ("layout", "key", "message"),
+    [
+        ("subbn", "body.1.split_bn.running_mean", "expected 2 times 6 channels, got 7"),
+        ("subbn", "norm1.split_bn.running_mean", "norm1: running_mean of the splits"),
+        ("sandwich", "norm1.embed.weight", r"norm1\.embed\.weight: expected shape \(3, 16\)"),
+        ("shared-affine", "norm1.adv_running_mean", "different numbers of channels"),
+        ("once-for-all", "norm1.BN_a.bias", r"aux0: norm1\.bias: expected a vector of \(8,\)"),
+    ],
+)
+def test_tensors_of_the_wrong_size_are_refused(layout, key, message, tmp_path):
+    state = Network(NORMS[layout]).state_dict()
+    state[key] = torch.zeros(7)
+    state[key.replace("mean", "var")] = torch.zeros(7)
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(tmp_path / "file.pth")
+
+
 def test_layer_with_one_batch_norm_serves_every_branch(tmp_path, images):
     """As where an AdvProp port left one layer unconverted."""
     network = Network(NORMS["mixbn"])

@@ -99,7 +99,7 @@ def _merge(network: nn.Module, prefix: str, layer: str, site: Site, layout: Layo
     holds = isinstance(holder, _BatchNorm) and inside
     if holder is not None and (holds or layout.affine != "own"):
         # its own code splits batches or applies an affine apart, so it cannot stay
-        model = holder if isinstance(holder, _BatchNorm) else next(iter(found.values()))
+        model = holder if isinstance(holder, _BatchNorm) else _first(found, prefix + layer)
         plain = _plain_like(model)
         if layout.affine == "shared":
             plain.load_state_dict(
@@ -110,10 +110,19 @@ def _merge(network: nn.Module, prefix: str, layer: str, site: Site, layout: Layo
             _check_equal(holder, plain, prefix + layer)
         _put(network, prefix + layer, plain)
         return
-    plain = _plain_like(next(iter(found.values())))
+    plain = _plain_like(_first(found, prefix + layer))
     setattr(plain, PLAIN_PATH, layer)
     for path in found:
         _put(network, path, plain)
+
+
+def _first(found: Mapping[str, nn.Module], where: str) -> nn.Module:
+    for module in found.values():
+        return module
+    raise InputError(
+        f"{where}: expected BatchNorm modules for its branches, got none that can be made one. "
+        "Give a network with plain BatchNorm as --arch."
+    )
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def take_apart(
     by_position: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
     used: set[str] = set()
     for layer, site in sites.items():
-        for position, leaves in enumerate(_layer(tensors, layer, site, layout, count, used)):
+        for position, leaves in enumerate(_layer(tensors, layer, site, layout, count, used, where)):
             by_position[position] |= {f"{layer}.{leaf}": tensor for leaf, tensor in leaves.items()}
     names = branch_names(count)
     positions = assign_roles(names, roles, layout.order, where)
@@ -90,7 +90,7 @@ def _count(
     if not layout.chunks:
         return len(site)
     main, split = (tensors[f"{site[position]}running_mean"].numel() for position in (0, 1))
-    return 1 + (split // main if main and split % main == 0 else 0)
+    return 1 + (split // main if main else 0)
 
 
 def _layer(
@@ -100,6 +100,7 @@ def _layer(
     layout: Layout,
     count: int,
     used: set[str],
+    where: str,
 ) -> list[dict[str, torch.Tensor]]:
     """Return the leaves of one layer for each position, and note the keys that were used."""
 
@@ -112,7 +113,8 @@ def _layer(
         return [take(site[None]) for _ in range(count)]
     if layout.chunks:
         aggregated, splits = take(site[0]), take(site[1])
-        statistics = [aggregated, *_chunks(splits, count - 1, aggregated["running_mean"].shape)]
+        shape = aggregated["running_mean"].shape
+        statistics = [aggregated, *_chunks(splits, count - 1, shape, f"{where}: {layer}")]
     else:
         statistics = [take(site[position]) for position in range(count)]
     if layout.affine == "shared":
@@ -122,31 +124,37 @@ def _layer(
         used.add(f"{layer}.embed.weight")
         embedding = tensors.get(f"{layer}.embed.weight")
         return [
-            own | _sandwich(layer, embedding, position, count, own["running_mean"].shape)
+            own
+            | _sandwich(f"{where}: {layer}", embedding, position, own["running_mean"].shape, count)
             for position, own in enumerate(statistics)
         ]
     return statistics
 
 
 def _chunks(
-    splits: Mapping[str, torch.Tensor], parts: int, shape: torch.Size
+    splits: Mapping[str, torch.Tensor], parts: int, shape: torch.Size, where: str
 ) -> list[dict[str, torch.Tensor]]:
     result: list[dict[str, torch.Tensor]] = [{} for _ in range(parts)]
     for leaf, tensor in splits.items():
+        if tensor.ndim and (not parts or tensor.numel() != parts * shape.numel()):
+            raise InputError(
+                f"{where}: {leaf} of the splits: expected {max(parts, 1)} times {shape.numel()} "
+                f"channels, got {tensor.numel()}."
+            )
         for part, own in enumerate(result):
             own[leaf] = tensor if tensor.ndim == 0 else tensor.reshape(parts, *shape)[part]
     return result
 
 
 def _sandwich(
-    layer: str, embedding: torch.Tensor | None, position: int, count: int, shape: torch.Size
+    where: str, embedding: torch.Tensor | None, position: int, shape: torch.Size, count: int
 ) -> dict[str, torch.Tensor]:
     """Multiply out the shared affine and a branch's own, which comes after it."""
     channels = shape[0] if len(shape) == 1 else -1
     if embedding is None or embedding.shape != (count + 1, 2 * channels):
         found = None if embedding is None else tuple(embedding.shape)
         raise InputError(
-            f"{layer}.embed.weight: expected shape {(count + 1, 2 * channels)}, got {found}."
+            f"{where}.embed.weight: expected shape {(count + 1, 2 * channels)}, got {found}."
         )
     gamma, beta = embedding.to(torch.promote_types(embedding.dtype, torch.float32)).chunk(2, 1)
     shared = count

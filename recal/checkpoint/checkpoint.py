@@ -106,11 +106,6 @@ def load_checkpoint(
     path = Path(path)
     where = str(path)
     file = read_weight_file(path, ema=ema)
-    if not any(key.endswith(".running_mean") for key in file.tensors):
-        raise InputError(
-            f"{path}: expected a network with BatchNorm, got {len(file.tensors)} tensors and no "
-            "running_mean among them. recal can do nothing for networks without BatchNorm."
-        )
     if layout is None:
         chosen = recognise(file.tensors, where)
     else:
@@ -118,6 +113,11 @@ def load_checkpoint(
     check_layout(file.tensors, chosen, where)
     positions = None if roles is None else parse_roles(roles)
     weights, branches, shared = take_apart(file.tensors, chosen, positions, where)
+    if not branches["main"]:
+        raise InputError(
+            f"{path}: expected a network with BatchNorm, got {len(file.tensors)} tensors and no "
+            "running_mean among them. recal can do nothing for networks without BatchNorm."
+        )
     notes = list(file.notes)
     if shared:
         more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""

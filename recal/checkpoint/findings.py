@@ -134,7 +134,7 @@ def _vanishing_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
                 layers=layers,
                 what=f"{sum(small.values())} channels of variance 0 in {_named(layers)}",
                 follows="Their input is constant: a unit before them is dead. Any input that does "
-                "move there is multiplied by about 316 (1 / sqrt(1e-5)).",
+                "move there is multiplied by 1 / sqrt(epsilon), usually 316.",
             )
 
 

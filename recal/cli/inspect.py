@@ -125,6 +125,8 @@ def _show_facts(console: Console, inspection: Inspection) -> None:
     from rich.table import Table
 
     facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
     main = inspection.branches[0]
     writer = f" ({inspection.writer})" if inspection.writer else ""
     rows = [

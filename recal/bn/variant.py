@@ -147,12 +147,29 @@ def load_variant(path: str | Path) -> Variant:
                 f"{path}: expected format {FORMAT}, got {record['format']}. Use the recal that "
                 "wrote it, or a newer one."
             )
-        return Variant(
+        variant = Variant(
             tensors=tensors,
-            weights_sha256=record["weights_sha256"],
+            weights_sha256=str(record["weights_sha256"]),
             spec=ModelSpec.from_json(record["model"]),
-            affine=record["affine"],
-            statistics=record["statistics"],
+            affine=str(record["affine"]),
+            statistics=dict(record["statistics"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        variant.label  # noqa: B018  (the statistics' record has what tables show)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: expected a whole variant record, got {error}.") from error
+    _check_tensors(path, tensors)
+    return variant
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are no BatchNorm's, with which a file could change the shared weights."""
+    for name, tensor in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        shape = tensors[f"{layer}.running_mean"].shape if f"{layer}.running_mean" in tensors else ()
+        if leaf not in (*AFFINE, *STATISTICS) or tensor.ndim != 1 or tensor.shape != shape:
+            raise InputError(
+                f"{path}: {name}: expected the vectors of BatchNorm layers, got shape "
+                f"{tuple(tensor.shape)}. The file is damaged or forged."
+            )
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: {name}: expected floats, got {tensor.dtype}.")

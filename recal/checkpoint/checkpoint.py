@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recal.checkpoint.layouts import LEAVES, Layout, recognise
+from recal.checkpoint.branches import take_apart
+from recal.checkpoint.declared_layouts import choose_layout, parse_roles
 from recal.checkpoint.reading import read_weight_file
+from recal.checkpoint.recognition import check_layout, recognise
 from recal.checkpoint.spec import ModelSpec, complete_spec
 from recal.declared import did_you_mean
 from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from recal.checkpoint.layouts import Layout
+
+SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +37,8 @@ class Checkpoint:
         branches: For each branch, `main` first, its tensors under plain names
             (`<layer>.running_mean` and so on).
         facts: What the file says of the network beside its weights.
-        notes: What was unwrapped or left out while reading, for people.
+        notes: What was unwrapped, chosen or left out while reading, for people.
+        doubts: What was assumed and could be otherwise; commands show these as warnings.
     """
 
     path: Path
@@ -40,6 +47,7 @@ class Checkpoint:
     branches: Mapping[str, Mapping[str, torch.Tensor]]
     facts: Mapping[str, Any]
     notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -72,64 +80,58 @@ class Checkpoint:
 
     def spec(self, **asked: Any) -> ModelSpec:
         """Return architecture and preprocessing, `asked` going before what the file says."""
-        return complete_spec(asked, self.facts, self.weights)
+        return complete_spec(asked, self.facts, {**self.weights, **self.branches["main"]})
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path,
+    *,
+    layout: str | Layout | None = None,
+    roles: str | Mapping[str, int] | None = None,
+    ema: bool = False,
+) -> Checkpoint:
     """Read a checkpoint and recognise its branches.
 
     Args:
         path: A .pth or .safetensors file. No code in it is run.
+        layout: Name of a layout or a .toml file that describes one; told from the keys if None.
+        roles: Which position is which branch, as `main=1,aux0=0` or a dictionary.
+        ema: Take the moving average of the weights that the file holds, not the weights.
 
     Raises:
-        InputError: It is no checkpoint, or holds no BatchNorm with running statistics.
+        InputError: It is no checkpoint, or holds no BatchNorm with running statistics, or is of a
+            layout that cannot be used.
+        UsageError: The layout cannot be told, or does not fit, or neither do the roles.
     """
     path = Path(path)
-    file = read_weight_file(path)
-    layout, found = recognise(file.tensors)
-    if not found:
+    where = str(path)
+    file = read_weight_file(path, ema=ema)
+    if layout is None:
+        chosen = recognise(file.tensors, where)
+    else:
+        chosen = choose_layout(layout) if isinstance(layout, str) else layout
+    check_layout(file.tensors, chosen, where)
+    positions = None if roles is None else parse_roles(roles)
+    weights, branches, shared = take_apart(file.tensors, chosen, positions, where)
+    if not branches["main"]:
         raise InputError(
             f"{path}: expected a network with BatchNorm, got {len(file.tensors)} tensors and no "
             "running_mean among them. recal can do nothing for networks without BatchNorm."
         )
-    weights = dict(file.tensors)
-    branches: dict[str, dict[str, torch.Tensor]] = {}
-    for old, (layer, branch) in found.items():
-        for leaf in LEAVES:
-            tensor = weights.pop(f"{old}.{leaf}", None)
-            if tensor is not None:
-                branches.setdefault(branch, {})[f"{layer}.{leaf}"] = tensor
-    _check_branches(path, branches)
-    ordered = {name: branches[name] for name in sorted(branches, key=_branch_order)}
+    notes = list(file.notes)
+    if shared:
+        more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+        notes.append(f"one BatchNorm for all branches at {', '.join(shared[:SHOWN])}{more}")
+    if positions is not None:
+        notes.append("roles as given: " + ", ".join(f"{k} = {v}" for k, v in positions.items()))
+    doubts: tuple[str, ...] = ()
+    if chosen.doubt and layout is None and positions is None:
+        doubts = (
+            f"the roles are in doubt: {chosen.doubt}. Branches are named by position; score them "
+            "on clean images (recal inspect --data) and, if need be, swap them with --roles "
+            "main=1,aux0=0",
+        )
     return Checkpoint(
-        path=path, layout=layout, weights=weights, branches=ordered, facts=file.facts,
-        notes=file.notes,
+        path=path, layout=chosen, weights=weights, branches=branches, facts=file.facts,
+        notes=tuple(notes), doubts=doubts,
     )  # fmt: skip
-
-
-def _branch_order(name: str) -> tuple[bool, int]:
-    return name != "main", int(name.removeprefix("aux")) if name != "main" else 0
-
-
-def _check_branches(path: Path, branches: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    main = branches.get("main", {})
-    for name, tensors in branches.items():
-        essential = {key for key in tensors if not key.endswith(".num_batches_tracked")}
-        expected = {key for key in main if not key.endswith(".num_batches_tracked")}
-        if essential != expected:
-            odd = sorted(essential ^ expected)[0]
-            raise InputError(
-                f"{path}: expected the same BatchNorm layers in every branch, got '{odd}' in only "
-                f"one of main and {name}. The file may be of a layout that recal does not know."
-            )
-        for key in essential:
-            tensor = tensors[key]
-            if (
-                tensor.ndim != 1
-                or tensor.shape != main[key].shape
-                or not tensor.is_floating_point()
-            ):
-                raise InputError(
-                    f"{path}: {name}: {key}: expected a vector of {tuple(main[key].shape)} floats, "
-                    f"got {tensor.dtype} {tuple(tensor.shape)}."
-                )

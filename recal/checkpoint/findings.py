@@ -1,10 +1,12 @@
 """What can be wrong with the branches of a checkpoint, one function a fault.
 
-To add one: write a function from a checkpoint to findings and add one line to the table at the foot.
+To add one: write a function from a checkpoint to findings and add one line to the table at the
+foot.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,8 +84,8 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
                 branch=name,
                 layers=layers,
                 what=f"NaN or infinity in {_named(layers)}",
-                follows="Every output through this branch is NaN; training diverged, or the file is "
-                "damaged.",
+                follows="Every output through this branch is NaN; training diverged, or the file "
+                "is damaged.",
             )
     broken = tuple(
         name
@@ -132,7 +134,7 @@ def _vanishing_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
                 layers=layers,
                 what=f"{sum(small.values())} channels of variance 0 in {_named(layers)}",
                 follows="Their input is constant: a unit before them is dead. Any input that does "
-                "move there is multiplied by about 316 (1 / sqrt(1e-5)).",
+                "move there is multiplied by 1 / sqrt(epsilon), usually 316.",
             )
 
 
@@ -183,6 +185,58 @@ def _equal_branches(checkpoint: Checkpoint) -> Iterator[Finding]:
                 )
 
 
+def _roles(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for doubt in checkpoint.doubts:
+        what, _, follows = doubt.partition(". ")
+        yield Finding(kind="roles", branch=None, layers=(), what=what, follows=f"{follows}.")
+
+
+def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Find networks whose activations timm used to drop when it split a BatchNormAct2d."""
+    if checkpoint.layout.name == "timm-splitbn" and any(
+        re.fullmatch(r"blocks\.\d+\.\d+\.conv_(dw|pw)\.weight", key) for key in checkpoint.weights
+    ):
+        yield Finding(
+            kind="lost-activations",
+            branch=None,
+            layers=(),
+            what="timm's split BatchNorm in an EfficientNet or MobileNet, whose BatchNorm layers "
+            "carry the activations",
+            follows="timm before 1.0.31 dropped these when it split the layers: weights trained "
+            "with such a timm belong to a network without them and are wrong in one that has them. "
+            "Score the branches on labelled images (recal inspect --data); near chance means that.",
+        )
+
+
+def _adversarial_preprocessing(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """EfficientNet's AdvProp weights were trained with Inception's mean and deviation."""
+    names = f"{checkpoint.facts.get('arch', '')} {checkpoint.path.name}".lower()
+    stem = checkpoint.weights.keys() & {"conv_stem.weight", "_conv_stem.weight"}
+    told = checkpoint.facts.get("mean")
+    if stem and re.search(r"(^|[-_. ])(ap|adv|advprop)([-_. ]|$)", names) and told is None:
+        yield Finding(
+            kind="ap-preprocessing",
+            branch=None,
+            layers=(),
+            what="by its name an EfficientNet trained with AdvProp ('AP')",
+            follows="Those weights expect Inception's preprocessing: --mean 0.5,0.5,0.5 --std "
+            "0.5,0.5,0.5. With ImageNet's usual numbers they work, some points worse.",
+        )
+
+
+def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Slimmable networks spell their widths as DuBN spells its branches."""
+    if checkpoint.layout.name in ("dubn", "dubin") and len(checkpoint.branches) > 2:
+        yield Finding(
+            kind="width-collision",
+            branch=None,
+            layers=(),
+            what=f"{len(checkpoint.branches)} branches under the names of DuBN, which has two",
+            follows="Slimmable networks number their widths so; equal channel counts speak against "
+            "that here. Say --layout plain if they are layers used one after the other.",
+        )
+
+
 def _named(layers: tuple[str, ...]) -> str:
     more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
     return f"{', '.join(layers[:SHOWN])}{more}"
@@ -195,4 +249,8 @@ CHECKS: tuple[Callable[[Checkpoint], Iterator[Finding]], ...] = (
     _vanishing_variance,
     _dead_channels,
     _equal_branches,
+    _roles,
+    _lost_activations,
+    _adversarial_preprocessing,
+    _widths,
 )

@@ -30,8 +30,8 @@ class LayerDistance:
         log_variance_ratio: Root mean square over channels of log(variance / main's variance).
         symmetric_kl: KL(p || q) + KL(q || p) of the Gaussians of the two statistics, in nats, mean
             over channels.
-        affine_distance: |(weight, bias) - main's| / |main's (weight, bias)|, Euclidean norms over all
-            channels; None for layers without affine.
+        affine_distance: |(weight, bias) - main's| / |main's (weight, bias)|, Euclidean norms over
+            all channels; None for layers without affine.
     """
 
     layer: str
@@ -67,7 +67,7 @@ class Inspection:
     Attributes:
         path: The file, as it was named.
         layout: Name of the layout.
-        source: Who writes this layout.
+        writer: Who writes this layout.
         roles: Which images trained which branch, by that source's convention.
         architecture: Name of the architecture, or None where the file does not tell.
         parameters: Number of values outside of the BatchNorm layers.
@@ -79,7 +79,7 @@ class Inspection:
 
     path: str
     layout: str
-    source: str
+    writer: str
     roles: str
     architecture: str | None
     parameters: int
@@ -96,19 +96,23 @@ class Inspection:
         return content
 
 
-def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+def inspect_checkpoint(checkpoint: Checkpoint, *, arch: str | None = None) -> Inspection:
     """Measure the branches of a checkpoint against `main` and look for faults.
 
     Needs no architecture. Statistics are compared in float64, with 1e-5 added to variances as
     BatchNorm itself does.
+
+    Args:
+        checkpoint: The branches.
+        arch: The architecture, where the user says; it is not built.
     """
     main = checkpoint.branches["main"]
     return Inspection(
         path=str(checkpoint.path),
         layout=checkpoint.layout.name,
-        source=checkpoint.layout.source,
+        writer=checkpoint.layout.writer,
         roles=checkpoint.layout.roles,
-        architecture=_architecture(checkpoint),
+        architecture=arch or _architecture(checkpoint),
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
         weights_sha256=checkpoint.weights_sha256,
         branches=tuple(
@@ -132,17 +136,44 @@ def layer_distance(
     layer: str, branch: Mapping[str, torch.Tensor], main: Mapping[str, torch.Tensor]
 ) -> LayerDistance:
     """Measure one layer of a branch against the same layer of `main`; NaN where values are NaN."""
-    mean, base_mean = (b[f"{layer}.running_mean"].double() for b in (branch, main))
-    variance, base_variance = (b[f"{layer}.running_var"].double() + EPS for b in (branch, main))
-    gap = (mean - base_mean).square()
-    kl = ((variance + gap) / base_variance + (base_variance + gap) / variance) / 2 - 1
+    mean_shift, log_variance_ratio, symmetric_kl = gaussian_distances(
+        branch[f"{layer}.running_mean"],
+        branch[f"{layer}.running_var"],
+        main[f"{layer}.running_mean"],
+        main[f"{layer}.running_var"],
+    )
     return LayerDistance(
         layer=layer,
-        mean_shift=float((gap / base_variance).mean().sqrt()),
-        log_variance_ratio=float((variance / base_variance).log().square().mean().sqrt()),
-        symmetric_kl=float(kl.mean()),
+        mean_shift=mean_shift,
+        log_variance_ratio=log_variance_ratio,
+        symmetric_kl=symmetric_kl,
         affine_distance=_affine_distance(layer, branch, main),
     )
+
+
+def gaussian_distances(
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    base_mean: torch.Tensor,
+    base_variance: torch.Tensor,
+) -> tuple[float, float, float]:
+    """Compare the Gaussians of two sets of statistics, channel by channel.
+
+    Args:
+        mean: Shape (C,), any floating type; likewise the others.
+        variance: Of the same values.
+        base_mean: Mean that it is compared with.
+        base_variance: Variance that it is compared with.
+
+    Returns:
+        Root mean square of the shift in the base's standard deviations; root mean square of the log
+        of the ratio of variances; mean of KL(p || q) + KL(q || p), in nats.
+    """
+    variance, base_variance = variance.double() + EPS, base_variance.double() + EPS
+    gap = (mean.double() - base_mean.double()).square()
+    kl = ((variance + gap) / base_variance + (base_variance + gap) / variance) / 2 - 1
+    shift, ratio = gap / base_variance, (variance / base_variance).log().square()
+    return float(shift.mean().sqrt()), float(ratio.mean().sqrt()), float(kl.mean())
 
 
 def _affine_distance(

@@ -1,19 +1,47 @@
 """How checkpoints spell several BatchNorm branches, as one literal table.
 
-The path of a BatchNorm in a file is the plain layer's path and something that names the branch.
-To add a layout: one line in the table at the foot.
+A layout says where the tensors of branch 0, 1, 2 ... of a layer stand. To add one: one entry in the
+table at the foot, or a TOML file of one's own (`recal.checkpoint.declared_layouts`).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable, Mapping
 
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+MEAN = "running_mean"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tensors of a branch stand.
+
+    Attributes:
+        key: A key with `{layer}` for the plain layer's path, `{index}` for a number, where several
+            branches are numbered, and `{leaf}` at its end for weight, bias and so on.
+        first: Position of the branch, or of the one with number 0.
+    """
+
+    key: str
+    first: int = 0
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The regular expression of a running mean's key."""
+        text = re.escape(self.key.removesuffix("{leaf}"))
+        text = text.replace(r"\{layer\}", "(?P<layer>.+)").replace(
+            r"\{index\}", r"(?P<index>\d{1,3})"
+        )
+        return re.compile(f"(?P<prefix>{text}){MEAN}")
+
+
+PLAIN = Place("{layer}.{leaf}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,59 +49,234 @@ class Layout:
     """One way to spell branches.
 
     Attributes:
-        name: What `recal inspect` calls it.
-        source: Who writes it.
-        auxiliary: Pattern of an auxiliary BN's path; group `layer` is the plain layer's path, group
-            `index` numbers the auxiliary branches where there may be several. None: no branches.
+        name: What `recal inspect` and `--layout` call it.
+        writer: Who writes it.
+        source: Where it can be read.
         roles: Which images trained which branch, by the convention of those who write it.
+        places: Where the branches stand. A BatchNorm that stands at none of them, but plainly, is
+            shared by all branches.
+        affine: `own` to each branch; `shared`, weight and bias at `{layer}`; `sandwich`, rows of an
+            embedding, of which the last is shared.
+        chunks: Positions from 1 on are equal parts of one vector.
+        branches: How many branches a file of this layout can have.
+        order: Position of main, aux0 ... where not in order of position.
+        common: Ordinary networks use these names too, so shapes and neighbours decide.
+        doubt: Why the roles may be others, where they may.
+        refused: Why such a file cannot be used, where it cannot.
+        automatic: Whether keys alone may select it; else only `--layout` does.
     """
 
     name: str
+    writer: str
     source: str
-    auxiliary: str | None
     roles: str
+    places: tuple[Place, ...]
+    affine: Literal["own", "shared", "sandwich"] = "own"
+    chunks: bool = False
+    branches: tuple[int, int] = (2, 99)
+    order: tuple[int, ...] = ()
+    common: bool = False
+    doubt: str = ""
+    refused: str = ""
+    automatic: bool = True
 
 
-def batch_norm_paths(keys: Collection[str]) -> list[str]:
-    """Return the paths that own running statistics, in the order of the keys."""
-    known = set(keys)
-    paths = (key.removesuffix(".running_mean") for key in keys if key.endswith(".running_mean"))
-    return [path for path in paths if f"{path}.running_var" in known]
+# position of a branch -> what its keys begin with, leaf excluded; None: a plain BatchNorm for all
+Site = dict[int | None, str]
 
 
-def recognise(keys: Collection[str]) -> tuple[Layout, dict[str, tuple[str, str]]]:
-    """Find the layout of a file's keys.
+def find_sites(keys: Iterable[str], layout: Layout) -> dict[str, Site]:
+    """Return, by plain layer path, where each branch of each BatchNorm layer stands."""
+    keys = dict.fromkeys(keys)  # a set that keeps the file's order
+    sites: dict[str, Site] = {}
+    for key in keys:
+        if not key.endswith(MEAN) or f"{key.removesuffix(MEAN)}running_var" not in keys:
+            continue
+        for place in layout.places:
+            match = place.pattern.fullmatch(key)
+            if match is not None:
+                position = place.first + int(match.groupdict().get("index") or 0)
+                sites.setdefault(match["layer"], {})[position] = match["prefix"]
+                break
+        else:
+            # also a top-level leaf that only looks like one, which then names no layer
+            match = PLAIN.pattern.fullmatch(key)
+            if match is not None:
+                sites.setdefault(match["layer"], {})[None] = match["prefix"]
+    return dict(_without_lone_main(layer, site, layout) for layer, site in sites.items())
 
-    Returns:
-        The layout, and for every BatchNorm's path the plain layer's path and the branch's name.
+
+def _without_lone_main(layer: str, site: Site, layout: Layout) -> tuple[str, Site]:
+    """See a layer with the main place alone as a plain one, shared by all branches.
+
+    Where main stands plainly (`bn1`) or under a name that is common (`conv1.bn`, beside SubBN).
     """
-    paths = batch_norm_paths(keys)
-    for layout in LAYOUTS:
-        found = {path: _branch_of(path, layout) for path in paths}
-        if layout.auxiliary is None or any(branch != "main" for _, branch in found.values()):
-            return layout, found
-    raise AssertionError("the last layout of the table accepts every file")
+    if set(site) == {0} and (PLAIN in layout.places or layout.chunks):
+        return site[0].removesuffix("."), {None: site[0]}
+    return layer, site
 
 
-def _branch_of(path: str, layout: Layout) -> tuple[str, str]:
-    match = re.fullmatch(layout.auxiliary, path) if layout.auxiliary else None
-    if match is None:
-        return path, "main"
-    return match["layer"], f"aux{match.groupdict().get('index') or 0}"
+def marked(sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Return the layers that have branches."""
+    return {layer: site for layer, site in sites.items() if set(site) != {None}}
 
+
+_FIRST_OF_BATCH = "main = first part of the batch (clean or weakly augmented), aux0 ... = the rest"
+_CLEAN_FIRST = "main = clean images, aux0 = adversarial ones"
 
 LAYOUTS = (
     Layout(
         name="timm-splitbn",
-        source="timm's convert_splitbn_model",
-        auxiliary=r"(?P<layer>.+)\.aux_bn\.(?P<index>\d+)",
-        roles="main = first part of the batch (weakly augmented), aux0 ... = the parts after it",
+        writer="timm, SplitBatchNorm2d",
+        source="timm/layers/split_batchnorm.py",
+        roles=_FIRST_OF_BATCH,
+        places=(Place("{layer}.aux_bn.{index}.{leaf}", 1), PLAIN),
     ),
     Layout(
         name="mixbn",
-        source="AdvProp ports with MixBatchNorm2d, Fast AdvProp",
-        auxiliary=r"(?P<layer>.+)\.aux_bn",
+        writer="AdvProp ports with MixBatchNorm2d, Fast AdvProp",
+        source="arXiv 1911.09665; github.com/tingxueronghua/pytorch-classification-advprop",
         roles="main = clean half of the batch, aux0 = adversarial half",
+        places=(Place("{layer}.aux_bn.{leaf}", 1), PLAIN),
     ),
-    Layout(name="plain", source="any network", auxiliary=None, roles="one branch"),
+    Layout(
+        name="two-adversaries",
+        writer="AdvProp forks with two adversaries",
+        source="forks of pytorch-classification-advprop",
+        roles="main = clean images, aux0 and aux1 = one adversary each",
+        places=(Place("{layer}.aux_bn{index}.{leaf}", 0), PLAIN),
+    ),
+    Layout(
+        name="dubn",
+        writer="AugMax, DuBN",
+        source="arXiv 2110.13771; github.com/VITA-Group/AugMax",
+        roles="main = clean and AugMix images, aux0 = AugMax images",
+        places=(Place("{layer}.bn.{index}.{leaf}"),),
+        common=True,
+    ),
+    Layout(
+        name="dubin",
+        writer="AugMax, DuBIN: instance norm on the first channels, DuBN on the rest",
+        source="arXiv 2110.13771; github.com/VITA-Group/AugMax",
+        roles="main = clean and AugMix images, aux0 = AugMax images; {layer}.IN is shared",
+        places=(Place("{layer}.bn.{index}.{leaf}"),),
+        common=True,
+    ),
+    Layout(
+        name="once-for-all",
+        writer="Once-for-all adversarial training",
+        source="arXiv 2010.11828; github.com/VITA-Group/Once-for-All-Adversarial-Training",
+        roles=_CLEAN_FIRST,
+        places=(Place("{layer}.BN_c.{leaf}", 0), Place("{layer}.BN_a.{leaf}", 1)),
+    ),
+    Layout(
+        name="sandwich",
+        writer="Sandwich-BN, SaAuxBN",
+        source="arXiv 2102.11382; github.com/VITA-Group/Sandwich-Batch-Normalization",
+        roles=_CLEAN_FIRST,
+        places=(Place("{layer}.bn_list.{index}.{leaf}"),),
+        affine="sandwich",
+    ),
+    Layout(
+        name="acl",
+        writer="Adversarial contrastive learning (ACL)",
+        source="arXiv 2010.13337; github.com/VITA-Group/Adversarial-Contrastive-Learning",
+        roles="main = normal images, aux0 = PGD",
+        places=(Place("{layer}.bn_list.{index}.{leaf}"),),
+        branches=(2, 2),
+        doubt="ACL puts normal images first, another adversarial-training repository PGD images "
+        "(layout acl-reversed), under the same names",
+    ),
+    Layout(
+        name="acl-legacy",
+        writer="ACL's first checkpoints, and networks with bn1_adv beside bn1",
+        source="github.com/VITA-Group/Adversarial-Contrastive-Learning",
+        roles="main = normal images, aux0 = PGD",
+        places=(Place("{layer}_adv.{leaf}", 1), PLAIN),
+    ),
+    Layout(
+        name="advcl",
+        writer="AdvCL",
+        source="arXiv 2111.01124; github.com/LijieFan/AdvCL",
+        roles="main = normal images, aux0 = PGD, aux1 = PGD on the cross-entropy",
+        places=(Place("{layer}.bn_list.{index}.{leaf}"),),
+        branches=(3, 99),
+    ),
+    Layout(
+        name="acl-reversed",
+        writer="an adversarial-training repository with ACL's names and reversed roles",
+        source="the same keys as acl, only by --layout",
+        roles="main = normal images (number 1), aux0 = PGD (number 0)",
+        places=(Place("{layer}.bn_list.{index}.{leaf}"),),
+        branches=(2, 2),
+        order=(1, 0),
+        automatic=False,
+    ),
+    Layout(
+        name="domain",
+        writer="Domain-specific BN",
+        source="arXiv 1906.03950; github.com/woozch/DSBN",
+        roles="main = first domain (source), aux0 ... = the other domains",
+        places=(Place("{layer}.bns.{index}.{leaf}"),),
+        common=True,
+    ),
+    Layout(
+        name="subbn",
+        writer="SubBatchNorm (SlowFast, PyTorchVideo, mmaction2)",
+        source="slowfast/models/batchnorm_helper.py",
+        roles="main = statistics aggregated over the splits, which evaluation uses, aux0 ... = the "
+        "splits",
+        places=(Place("{layer}.split_bn.{leaf}", 1), Place("{layer}.bn.{leaf}", 0)),
+        affine="shared",
+        chunks=True,
+    ),
+    Layout(
+        name="shared-affine",
+        writer="dual BN with shared affine",
+        source="on what such branches share: arXiv 2210.04886",
+        roles=_CLEAN_FIRST,
+        places=(Place("{layer}.adv_{leaf}", 1), PLAIN),
+        affine="shared",
+    ),
+    Layout(
+        name="det-advprop",
+        writer="Det-AdvProp ports, one adversary",
+        source="arXiv 2103.13886",
+        roles=_CLEAN_FIRST,
+        places=(Place("{layer}.bn_clean.{leaf}", 0), Place("{layer}.bn_adv.{leaf}", 1)),
+    ),
+    Layout(
+        name="det-advprop-heads",
+        writer="Det-AdvProp ports, an adversary for each of the detector's two losses",
+        source="arXiv 2103.13886",
+        roles="thirds of the batch: clean, against classification, against boxes",
+        places=(
+            Place("{layer}.bn_clean.{leaf}", 0),
+            Place("{layer}.bn_adv.{leaf}", 1),
+            Place("{layer}.bn_cls.{leaf}", 2),
+            Place("{layer}.bn_box.{leaf}", 3),
+        ),
+        refused="its branches belong to the losses of a detector with several heads, which is no "
+        "classifier. Keep the clean branch in the training code and save a plain state_dict",
+    ),
+    Layout(
+        name="slimmable",
+        writer="Slimmable networks",
+        source="arXiv 1812.08928; github.com/JiahuiYu/slimmable_networks",
+        roles="one BatchNorm for each width of the network",
+        places=(Place("{layer}.bn.{index}.{leaf}"),),
+        common=True,
+        refused="its branches are widths with their own channel counts, so that each goes with "
+        "other slices of the weights. Cut out one width with its own code and save a plain "
+        "state_dict (or, if these are layers used one after the other, say --layout plain)",
+    ),
+    Layout(
+        name="plain",
+        writer="any network",
+        source="",
+        roles="one branch",
+        places=(PLAIN,),
+        branches=(1, 1),
+    ),
 )
+BY_NAME = {layout.name: layout for layout in LAYOUTS}

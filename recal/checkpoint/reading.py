@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
-import zipfile
+import json
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from recal.architectures.front import strip_front
+from recal.checkpoint.unwrapping import find_facts, unwrap
+from recal.checkpoint.vetting import RECORD_GLOBALS, Record, vet_file
 from recal.errors import InputError
 from recal.files import require_file
 
-# where training scripts put the weights; the averaged ones come after the plain ones, because which
-# of the two is wanted is the user's choice, and the plain ones are what training left
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+if TYPE_CHECKING:
+    from pathlib import Path
 
-# what training checkpoints carry beside tensors, none of which can run code
-HARMLESS = (argparse.Namespace,)
+METADATA_KEY = "recal.checkpoint"
+LONGEST_NAME = 500
+# tied weights share storage, but no network is many times as large as its file
+MOST_TIMES_STORED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +40,38 @@ class WeightFile:
     notes: tuple[str, ...]
 
 
-def read_weight_file(path: Path) -> WeightFile:
+def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     """Read a .pth or .safetensors checkpoint.
 
+    Args:
+        path: The file; what it is is told from its content.
+        ema: Take the exponential moving average of the weights, not the weights themselves.
+
     Raises:
-        InputError: It is no checkpoint, is truncated, holds no tensors, or wants to run code.
+        InputError: It is no checkpoint, is damaged, holds no tensors, or wants to run code.
+        UsageError: It holds no moving average.
     """
     require_file(path, "a checkpoint")
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    facts = _facts(content) if isinstance(content, dict) else {}
-    notes = []
-    tensors, wrapper = _unwrap(content)
-    if wrapper:
-        notes.append(f"weights taken from '{wrapper}'")
-    if not tensors:
-        raise InputError(
-            f"{path}: expected a dictionary of tensors, or one under {', '.join(WRAPPERS)}, "
-            f"got {_describe(content)}."
+    try:
+        if _is_safetensors(path):
+            content, facts = _read_safetensors(path)
+        else:
+            content = _read_torch(path)
+            facts = find_facts(content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    tensors, notes = unwrap(content, ema=ema, where=str(path))
+    _check_tensors(path, tensors)
+    front = strip_front(tensors)
+    if front.prefix:
+        notes.append(f"prefix '{front.prefix}' removed from every name")
+    if front.normaliser:
+        notes.append(
+            f"normalisation in front ({', '.join(front.normaliser)}) taken as mean and std"
         )
-    tensors, prefix = _without_prefix(tensors)
-    if prefix:
-        notes.append(f"prefix '{prefix}' removed from every name")
-    return WeightFile(tensors=tensors, facts=facts, notes=tuple(notes))
+        facts = {**facts, **front.facts}
+    _check_byte_order(path, front.tensors)
+    return WeightFile(tensors=front.tensors, facts=facts, notes=tuple(notes))
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -71,74 +81,79 @@ def _is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{"
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            metadata = file.metadata() or {}
+            if "recal" in metadata:
+                raise InputError(
+                    f"{path}: expected a checkpoint, got a variant (BatchNorm tensors alone). Name "
+                    "the checkpoint that it was made from."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except InputError:
+        raise
+    except Exception as error:  # the reader raises several kinds for a damaged file
         raise InputError(f"{path}: expected a whole safetensors file, got {error}.") from error
+    try:
+        record = json.loads(metadata.get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        record = {}
+    return tensors, find_facts(record)
 
 
 def _read_torch(path: Path) -> Any:
-    _refuse_torchscript(path)
+    vet_file(path)
+    records: list[Any] = [(Record, name) for name in RECORD_GLOBALS]
     try:
-        with torch.serialization.safe_globals(list(HARMLESS)):
+        with torch.serialization.safe_globals(records), warnings.catch_warnings():
+            # of old formats and odd protocols, of which nothing follows for weights
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted is None:
-            raise InputError(
-                f"{path}: expected a PyTorch checkpoint, got another content."
-            ) from error
+    except Exception as error:  # a broken file can raise anything in the reader
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"{path}: refused, because loading it would call {wanted[1]}; nothing was run. "
-            "Save the state_dict alone and use that file."
+            f"{path}: expected a whole PyTorch checkpoint, got one that torch.load refuses "
+            f"({reason}). Save the state_dict() again with torch.save's defaults."
         ) from error
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: expected a whole PyTorch checkpoint, got {reason}") from error
 
 
-def _refuse_torchscript(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    total, stored = 0, path.stat().st_size
+    for name, tensor in tensors.items():
+        if len(name) > LONGEST_NAME:
+            raise InputError(f"{path}: a tensor's name of {len(name)} characters is no layer's.")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(
-                f"{path}: expected weights, got a TorchScript program. Save the state_dict() of the "
-                "loaded module and use that file."
+                f"{path}: {name}: expected a dense tensor, got a {tensor.layout} one. "
+                "Save the floating-point weights."
+            )
+        size = tensor.numel() * tensor.element_size()
+        total += size
+        if size > tensor.untyped_storage().nbytes() or total > MOST_TIMES_STORED * stored:
+            raise InputError(
+                f"{path}: {name}: shape {tuple(tensor.shape)} is larger than what the file stores. "
+                "The file is damaged or forged."
             )
 
 
-def _facts(content: dict[Any, Any]) -> dict[str, Any]:
-    kinds = {"arch": str, "family": str, "classes": int, "mean": (list, tuple),
-             "std": (list, tuple), "size": int}  # fmt: skip
-    return {key: content[key] for key, kind in kinds.items() if isinstance(content.get(key), kind)}
+def _check_byte_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse running variances that make sense only with their bytes reversed."""
+    found = [t for k, t in tensors.items() if k.endswith("running_var") and t.is_floating_point()]
+    if not found:
+        return
+    values = torch.cat([t.reshape(-1)[:1000] for t in found if t.dtype == found[0].dtype])
+    swapped = values.contiguous().view(torch.uint8).reshape(-1, values.element_size()).flip(1)
+    reversed_values = swapped.contiguous().view(values.dtype).reshape(-1)
+    if _plausible(values) < 0.2 and _plausible(reversed_values) > 0.9:
+        raise InputError(
+            f"{path}: its numbers make sense only in the other byte order. It was copied from a "
+            "big-endian machine without its 'byteorder' record; save it there again with "
+            "torch.save."
+        )
 
 
-def _unwrap(content: Any) -> tuple[dict[str, torch.Tensor], str]:
-    wrapper = ""
-    for name in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content, wrapper = content[name], name
-            break
-    if not isinstance(content, dict):
-        return {}, wrapper
-    return {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}, wrapper
-
-
-def _without_prefix(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
-    removed = ""
-    for _ in range(4):  # prefixes nest, as in module._orig_mod.
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        removed += prefix
-    return tensors, removed
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, dict):
-        return f"a dictionary with {', '.join(str(key) for key in list(content)[:5]) or 'no keys'}"
-    return f"a {type(content).__name__}"
+def _plausible(values: torch.Tensor) -> float:
+    """Return the share of values that a variance can have."""
+    size = values.double()
+    return float(((size == 0) | ((size > 1e-20) & (size < 1e12))).double().mean())

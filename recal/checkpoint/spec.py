@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from recal.architectures.preprocessing import usual_preprocessing
+from recal.architectures.recognition import architecture_of
 from recal.data.policies import load_family
 from recal.errors import InputError, UsageError
 
@@ -25,6 +27,8 @@ class ModelSpec:
         mean: Mean that is subtracted from each channel of RGB images in [0, 1].
         std: Standard deviation that each channel is divided by.
         size: Side of the square input, in pixels.
+        trusted: Whether the user named the architecture, so that it may be code of theirs
+            (`python:`). A name that was found in a file never is; not written to files.
     """
 
     arch: str
@@ -33,10 +37,13 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int
+    trusted: bool = field(default=False, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON knows them."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        content = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        del content["trusted"]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
@@ -46,7 +53,7 @@ class ModelSpec:
             InputError: A field is missing or of another type.
         """
         try:
-            values = {field.name: content[field.name] for field in fields(cls)}
+            values = {f.name: content[f.name] for f in fields(cls) if f.name != "trusted"}
             values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
             return cls(**values).checked()
         except (KeyError, TypeError) as error:
@@ -58,9 +65,13 @@ class ModelSpec:
         Raises:
             InputError: One cannot.
         """
+        if not isinstance(self.arch, str) or not isinstance(self.family, str):
+            raise InputError(f"expected names, got arch {self.arch!r}, family {self.family!r}.")
+        if not isinstance(self.size, int) or not isinstance(self.classes, int):
+            raise InputError(f"expected whole numbers, got {self.size!r} and {self.classes!r}.")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise InputError(f"--mean and --std: expected 3 numbers, got {self.mean}, {self.std}.")
-        if min(self.std) <= 0:
+        if not min(self.std) > 0:
             raise InputError(f"--std: expected positive numbers, got {self.std}.")
         if max(*self.mean, *self.std) > 1.5:
             raise InputError(
@@ -75,24 +86,22 @@ class ModelSpec:
 def complete_spec(
     asked: Mapping[str, Any], facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> ModelSpec:
-    """Fill a specification: from what was asked, else the file, else its keys, else the family.
+    """Fill a specification with what was asked, else the file's, the network's, the family's.
 
     Args:
         asked: Any of the fields of `ModelSpec`; None stands for not asked.
         facts: What the checkpoint file says, likewise.
-        tensors: The checkpoint's tensors, of which the classifier gives the number of classes.
+        tensors: The weights and one branch under plain names, which may determine the architecture,
+            and of which the classifier gives the number of classes.
 
     Raises:
         UsageError: The architecture or the number of classes cannot be told.
     """
-    known = {**facts, **{key: value for key, value in asked.items() if value is not None}}
-    arch = known.get("arch")
-    if arch is None:
-        raise UsageError(
-            "the checkpoint names no architecture. Give one with --arch, for instance "
-            "--arch timm:resnet50 or --arch wrn16_1."
-        )
-    family = load_family(known.get("family") or _usual_family(arch))
+    given = {key: value for key, value in asked.items() if value is not None}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    arch = given.get("arch") or architecture_of(facts.get("arch"), shapes)
+    known = {**usual_preprocessing(arch), **facts, **given}
+    family = load_family(known.get("family") or "cifar")
     classes = known.get("classes") or _classes_of(tensors) or family.classes
     if classes is None:
         raise UsageError("the number of classes cannot be told from the file. Give --classes.")
@@ -103,11 +112,8 @@ def complete_spec(
         mean=tuple(known.get("mean") or family.mean),
         std=tuple(known.get("std") or family.std),
         size=known.get("size") or family.size,
+        trusted="arch" in given,
     ).checked()
-
-
-def _usual_family(arch: str) -> str:
-    return "imagenet" if arch.startswith(("timm:", "torchvision:")) else "cifar"
 
 
 def _classes_of(tensors: Mapping[str, torch.Tensor]) -> int | None:

@@ -33,7 +33,7 @@ def command(output: Path) -> None:
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.checkpoint.inspection import inspect_checkpoint
     from recal.cli.console import console, progress_bar
-    from recal.cli.inspect import _show as show_inspection
+    from recal.cli.inspect import show_inspection
     from recal.evaluation.evaluate import evaluate
     from recal.report.page import write_report
     from recal.report.plot import save_png, trade_off_figure

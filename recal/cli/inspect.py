@@ -3,33 +3,98 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from recal.cli.options import model_options
+from recal.cli.reading_options import reading_options
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from recal.bn.scoring import BranchScore
     from recal.checkpoint.inspection import Inspection
 
 BAR = 20
 
 
 @click.command("inspect")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(checkpoint: Path, as_json: bool) -> None:
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw the distances into a .png or .svg file."
+)
+# of another name than the other commands' option, so that recal.toml does not switch it on
+@click.option(
+    "--data", "score_on", type=click.Path(path_type=Path),
+    help="Folder of clean images to score every branch on; needs the architecture.",
+)  # fmt: skip
+@click.option(
+    "--samples", default=2000, show_default=True, type=click.IntRange(1),
+    help="Images of --data at most.",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@reading_options
+@model_options
+def command(
+    checkpoint: Path | None,
+    as_json: bool,
+    plot: Path | None,
+    score_on: Path | None,
+    samples: int,
+    seed: int,
+    reading: dict[str, Any],
+    asked: dict[str, Any],
+) -> None:
     """Say which BatchNorm branches CHECKPOINT holds and whether they can be trusted.
 
-    No code in the file is run, and no architecture is needed.
+    No code in the file is run, and no architecture is needed. Without a CHECKPOINT the bundled
+    sample is used.
     """
+    from recal.bn.scoring import score_branches
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.checkpoint.inspection import inspect_checkpoint
+    from recal.checkpoint.plot import plot_inspection
+    from recal.cli.console import messages, progress_bar
+    from recal.sample_data import sample_checkpoint
 
-    inspection = inspect_checkpoint(load_checkpoint(checkpoint))
+    if checkpoint is None:
+        checkpoint = sample_checkpoint()
+        messages.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
+    loaded = load_checkpoint(checkpoint, **reading)
+    inspection = inspect_checkpoint(loaded, arch=asked["arch"])
+    if plot is not None:
+        plot_inspection(inspection, plot)
+    scores: tuple[BranchScore, ...] = ()
+    if score_on is not None:
+        with progress_bar("images") as bar:
+            scores = score_branches(
+                loaded, score_on, samples=samples, seed=seed, progress=bar, **asked
+            )
     if as_json:
-        click.echo(json.dumps(_finite(inspection.to_json()), indent=2))
+        click.echo(json.dumps(_finite(_document(inspection, scores)), indent=2))
     else:
-        _show(inspection)
+        show_inspection(inspection, scores)
+        if plot is not None:
+            click.echo(f"Wrote {plot}.")
+
+
+def _document(inspection: Inspection, scores: tuple[BranchScore, ...]) -> dict[str, Any]:
+    document = inspection.to_json()
+    for branch in document["branches"]:
+        for score in scores:
+            if score.branch == branch["name"]:
+                branch["score"] = {
+                    "images": score.images,
+                    "accuracy": score.accuracy,
+                    "data_distance": score.data_distance,
+                    "furthest_layer": score.furthest,
+                    "furthest_distance": score.furthest_distance,
+                }
+    return document
 
 
 def _finite(content: Any) -> Any:
@@ -38,45 +103,71 @@ def _finite(content: Any) -> Any:
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [_finite(value) for value in content]
-    if isinstance(content, float) and not abs(content) < float("inf"):
-        return None
-    return content
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _show(inspection: Inspection) -> None:
+def show_inspection(inspection: Inspection, scores: tuple[BranchScore, ...] = ()) -> None:
+    """Print what a checkpoint holds, for people."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    names = ", ".join(branch.name for branch in inspection.branches)
+    _show_facts(console, inspection)
+    _show_distances(console, inspection)
+    _show_scores(console, scores)
+    console.print()
+    if not inspection.findings:
+        console.print("No warnings.")
+    for finding in inspection.findings:
+        console.print(f"warning: {finding.sentence}", style="yellow")
+
+
+def _show_facts(console: Console, inspection: Inspection) -> None:
+    from rich.table import Table
+
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("file", inspection.path)
-    facts.add_row("layout", f"{inspection.layout} ({inspection.source})")
-    facts.add_row("architecture", inspection.architecture or "not named; give --arch to build it")
-    facts.add_row("branches", f"{names} ({inspection.roles})")
-    facts.add_row("BatchNorm", f"{inspection.branches[0].layers} layers, "
-                  f"{inspection.branches[0].channels:,} channels")  # fmt: skip
-    facts.add_row("other weights", f"{inspection.parameters:,}, "
-                  f"sha256 {inspection.weights_sha256[:12]}")  # fmt: skip
-    for note in inspection.notes:
-        facts.add_row("note", note)
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    main = inspection.branches[0]
+    writer = f" ({inspection.writer})" if inspection.writer else ""
+    rows = [
+        ("file", inspection.path),
+        ("layout", f"{inspection.layout}{writer}"),
+        ("architecture", inspection.architecture or "not named; give --arch to build it"),
+        ("branches", ", ".join(branch.name for branch in inspection.branches)),
+        ("roles", inspection.roles),
+        ("BatchNorm", f"{main.layers} layers, {main.channels:,} channels"),
+        ("other weights", f"{inspection.parameters:,}, sha256 {inspection.weights_sha256[:12]}"),
+        *(("note", note) for note in inspection.notes),
+    ]
+    for row in rows:
+        facts.add_row(*row)
     console.print(facts)
+
+
+def _show_distances(console: Console, inspection: Inspection) -> None:
+    from rich.table import Table
+
+    finite = [
+        d.symmetric_kl for b in inspection.branches for d in b.distances
+        if math.isfinite(d.symmetric_kl)
+    ]  # fmt: skip
+    largest = max(finite, default=0.0)
     for branch in inspection.branches:
         if not branch.distances:
             continue
-        largest = max((d.symmetric_kl for d in branch.distances), default=0.0)
         table = Table(
             "layer", "mean", "log var", "affine", "sym. KL", "",
             title=f"{branch.name} against main", title_justify="left", box=None,
             caption="mean: shift in standard deviations; log var: log-variance ratio; affine: "
-            "relative distance", caption_justify="left",
+            "relative distance; sym. KL: in nats", caption_justify="left",
         )  # fmt: skip
         for column in table.columns:
             column.no_wrap, column.overflow = True, "fold"
         for column in table.columns[1:5]:
             column.justify = "right"
         for d in branch.distances:
-            filled = round(BAR * d.symmetric_kl / largest) if 0 < largest < float("inf") else 0
+            share = d.symmetric_kl / largest if largest else 0.0
+            filled = math.ceil(BAR * share) if math.isfinite(share) else 0
             affine = "-" if d.affine_distance is None else f"{d.affine_distance:.3f}"
             table.add_row(
                 d.layer, f"{d.mean_shift:.3f}", f"{d.log_variance_ratio:.3f}", affine,
@@ -84,8 +175,18 @@ def _show(inspection: Inspection) -> None:
             )  # fmt: skip
         console.print()
         console.print(table)
-    console.print()
-    if not inspection.findings:
-        console.print("No warnings.")
-    for finding in inspection.findings:
-        console.print(f"warning: {finding.sentence}")
+
+
+def _show_scores(console: Console, scores: tuple[BranchScore, ...]) -> None:
+    if not scores:
+        return
+    console.print(f"\non {scores[0].images:,} clean images")
+    for score in scores:
+        accuracy = "" if score.accuracy is None else f"accuracy {score.accuracy:.2%}, "
+        console.print(
+            f"  {score.branch}: {accuracy}statistics {score.data_distance:.4f} nats from the "
+            f"data's own (median over layers; {score.furthest_distance:.4f} at {score.furthest})"
+        )
+    nearest = min(scores, key=lambda score: (-(score.accuracy or 0.0), score.data_distance))
+    if len(scores) > 1 and nearest.branch != "main":
+        console.print(f"  {nearest.branch} fits clean images better than main: see --roles")

@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": ("recal.cli.calibrate", "Re-estimate BatchNorm statistics; write a variant."),
     "mix": ("recal.cli.mix", "Mix variants: the path between branches, or towards a prior."),
     "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),
+    "convert": ("recal.cli.convert", "Write a variant as an ordinary checkpoint."),
     "export": ("recal.cli.export", "Write a variant as an ONNX file that is proven to match."),
     "data": ("recal.cli.data", "List, fetch, verify and regenerate data sets; show corruptions."),
 }

@@ -144,3 +144,45 @@ def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_fold
     assert status == 130
     assert err.strip() == "recal: interrupted"
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+CODE = """
+from pathlib import Path
+from recal.architectures import create_network
+
+def make(classes=10):
+    Path("ran").touch()
+    return create_network("wrn10_1", 10)
+"""
+
+
+def test_code_named_by_a_project_file_runs_only_on_trust(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "recal.toml").write_text(
+        f"[model]\ncheckpoint = '{split_checkpoint}'\narch = 'python:mine.py:make'\n"
+        f"[data]\ndata = '{class_folders}'\nworkers = 0\n"
+    )
+    status, _, err = recal("calibrate")
+    assert status == 2
+    assert "--trust" in err
+    assert not (tmp_path / "ran").exists()
+    status, _, err = recal("calibrate", "--trust")
+    assert (status, err) == (0, "")
+    assert (tmp_path / "ran").exists()
+
+
+def test_code_named_by_a_variant_file_is_not_run(recal, split_checkpoint, class_folders, tmp_path):
+    (tmp_path / "mine.py").write_text(CODE)
+    made = ["calibrate", split_checkpoint, "--data", class_folders, "--workers", 0]
+    status, _, err = recal(*made, "--arch", "python:mine.py:make", "-o", "v.safetensors")
+    assert (status, err) == (0, "")
+    (tmp_path / "ran").unlink()
+    used = ["eval", "v.safetensors", "--checkpoint", split_checkpoint, "--data", class_folders]
+    status, _, err = recal(*used, "--suite", "cifar10")
+    assert status != 0
+    assert not (tmp_path / "ran").exists()
+    status, _, err = recal(*used, "--suite", "cifar10", "--arch", "python:mine.py:make")
+    assert (status, err) == (0, "")
+    assert (tmp_path / "ran").exists()

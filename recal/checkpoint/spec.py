@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from recal.architectures.preprocessing import usual_preprocessing
@@ -58,6 +58,18 @@ class ModelSpec:
             return cls(**values).checked()
         except (KeyError, TypeError) as error:
             raise InputError(f"model record: expected all its fields, got {error}.") from error
+
+    def overridden(self, asked: Mapping[str, Any]) -> ModelSpec:
+        """Return this with what was asked for in its place; None stands for not asked.
+
+        Raises:
+            InputError: A value cannot be right.
+        """
+        given = {key: value for key, value in asked.items() if value is not None}
+        for key in ("mean", "std"):
+            if key in given:
+                given[key] = tuple(given[key])
+        return replace(self, **given, trusted=self.trusted or "arch" in given).checked()
 
     def checked(self) -> ModelSpec:
         """Return self if every value can be right.

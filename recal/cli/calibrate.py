@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from recal.cli.options import choose_device, default_workers, model_options
+from recal.cli.reading_options import reading_options
 
 
 @click.command("calibrate")
@@ -34,6 +35,7 @@ from recal.cli.options import choose_device, default_workers, model_options
     "--workers", default=default_workers, type=click.IntRange(0), help="Processes for images.",
     show_default="cores - 1",
 )  # fmt: skip
+@reading_options
 @model_options
 def command(
     checkpoint: Path | None,
@@ -41,6 +43,7 @@ def command(
     data: Path | None,
     output: Path | None,
     device: str,
+    reading: dict[str, Any],
     asked: dict[str, Any],
     **options: Any,
 ) -> None:
@@ -52,14 +55,16 @@ def command(
     from recal.bn.variant import save_variant
     from recal.calibration import calibrate, calibration_images, usual_affine
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.cli.console import console, progress_bar
+    from recal.cli.console import console, messages, progress_bar
     from recal.sample_data import sample_checkpoint, sample_images
 
     if checkpoint is None:
         checkpoint, data = sample_checkpoint(), data or sample_images()
         console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, **reading)
     affine = options.pop("affine") or usual_affine(loaded, mode)
+    for doubt in loaded.doubts:
+        messages.print(f"warning: {doubt}")
     images = calibration_images(loaded.spec(**asked), data)
     console.print(
         f"{checkpoint.name}: weight and bias of branch '{affine}', statistics of '{mode}' images "

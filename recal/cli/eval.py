@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from recal.cli.options import choose_device, model_options
+from recal.cli.reading_options import reading_options
 
 
 class Listed(click.ParamType[tuple[str, ...]]):
@@ -43,6 +44,7 @@ class Listed(click.ParamType[tuple[str, ...]]):
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, torch.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, nothing else.")
+@reading_options
 @model_options
 def command(
     targets: tuple[str, ...],
@@ -53,6 +55,7 @@ def command(
     severities: tuple[str, ...],
     device: str,
     as_json: bool,
+    reading: dict[str, Any],
     asked: dict[str, Any],
     **options: Any,
 ) -> None:
@@ -83,7 +86,7 @@ def command(
         run = evaluate(
             targets, suite=chosen, data=data, output=output, checkpoint=checkpoint,
             severities=[int(text) for text in severities], device=choose_device(device),
-            progress=bar, **options, **asked,
+            progress=bar, reading=reading, **options, **asked,
         )  # fmt: skip
     document = run.document
     write_report(document, run.folder / "report.html")

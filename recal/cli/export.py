@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from recal.cli.options import model_options
+from recal.cli.reading_options import reading_options
 
 
 @click.command("export")
@@ -18,6 +19,7 @@ from recal.cli.options import model_options
 @click.option(
     "--images", default=256, show_default=True, type=click.IntRange(1), help="How many of them."
 )
+@reading_options
 @model_options
 def command(
     checkpoint: Path | None,
@@ -25,6 +27,7 @@ def command(
     output: Path | None,
     data: Path | None,
     images: int,
+    reading: dict[str, Any],
     asked: dict[str, Any],
 ) -> None:
     """Write a variant of CHECKPOINT as an ONNX file.
@@ -33,6 +36,8 @@ def command(
     in ONNX Runtime first: only if its logits are those of the variant in PyTorch, and not those of
     another branch, is it written.
     """
+    from dataclasses import replace
+
     from recal.bn.variant import branch_variant, load_variant
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.cli.console import console
@@ -43,11 +48,12 @@ def command(
     if checkpoint is None:
         checkpoint = sample_checkpoint()
         console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, **reading)
     if variant in loaded.branches or not Path(variant).suffix:
         chosen = branch_variant(loaded, variant, loaded.spec(**asked))
     else:
         chosen = load_variant(Path(variant))
+        chosen = replace(chosen, spec=chosen.spec.overridden(asked))
     output = output or Path(f"{checkpoint.stem}-{variant_stem(variant)}.onnx")
     pixels, what = comparison_images(chosen.spec, data, images)
     proof = export_onnx(loaded, chosen, output, pixels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recal.cli.options import model_options
+from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
     from recal.bn.variant import Variant
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     "--prior", type=float,
     help="Shrink the second's statistics towards the first's, which count as so many images.",
 )  # fmt: skip
+@reading_options
 @model_options
 def command(
     parts: tuple[str, ...],
@@ -36,6 +38,7 @@ def command(
     checkpoint: Path | None,
     sweep: int | None,
     prior: float | None,
+    reading: dict[str, Any],
     asked: dict[str, Any],
 ) -> None:
     """Mix variants of the same weights: V1=0.7 V2=0.3.
@@ -55,7 +58,7 @@ def command(
         raise UsageError("--sweep and --prior: expected two variants without weights.")
     if sweep and prior is not None:
         raise UsageError("--sweep and --prior: expected one of them, got both.")
-    variants = _load(names, checkpoint, asked)
+    variants = _load(names, checkpoint, asked, reading)
     if sweep:
         for i in range(sweep):
             share = i / (sweep - 1)
@@ -88,12 +91,17 @@ def split_weight(part: str) -> tuple[str, float | None]:
         return part, None
 
 
-def _load(names: list[str], checkpoint: Path | None, asked: dict[str, Any]) -> list[Variant]:
+def _load(
+    names: list[str],
+    checkpoint: Path | None,
+    asked: dict[str, Any],
+    reading: dict[str, Any],
+) -> list[Variant]:
     from recal.errors import UsageError
     from recal.evaluation.targets import resolve_targets
 
     variants = []
-    for target in resolve_targets(names, checkpoint, asked):
+    for target in resolve_targets(names, checkpoint, asked, reading):
         if target.variant is None:
             raise UsageError(
                 f"mix: expected variants or branches, got the ONNX file {target.name}."

@@ -34,11 +34,17 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for the fields of `ModelSpec`, passed to the command as one dict `asked`.
 
-    What is not given is None there, and comes from the checkpoint or the family instead.
+    What is not given is None there, and comes from the checkpoint or the family instead. Code that
+    only a recal.toml names is not run without `--trust`: a file's word alone never runs any.
     """
     import functools
 
-    @click.option("--arch", help="Architecture: wrn16_1, timm:NAME, torchvision:NAME.")
+    @click.option(
+        "--arch",
+        help="wrn16_1, timm:NAME, torchvision:NAME, robustbench:DATASET/THREAT/NAME, "
+        "python:FILE.py:CALLABLE.",
+    )
+    @click.option("--trust", is_flag=True, help="Run the python: code that recal.toml names.")
     @click.option("--classes", type=click.IntRange(1), help="Number of classes.")
     @click.option("--family", help="Family of policies: cifar, imagenet, sample.")
     @click.option("--mean", type=Numbers(), help="Channel means of RGB images in [0, 1].")
@@ -47,9 +53,20 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         asked = {field: kwargs.pop(field) for field in SPEC_FIELDS}
+        _check_trust(asked["arch"], kwargs.pop("trust"))
         return function(*args, asked=asked, **kwargs)
 
     return wrapper
+
+
+def _check_trust(arch: str | None, trust: bool) -> None:
+    source = click.get_current_context().get_parameter_source("arch")
+    from_file = source is click.core.ParameterSource.DEFAULT_MAP
+    if from_file and not trust and arch is not None and arch.startswith("python:"):
+        raise click.UsageError(
+            f"recal.toml names code as architecture, {arch}. Look at it, then say --trust, or give "
+            "--arch yourself."
+        )
 
 
 def choose_device(name: str) -> str:

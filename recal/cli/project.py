@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     import click
 
 SHARED_TABLES = {
-    "model": ("checkpoint", "arch", "classes", "family", "mean", "std", "size"),
+    "model": (
+        "checkpoint",
+        "arch",
+        "classes",
+        "family",
+        "mean",
+        "std",
+        "size",
+        "layout",
+        "roles",
+        "ema",
+    ),
     "data": ("data", "workers"),
 }
 COMMAND_TABLES = ("calibrate", "eval", "export")
@@ -34,6 +45,8 @@ def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
     for table, keys in SHARED_TABLES.items():
         values = _values(document, table, path)
         check_keys(values, keys, f"{path}: [{table}]")
+        if table == "data" and command.name not in COMMAND_TABLES:
+            continue  # to inspect a file is not to score it on images
         defaults |= {known[key]: value for key, value in values.items() if key in known}
     if command.name in document:
         values = _values(document, command.name, path)

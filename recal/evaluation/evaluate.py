@@ -24,7 +24,7 @@ from recal.evaluation.work import compute_cells
 from recal.files import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 DEFAULT_BATCH = 256
 
@@ -64,6 +64,7 @@ def evaluate(
     device: str = ...,
     backend: str = ...,
     progress: Callable[[int, int], None] | None = ...,
+    reading: Mapping[str, Any] | None = ...,
     **asked: Any,
 ) -> Run: ...
 
@@ -88,7 +89,8 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
             `severities` (a part of the suite); `limit` (a seeded stratified sample of so many
             images); `seed` (of that sample and of corruptions made on the fly); `batch_size`;
             `device`; `backend` (auto, onnxruntime, torch); `progress` (called with cell images done
-            and in total); fields of `ModelSpec` that the files do not give.
+            and in total); `reading` (options of `load_checkpoint`); fields of `ModelSpec` that the
+            files do not give.
 
     Raises:
         InputError: A file or folder is not what it should be; nothing has been computed then.
@@ -131,11 +133,12 @@ def _evaluate_targets(
     device: str = "cpu",
     backend: str = "auto",
     progress: Callable[[int, int], None] | None = None,
+    reading: Mapping[str, Any] | None = None,
     **asked: Any,
 ) -> Run:
     suite = load_suite(suite) if isinstance(suite, str) else suite
     data, output, checkpoint = _path(data), _path(output), _path(checkpoint)
-    targets = resolve_targets(names, checkpoint, asked)
+    targets = resolve_targets(names, checkpoint, asked, reading)
     suite = suite or usual_suite(targets[0].spec.family, targets[0].spec.classes)
     cells = suite.cells(corruptions, severities)
     _check_classes(targets, suite)

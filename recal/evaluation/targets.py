@@ -43,7 +43,10 @@ class Target:
 
 
 def resolve_targets(
-    names: Sequence[str], checkpoint: Path | None, asked: Mapping[str, Any]
+    names: Sequence[str],
+    checkpoint: Path | None,
+    asked: Mapping[str, Any],
+    reading: Mapping[str, Any] | None = None,
 ) -> list[Target]:
     """Turn what the user named into targets.
 
@@ -52,12 +55,13 @@ def resolve_targets(
             an .onnx file. None at all stands for every branch of `checkpoint`.
         checkpoint: Where branches without a file, and weights of variants, are found.
         asked: Fields of `ModelSpec` that go before those of the files.
+        reading: Options of `load_checkpoint`, for every checkpoint.
 
     Raises:
         UsageError: A name is neither a file nor a branch, or stands twice.
         InputError: A file is not what it should be, or a variant's weights are in no checkpoint.
     """
-    resolver = _Resolver(checkpoint, asked)
+    resolver = _Resolver(checkpoint, asked, reading or {})
     if not names:
         names = list(resolver.load(resolver.the_checkpoint()).branches)
     twice = [name for name in names if names.count(name) > 1]
@@ -75,9 +79,12 @@ def resolve_targets(
 class _Resolver:
     """Remembers the checkpoints of one command."""
 
-    def __init__(self, checkpoint: Path | None, asked: Mapping[str, Any]) -> None:
+    def __init__(
+        self, checkpoint: Path | None, asked: Mapping[str, Any], reading: Mapping[str, Any]
+    ) -> None:
         self.default = checkpoint
         self.asked = asked
+        self.reading = reading
         self.loaded: dict[Path, Checkpoint] = {}
 
     def the_checkpoint(self) -> Path:
@@ -87,7 +94,7 @@ class _Resolver:
 
     def load(self, path: Path) -> Checkpoint:
         if path not in self.loaded:
-            self.loaded[path] = load_checkpoint(path)
+            self.loaded[path] = load_checkpoint(path, **self.reading)
         return self.loaded[path]
 
     def parse(self, name: str) -> Target | Path:
@@ -115,8 +122,8 @@ class _Resolver:
             self.load(self.default)
         for checkpoint in self.loaded.values():
             if checkpoint.weights_sha256 == variant.weights_sha256:
-                spec = checkpoint.spec(**{**variant.spec.to_json(), **_given(self.asked)})
-                return _variant_target(name, path.stem, checkpoint, replace(variant, spec=spec))
+                variant = replace(variant, spec=variant.spec.overridden(self.asked))
+                return _variant_target(name, path.stem, checkpoint, variant)
         looked = ", ".join(str(path) for path in self.loaded) or "no checkpoint at all"
         raise InputError(
             f"{path}: expected its weights ({variant.weights_sha256[:12]}) among the checkpoints, "

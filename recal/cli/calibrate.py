@@ -15,6 +15,9 @@ from recal.cli.reading_options import reading_options
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--mode", default="weak", show_default=True, help="Policy: clean, weak, strong, ...")
 @click.option(
+    "--policy", type=click.Path(path_type=Path), help="A policy file of your own, for --mode."
+)
+@click.option(
     "--data", type=click.Path(path_type=Path), help="Folder of images, labels not needed."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The variant's file.")
@@ -40,6 +43,7 @@ from recal.cli.reading_options import reading_options
 def command(
     checkpoint: Path | None,
     mode: str,
+    policy: Path | None,
     data: Path | None,
     output: Path | None,
     device: str,
@@ -56,12 +60,15 @@ def command(
     from recal.calibration import calibrate, calibration_images, usual_affine
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.cli.console import console, messages, progress_bar
+    from recal.data.policies import read_policy
     from recal.sample_data import sample_checkpoint, sample_images
 
     if checkpoint is None:
         checkpoint, data = sample_checkpoint(), data or sample_images()
         console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
     loaded = load_checkpoint(checkpoint, **reading)
+    chosen = mode if policy is None else read_policy(policy)
+    mode = chosen if isinstance(chosen, str) else chosen.name
     affine = options.pop("affine") or usual_affine(loaded, mode)
     for doubt in loaded.doubts:
         messages.print(f"warning: {doubt}")
@@ -72,7 +79,7 @@ def command(
     )
     with progress_bar("images") as bar:
         variant = calibrate(
-            loaded, mode=mode, affine=affine, data=images, device=choose_device(device),
+            loaded, mode=chosen, affine=affine, data=images, device=choose_device(device),
             progress=bar, **options, **asked,
         )  # fmt: skip
     if output is None:

@@ -18,6 +18,7 @@ PROJECT_FILE = Path("recal.toml")
 COMMANDS = {
     "demo": ("recal.cli.demo", "Run the whole flow on the bundled sample, offline."),
     "inspect": ("recal.cli.inspect", "Say which BatchNorm branches a checkpoint holds."),
+    "policies": ("recal.cli.policies", "List the augmentation policies; draw what one does."),
     "calibrate": ("recal.cli.calibrate", "Re-estimate BatchNorm statistics; write a variant."),
     "mix": ("recal.cli.mix", "Mix variants: the path between branches, or towards a prior."),
     "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from recal.errors import InputError
+
 Transform: TypeAlias = Callable[[Image.Image], Image.Image]
 
 
@@ -74,6 +76,57 @@ def rand_augment(*, config: str, translate: int, fill: list[int]) -> Transform:
     return rand_augment_transform(config, hparams)  # type: ignore[no-any-return]
 
 
+def auto_augment(*, config: str, translate: int, fill: list[int]) -> Transform:
+    """Apply timm's AutoAugment; `config` such as `original-mstd0.5`, else as `rand_augment`."""
+    from timm.data.auto_augment import auto_augment_transform
+
+    hparams = {"translate_const": translate, "img_mean": tuple(fill)}
+    return auto_augment_transform(config, hparams)  # type: ignore[no-any-return]
+
+
+def aug_mix(*, config: str, translate: int, fill: list[int]) -> Transform:
+    """Apply timm's AugMix; `config` such as `augmix-m3-w3`, else as `rand_augment`."""
+    from timm.data.auto_augment import augment_and_mix_transform
+
+    hparams = {"translate_const": translate, "img_mean": tuple(fill)}
+    return augment_and_mix_transform(config, hparams)  # type: ignore[no-any-return]
+
+
+def trivial_augment(*, fill: list[int]) -> Transform:
+    """Apply torchvision's TrivialAugmentWide; `fill` is the colour of what is uncovered."""
+    from torchvision.transforms import v2
+
+    return v2.TrivialAugmentWide(fill=fill)  # type: ignore[no-any-return]
+
+
+def color_jitter(
+    *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+) -> Transform:
+    """Change brightness, contrast, saturation (factors 1 +- x) and hue (+- x of the circle)."""
+    from torchvision.transforms import v2
+
+    return v2.ColorJitter(brightness, contrast, saturation, hue)  # type: ignore[no-any-return]
+
+
+def cutout(*, size: int, p: float = 1.0) -> Transform:
+    """Blacken a random square of `size` x `size` pixels with probability `p`."""
+    from torchvision.transforms import v2
+
+    def transform(image: Image.Image) -> Image.Image:
+        if size >= min(image.size):  # torchvision would silently erase nothing
+            raise InputError(
+                f"cutout: expected images of more than {size} pixels, got {image.width}x"
+                f"{image.height}."
+            )
+        share = size**2 / (image.width * image.height)
+        erase = v2.RandomErasing(p, scale=(share, share), ratio=(1.0, 1.0), value=0)
+        return v2.functional.to_pil_image(  # type: ignore[no-any-return]
+            erase(v2.functional.pil_to_tensor(image))
+        )
+
+    return transform
+
+
 def gaussian_noise(*, sigma: float) -> Transform:
     """Add Gaussian noise of standard deviation U(0, `sigma`) an image, of the range [0, 1]."""
 
@@ -95,5 +148,10 @@ OPS: dict[str, Callable[..., Transform]] = {
     "random_resized_crop": random_resized_crop,
     "random_horizontal_flip": random_horizontal_flip,
     "rand_augment": rand_augment,
+    "auto_augment": auto_augment,
+    "aug_mix": aug_mix,
+    "trivial_augment": trivial_augment,
+    "color_jitter": color_jitter,
+    "cutout": cutout,
     "gaussian_noise": gaussian_noise,
 }

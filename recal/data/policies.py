@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from recal.resources import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -55,13 +55,16 @@ class Policy:
         family: The family that it belongs to; None for a user's own file.
         summary: One line for people.
         ops: Name and arguments of each operation, in order.
-        text: The file's text, which a variant's record carries.
+        parts: In place of ops: other policies, of which one is drawn for each image, and the share
+            of the images that each gets.
+        text: The file's text, and its parts', which a variant's record carries.
     """
 
     name: str
     family: str | None
     summary: str
     ops: tuple[tuple[str, Mapping[str, Any]], ...]
+    parts: tuple[tuple[Policy, float], ...] = ()
     text: str
 
     @property
@@ -74,6 +77,8 @@ class Policy:
 
         It draws from the global generators: call it inside `recal.data.draws.keyed_draws`.
         """
+        if self.parts:
+            return self._drawn_part()
         if not self.ops:
             return lambda pixels: pixels
         transforms = [OPS[name](**arguments) for name, arguments in self.ops]
@@ -83,6 +88,16 @@ class Policy:
             for transform in transforms:
                 image = transform(image)
             return np.asarray(image)
+
+        return apply
+
+    def _drawn_part(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+        transforms = [policy.transform() for policy, _ in self.parts]
+        shares = [share for _, share in self.parts]
+
+        def apply(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            # the global generator, because keyed_draws() seeds it for every image
+            return transforms[np.random.choice(len(transforms), p=shares)](pixels)
 
         return apply
 
@@ -135,17 +150,44 @@ def read_policy(path: Path, *, family: str | None = None) -> Policy:
         InputError: It cannot be read, or names an unknown op or argument.
     """
     table = read_toml(path)
-    check_keys(table, ("summary", "op"), str(path), ("summary",))
+    check_keys(table, ("summary", "op", "part"), str(path), ("summary",))
     entries = table.get("op", [])
     check_type(entries, list, f"{path}: op")
     ops = tuple(_read_op(entry, f"{path}: op {i}") for i, entry in enumerate(entries, start=1))
+    parts = _read_parts(table.get("part", []), path, family)
+    if ops and parts:
+        raise InputError(f"{path}: expected [[op]] or [[part]], got both. Mix whole policies.")
+    texts = [path.read_text(encoding="utf-8"), *(policy.text for policy, _ in parts)]
     return Policy(
         name=path.stem,
         family=family,
         summary=table["summary"],
         ops=ops,
-        text=path.read_text(encoding="utf-8"),
+        parts=parts,
+        text="\n".join(texts),
     )
+
+
+def _read_parts(entries: Any, path: Path, family: str | None) -> tuple[tuple[Policy, float], ...]:
+    """Read the policies that a policy mixes: files beside it, by name."""
+    check_type(entries, list, f"{path}: part")
+    parts = []
+    for i, entry in enumerate(entries, start=1):
+        where = f"{path}: part {i}"
+        check_type(entry, dict, where)
+        check_keys(entry, ("policy", "share"), where, ("policy", "share"))
+        check_type(entry["policy"], str, f"{where}: policy")
+        check_type(entry["share"], float, f"{where}: share")
+        beside = path.parent / f"{entry['policy']}.toml"
+        if Path(entry["policy"]).name != entry["policy"] or beside == path:
+            raise InputError(f"{where}: expected the name of another policy beside this one.")
+        policy = read_policy(beside, family=family)
+        if policy.parts:
+            raise InputError(f"{where}: expected a policy of ops, got a mix, '{policy.name}'.")
+        parts.append((policy, float(entry["share"])))
+    if parts and (min(s for _, s in parts) < 0 or abs(sum(s for _, s in parts) - 1) > 1e-6):
+        raise InputError(f"{path}: expected shares >= 0 of sum 1.")
+    return tuple(parts)
 
 
 def _read_op(entry: Any, where: str) -> tuple[str, Mapping[str, Any]]:

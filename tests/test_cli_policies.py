@@ -1,0 +1,110 @@
+"""`recal policies`, policies of one's own, and mixes of policies."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recal.bn.variant import load_variant
+from recal.data.draws import keyed_draws
+from recal.data.policies import read_policy
+from recal.errors import InputError
+
+SMALL = "summary = 'The middle.'\n[[op]]\nname = 'center_crop'\nsize = 16\n"
+FLIPPED = "summary = 'Mirrored.'\n[[op]]\nname = 'random_horizontal_flip'\np = 1.0\n"
+SAME = "summary = 'As it is.'\n"
+MIX = (
+    "summary = 'A quarter cropped.'\n"
+    "[[part]]\npolicy = 'small'\nshare = 0.25\n[[part]]\npolicy = 'same'\nshare = 0.75\n"
+)
+
+
+@pytest.fixture
+def mix_file(tmp_path):
+    for name, text in (("small", SMALL), ("same", SAME), ("mix", MIX)):
+        (tmp_path / f"{name}.toml").write_text(text)
+    return tmp_path / "mix.toml"
+
+
+def test_list_names_every_policy(recal):
+    status, out, _ = recal("policies")
+    assert status == 0
+    for name in ("trivialaugment", "augmix", "strong_noise", "half_strong"):
+        assert name in out
+
+
+def test_a_mix_gives_each_part_its_share_of_the_images(mix_file):
+    policy = read_policy(mix_file)
+    transform = policy.transform()
+    white = np.full((32, 32, 3), 255, np.uint8)
+    small = 0
+    for image in range(800):
+        with keyed_draws(0, image):
+            small += transform(white).shape == (16, 16, 3)
+    # binomial(800, 1/4): standard deviation 12
+    assert 150 < small < 250
+    assert SMALL in policy.text, "the record says what the parts do"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MIX.replace("0.75", "0.5"), "shares >= 0 of sum 1"),
+        (MIX.replace("'small'", "'../small'"), "name of another policy beside this one"),
+        (MIX.replace("'small'", "'mix'"), "name of another policy beside this one"),
+        (MIX.replace("'small'", "'none'"), "cannot be read"),
+        (MIX + "[[op]]\nname = 'pad'\nsize = 3\n", "got both"),
+        (MIX.replace("share = 0.25", "shar = 0.25"), "Did you mean 'share'?"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_refused(mix_file, text, message):
+    mix_file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_policy(mix_file)
+    assert message in str(caught.value)
+
+
+def test_calibrate_takes_a_policy_file(recal, split_checkpoint, class_folders, mix_file, tmp_path):
+    mix_file.write_text(MIX.replace("'small'", "'flipped'"))
+    (tmp_path / "flipped.toml").write_text(FLIPPED)
+    status, out, _ = recal(
+        "calibrate", split_checkpoint, "--policy", mix_file, "--data", class_folders,
+        "--workers", 0, "-o", "v.safetensors",
+    )  # fmt: skip
+    assert status == 0
+    assert "statistics of 'mix' images" in out
+    assert FLIPPED in load_variant(tmp_path / "v.safetensors").statistics["policy_text"]
+
+
+def test_show_draws_a_sheet_with_the_clean_image_first(recal, class_folders, tmp_path):
+    status, out, _ = recal(
+        "policies", "show", "strong", "--data", class_folders, "--images", 3, "-o", "sheet.png"
+    )
+    assert status == 0
+    assert "sheet.png: 612x204 pixels" in out  # 9 x 3 cells of 34, twice as large
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    cells = sheet[::2, ::2].reshape(3, 34, 9, 34, 3).transpose(0, 2, 1, 3, 4)[:, :, 1:33, 1:33]
+    found = {cell.tobytes() for cell in cells[:, 0]}
+    assert len(found) == 3
+    originals = {
+        np.asarray(Image.open(path)).tobytes() for path in (class_folders / "train").rglob("*.png")
+    }
+    assert found <= originals
+
+
+def test_show_refuses_images_that_do_not_suit_the_policy(recal, tmp_path):
+    for i, side in enumerate((20, 30)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
+    status, _, err = recal("policies", "show", "clean", "--data", ".")
+    assert status == 3
+    assert "expected images of one size" in err
+    assert not (tmp_path / "policy.png").exists()
+
+
+def test_cutout_as_large_as_the_image_is_refused():
+    from recal.data.ops import OPS
+
+    picture = Image.new("RGB", (32, 32), "white")
+    cut = np.asarray(OPS["cutout"](size=16)(picture))
+    assert (cut == 0).sum() == 16 * 16 * 3
+    with pytest.raises(InputError, match="more than 32 pixels"):
+        OPS["cutout"](size=32)(picture)

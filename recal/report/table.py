@@ -26,7 +26,7 @@ def points(difference: Mapping[str, float] | None) -> str:
 def extent(document: Mapping[str, Any]) -> str:
     """Say on how much of a suite a run's numbers rest."""
     done, whole = document["cells_done"], document["cells_of_suite"]
-    cells = f"{done} cells" if done == whole else f"{done} of {whole} cells"
+    cells = f"{done} of {whole} cells" if done < whole else f"{done} cell{'s' * (done > 1)}"
     return f"{document['images']:,} images, {cells}"
 
 

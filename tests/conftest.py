@@ -1,7 +1,6 @@
 """What several tests build on: a small checkpoint with branches, folders of images, the command."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,12 +61,3 @@ def recal(capsys, monkeypatch, tmp_path):
         return exit_.value.code or 0, captured.out, captured.err
 
     return run
-
-
-@pytest.fixture
-def shared():
-    """The folder of real data beside the checkout."""
-    folder = Path(__file__).parents[2] / "shared"
-    if not folder.is_dir():
-        pytest.skip("no ../shared with CIFAR-10 and its checkpoints beside the checkout")
-    return folder

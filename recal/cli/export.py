@@ -13,6 +13,7 @@ from recal.cli.reading_options import reading_options
 if TYPE_CHECKING:
     from recal.bn.variant import Variant
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.deploy.export import ExportOptions
 
 
 @click.command("export")
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--softmax", is_flag=True, help="Give probabilities instead of logits.")
 @click.option("--fp16", is_flag=True, help="Weights and arithmetic in float16.")
 @click.option("--patchable", is_flag=True, help="Keep BatchNorm by name, for `recal patch`.")
+@click.option(
+    "--switchable", help="Several variants in one file: files or branches, with commas between."
+)
 @click.option("--batch", type=click.IntRange(1), help="Fix the number of images.  [any]")
 @click.option("--any-size", is_flag=True, help="Take images of any height and width.")
 @click.option("--class-names", type=click.Path(path_type=Path), help="File of names, one a line.")
@@ -42,6 +46,7 @@ def command(
     images: int,
     class_names: Path | None,
     run: Path | None,
+    switchable: str | None,
     reading: dict[str, Any],
     asked: dict[str, Any],
     **form: Any,
@@ -65,11 +70,16 @@ def command(
         console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
     loaded = load_checkpoint(checkpoint, **reading)
     chosen = chosen_variant(loaded, variant, asked)
+    names = None if class_names is None else read_class_names(class_names)
+    if switchable is not None:
+        output = output or Path(f"{checkpoint.stem}-switchable.onnx")
+        _export_switchable(loaded, switchable, output, options, data, images, names, asked)
+        return
     output = output or Path(f"{checkpoint.stem}-{variant_stem(variant)}.onnx")
     pixels, what = comparison_images(chosen.spec, data, images)
     proof = export_onnx(
         loaded, chosen, output, pixels, options=options,
-        classes=None if class_names is None else read_class_names(class_names),
+        classes=names,
         accuracies=None if run is None else run_accuracies(run, chosen.sha256),
     )  # fmt: skip
     console.print(f"Wrote {output}: {chosen.label}, {output.stat().st_size / 1e6:.2f} MB.")
@@ -82,6 +92,37 @@ def command(
         console.print(f"Largest difference from branch '{name}': {rival.distance:.1e}.")
     for name in proof.indistinct:
         console.print(f"warning: no image tells the variant from branch '{name}'.")
+
+
+def _export_switchable(
+    checkpoint: Checkpoint,
+    listed: str,
+    output: Path,
+    options: ExportOptions,
+    data: Path | None,
+    images: int,
+    classes: list[str] | None,
+    asked: dict[str, Any],
+) -> None:
+    from recal.cli.console import console
+    from recal.deploy.export import export_switchable
+    from recal.deploy.images import comparison_images
+
+    given = [name.strip() for name in listed.split(",")]
+    variants = {variant_stem(name): chosen_variant(checkpoint, name, asked) for name in given}
+    pixels, what = comparison_images(next(iter(variants.values())).spec, data, images)
+    proofs = export_switchable(
+        checkpoint, variants, output, pixels, options=options, classes=classes
+    )
+    console.print(
+        f"Wrote {output}: {len(variants)} variants, {output.stat().st_size / 1e6:.2f} MB."
+    )
+    for number, (name, proof) in enumerate(proofs.items()):
+        nearest = min(rival.distance for rival in proof.rivals.values())
+        console.print(
+            f"variant {number}, {name}: on {what} within {proof.difference:.1e} (at most "
+            f"{proof.tolerance:.1e}); at least {nearest:.1e} from the others."
+        )
 
 
 def chosen_variant(checkpoint: Checkpoint, variant: str, asked: dict[str, Any]) -> Variant:

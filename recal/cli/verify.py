@@ -33,7 +33,7 @@ def command(
     exported again and compared, tensors, bytes and logits. Exits with 4 if anything differs.
     """
     from recal.cli.console import console
-    from recal.deploy.verify import verify_alone, verify_against
+    from recal.deploy.verify import verify_against, verify_alone
     from recal.errors import UsageError
 
     if checkpoint is None or alone:

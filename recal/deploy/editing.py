@@ -134,6 +134,9 @@ def _rename_value(graph: onnx.GraphProto, old: str, new: str) -> None:
         for position, name in enumerate(node.input):
             if name == old:
                 node.input[position] = new
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename_value(attribute.g, old, new)
 
 
 def _dimension(dimension: onnx.TensorShapeProto.Dimension) -> int | str:

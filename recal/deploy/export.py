@@ -7,9 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx
-
 from recal.bn.build import build
 from recal.bn.variant import Variant, branch_variant
 from recal.deploy.editing import accept_uint8, end_in_softmax, to_half
@@ -18,12 +15,15 @@ from recal.deploy.model_file import check_model
 from recal.deploy.probe import probe
 from recal.deploy.proof import FLOAT16, FLOAT32, Proof, prove
 from recal.deploy.record import describe, write_record
+from recal.deploy.switch import switchable
 from recal.errors import InputError, UsageError
 from recal.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    import onnx
     from numpy.typing import NDArray
     from torch import nn
 
@@ -126,6 +126,76 @@ def export_onnx(
     check_model(model, str(path))
     write_whole(Path(path), model.SerializeToString(deterministic=True))
     return proof
+
+
+def export_switchable(
+    checkpoint: Checkpoint,
+    variants: Mapping[str, Variant],
+    path: str | Path,
+    images: NDArray[np.uint8],
+    *,
+    options: ExportOptions | None = None,
+    classes: Sequence[str] | None = None,
+) -> dict[str, Proof]:
+    """Export several variants as one file with an input `variant`, and prove each of them.
+
+    Args:
+        checkpoint: Lends the weights, which the variants share.
+        variants: By name, in the order of the numbers that the input takes; of one preprocessing.
+        path: The file to write, after the proofs.
+        images: What to compare on, uint8 (N, size, size, 3).
+        options: The form of the file.
+        classes: The classes' names in the order of the logits, for the record.
+
+    Returns:
+        The proof of each, in which the others are rivals.
+
+    Raises:
+        VerificationError: The file, with one number, is not that variant.
+        InputError: There are fewer than two, or they do not fit together.
+        UsageError: The options do not go together.
+    """
+    options = replace((options or ExportOptions()).checked(), patchable=True)
+    if options.fp16:
+        raise UsageError("--switchable does not go with --fp16: variants are float32.")
+    first = next(iter(variants.values()))
+    for name, variant in variants.items():
+        if variant.spec != first.spec:
+            raise InputError(
+                f"{name}: expected the preprocessing of the other variants, {first.spec}, got "
+                f"{variant.spec}."
+            )
+    networks = {name: build(checkpoint, variant) for name, variant in variants.items()}
+    plain = to_model(networks[next(iter(variants))], first, replace(options, uint8=False))
+    arrays = [{k: t.numpy() for k, t in v.tensors.items()} for v in variants.values()]
+    model = switchable(plain, arrays)
+    if options.uint8:
+        accept_uint8(model, first.spec.mean, first.spec.std)
+    entries = {
+        **describe(first.record(), first.label, first.sha256),
+        "checkpoint_sha256": _file_digest(checkpoint.path),
+        "options": asdict(replace(options, patchable=False)),
+        "variants": [
+            {"variant": name, "variant_sha256": v.sha256, "statistics": dict(v.statistics)}
+            for name, v in variants.items()
+        ],
+    }
+    if classes is not None:
+        entries["classes"] = list(classes)
+    write_record(model, entries)
+    content = model.SerializeToString()
+    proofs = {
+        name: prove(
+            content, network, {n: other for n, other in networks.items() if n != name}, images,
+            first.spec, variant=name,
+        )
+        for name, network in networks.items()
+    }  # fmt: skip
+    parity = {name: proof.to_json() for name, proof in proofs.items()}
+    write_record(model, {**entries, "parity": parity, "probe": probe(content)})
+    check_model(model, str(path))
+    write_whole(Path(path), model.SerializeToString(deterministic=True))
+    return proofs
 
 
 def to_model(network: nn.Module, variant: Variant, options: ExportOptions) -> onnx.ModelProto:

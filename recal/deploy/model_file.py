@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from recal.errors import InputError
 from recal.files import require_file

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from recal.deploy.editing import layer_tensors, with_arrays
@@ -19,6 +18,7 @@ from recal.files import write_whole
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
 KEPT = ("options", "classes", "checkpoint_sha256")

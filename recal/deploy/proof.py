@@ -65,7 +65,8 @@ class Proof:
         tolerance: What that may be at most.
         scaled_inputs: Number of hostile inputs compared: images scaled by -30 to 1000, or pixel
             patterns of 0 and 255.
-        scaled_difference: Largest difference there, relative to max(1, largest |logit| of the input).
+        scaled_difference: Largest difference there, relative to max(1, the input's largest
+            |logit|).
         rivals: The distance from every other stored branch.
         indistinct: Rivals whose own logits are those of the variant, within the tolerance, so that
             no image tells them apart.
@@ -102,6 +103,7 @@ def prove(
     *,
     allowed: Tolerance = FLOAT32,
     where: str = "export",
+    variant: str | None = None,
 ) -> Proof:
     """Compare a serialised model with the network that it should be, and with those it should not.
 
@@ -116,12 +118,13 @@ def prove(
         spec: Says how they are normalised.
         allowed: The tolerance.
         where: The beginning of the message.
+        variant: Of a switchable model, the name of the variant that is to be the network.
 
     Raises:
         VerificationError: The model differs from the network by more than the tolerance, or is as
             near to a rival that itself differs from the network.
     """
-    session = OnnxNetwork(model)
+    session = OnnxNetwork(model, variant=variant)
     pixels = np.resize(pixels, (max(len(pixels), sum(BATCHES)), *pixels.shape[1:]))
     images = normalise_array(pixels, spec.mean, spec.std)
     exported, batches = _run_in_batches(session, pixels if session.takes_pixels else images)
@@ -174,8 +177,8 @@ def _prove_scaled(
     worst = _largest_difference(exported / largest, own / largest)
     if not worst <= allowed.scaled:
         raise VerificationError(
-            f"{where}: expected logits of scaled inputs within {allowed.scaled:.0e} of the largest, "
-            f"got {worst:.1e}. No file was written. Please report the architecture."
+            f"{where}: expected logits of scaled inputs within {allowed.scaled:.0e} of the "
+            f"largest, got {worst:.1e}. No file was written. Please report the architecture."
         )
     return len(inputs), worst
 

@@ -101,6 +101,11 @@ def verify_against(
 
     model = read_model(path)
     record = require_entries(model, str(path))
+    if "variants" in record:
+        raise UsageError(
+            f"{path}: holds several variants, which are not compared with a checkpoint yet. Verify "
+            "it alone, or export it again and compare the bytes."
+        )
     options = options_of(record, str(path))
     claims = {
         "weights_sha256": variant.weights_sha256,

@@ -90,7 +90,7 @@ def test_enormous_files_and_tensors_are_refused_before_memory_is_taken(tmp_path)
     model = small_model()
     model.graph.initializer[0].dims[:] = [1 << 40, 1 << 20]
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match="tensor 'w': expected .* bytes, got 96"):
+    with pytest.raises(InputError, match=r"tensor 'w': expected .* bytes, got 96"):
         read_model(path)
     with path.open("wb") as file:
         os.truncate(file.fileno(), 3 << 30)  # sparse: takes no room on the disk

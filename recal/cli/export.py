@@ -79,7 +79,7 @@ def command(
     pixels, what = comparison_images(chosen.spec, data, images)
     proof = export_onnx(
         loaded, chosen, output, pixels, options=options,
-        classes=names,
+        class_names=names,
         accuracies=None if run is None else run_accuracies(run, chosen.sha256),
     )  # fmt: skip
     console.print(f"Wrote {output}: {chosen.label}, {output.stat().st_size / 1e6:.2f} MB.")
@@ -112,7 +112,7 @@ def _export_switchable(
     variants = {variant_stem(name): chosen_variant(checkpoint, name, asked) for name in given}
     pixels, what = comparison_images(next(iter(variants.values())).spec, data, images)
     proofs = export_switchable(
-        checkpoint, variants, output, pixels, options=options, classes=classes
+        checkpoint, variants, output, pixels, options=options, class_names=classes
     )
     console.print(
         f"Wrote {output}: {len(variants)} variants, {output.stat().st_size / 1e6:.2f} MB."

@@ -73,7 +73,7 @@ def export_onnx(
     images: NDArray[np.uint8],
     *,
     options: ExportOptions | None = None,
-    classes: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
     accuracies: Mapping[str, Any] | None = None,
     **asked: Any,
 ) -> Proof:
@@ -86,7 +86,7 @@ def export_onnx(
             is until then.
         images: What to compare on, uint8 (N, size, size, 3).
         options: The form of the file.
-        classes: The classes' names in the order of the logits, for the record.
+        class_names: The classes' names in the order of the logits, for the record.
         accuracies: What an evaluation found, for the record.
         **asked: With a branch: fields of `ModelSpec` that the file does not give.
 
@@ -101,9 +101,9 @@ def export_onnx(
     options = (options or ExportOptions()).checked()
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant, checkpoint.spec(**asked))
-    if classes is not None and len(classes) != variant.spec.classes:
+    if class_names is not None and len(class_names) != variant.spec.classes:
         raise InputError(
-            f"--class-names: expected {variant.spec.classes} names, got {len(classes)}."
+            f"--class-names: expected {variant.spec.classes} names, got {len(class_names)}."
         )
     network = build(checkpoint, variant)
     model = to_model(network, variant, options)
@@ -118,8 +118,8 @@ def export_onnx(
         "parity": proof.to_json(),
         "probe": probe(model.SerializeToString()),
     }
-    if classes is not None:
-        record["classes"] = list(classes)
+    if class_names is not None:
+        record["classes"] = list(class_names)
     if accuracies is not None:
         record["accuracies"] = dict(accuracies)
     write_record(model, record)
@@ -135,7 +135,7 @@ def export_switchable(
     images: NDArray[np.uint8],
     *,
     options: ExportOptions | None = None,
-    classes: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Proof]:
     """Export several variants as one file with an input `variant`, and prove each of them.
 
@@ -145,7 +145,7 @@ def export_switchable(
         path: The file to write, after the proofs.
         images: What to compare on, uint8 (N, size, size, 3).
         options: The form of the file.
-        classes: The classes' names in the order of the logits, for the record.
+        class_names: The classes' names in the order of the logits, for the record.
 
     Returns:
         The proof of each, in which the others are rivals.
@@ -180,8 +180,8 @@ def export_switchable(
             for name, v in variants.items()
         ],
     }
-    if classes is not None:
-        entries["classes"] = list(classes)
+    if class_names is not None:
+        entries["classes"] = list(class_names)
     write_record(model, entries)
     content = model.SerializeToString()
     proofs = {

@@ -75,7 +75,7 @@ def _choose(
         inner = _choose(branches, number + 1, shared)
         result = helper.make_tensor_value_info(f"result_{number + 1}", TensorProto.FLOAT, None)
         other = helper.make_graph(inner, f"after_{number}", [], [result])
-    shared.append(numpy_helper.from_array(np.int64(number), f"number_{number}"))
+    shared.append(numpy_helper.from_array(np.array(number, np.int64), f"number_{number}"))
     return [
         helper.make_node("Equal", ["chosen", f"number_{number}"], [f"is_{number}"], f"is_{number}"),
         helper.make_node(
@@ -93,34 +93,33 @@ def _branch(
     graph: onnx.GraphProto, arrays: Mapping[str, NDArray[np.float32]], number: int
 ) -> onnx.GraphProto:
     """Return the graph's nodes as a branch, with names of its own for all that is not shared."""
-    inner = {name for node in graph.node for name in node.output} | set(arrays)
     suffix = f"_v{number}"
-    tensors = [numpy_helper.from_array(a, f"{name}{suffix}") for name, a in arrays.items()]
+    produced = [name for node in graph.node for name in node.output]
+    # short names, because every branch spells them all again
+    own = {name: f"{i}{suffix}" for i, name in enumerate(produced)}
+    own |= {name: f"{name}{suffix}" for name in arrays}
+    tensors = [numpy_helper.from_array(array, own[name]) for name, array in arrays.items()]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     unfolded = _convolutions_without_batch_norm(graph)
     nodes = []
     for node in graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.name = f"{node.name}{suffix}"
-        copy.input[:] = [f"{name}{suffix}" if name in inner else name for name in node.input]
-        copy.output[:] = [f"{name}{suffix}" for name in node.output]
+        copy.name = ""
+        copy.input[:] = [own.get(name, name) for name in node.input]
+        copy.output[:] = [own[name] for name in node.output]
         nodes.append(copy)
         if node.output[0] in unfolded and node.input[1] in shapes:
             # times one, per branch: ONNX Runtime multiplies it into weights of the branch's own,
             # which it can lay out for its fast kernels; shared ones it cannot
+            value = own[node.output[0]]
+            copy.output[0] = f"{value}_plain"
             ones = np.ones((shapes[node.input[1]][0], 1, 1), np.float32)
-            name = f"{node.output[0]}{suffix}"
-            copy.output[0] = f"{name}_plain"
-            tensors.append(numpy_helper.from_array(ones, f"{name}_ones"))
-            nodes.append(
-                helper.make_node(
-                    "Mul", [f"{name}_plain", f"{name}_ones"], [name], f"{copy.name}_ones"
-                )
-            )
+            tensors.append(numpy_helper.from_array(ones, f"{value}_ones"))
+            nodes.append(helper.make_node("Mul", [f"{value}_plain", f"{value}_ones"], [value]))
     output = graph.output[0]
     result = helper.make_tensor_value_info(
-        f"{output.name}{suffix}", output.type.tensor_type.elem_type, None
+        own[output.name], output.type.tensor_type.elem_type, None
     )
     return helper.make_graph(nodes, f"variant{suffix}", [], [result], tensors)
 

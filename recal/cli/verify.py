@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from recal.cli.reading_options import reading_options
 
 
 @click.command("verify")
@@ -17,6 +20,7 @@ import click
 @click.option(
     "--images", default=256, show_default=True, type=click.IntRange(1), help="How many of them."
 )
+@reading_options
 @click.option("--alone", is_flag=True, help="Leave a checkpoint of recal.toml aside.")
 def command(
     model: Path,
@@ -25,6 +29,7 @@ def command(
     data: Path | None,
     images: int,
     alone: bool,
+    reading: dict[str, Any],
 ) -> None:
     """Check that an ONNX file is what its record says.
 
@@ -54,7 +59,7 @@ def command(
     from recal.deploy.record import require_entries
     from recal.deploy.verify import recorded_variant
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, **reading)
     record = require_entries(read_model(model), str(model))
     wanted = (
         recorded_variant(record, loaded, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from recal.checkpoint.spec import ModelSpec
 
 BATCHES = (1, 3, 64)
+SLACK = 10.0
+LOOSEST = 0.1
 SCALES = (0.0, 1e-3, 0.1, -1.0, 10.0, -30.0, 100.0, 1000.0)
 HALF_SCALES = (0.0, 1e-3, 0.1, -1.0)  # float16 overflows where activations pass 65,504
 
@@ -29,7 +32,8 @@ class Tolerance:
 
     Attributes:
         images: On the images; relative to the largest logit of all.
-        scaled: On hostile inputs; relative to the largest logit of each input.
+        scaled: On hostile inputs, against float64; relative to the largest logit of each input. Where
+            PyTorch's own float32 is off by more than a tenth of this, ten times that, at most 0.1.
     """
 
     images: float
@@ -173,11 +177,15 @@ def _prove_scaled(
         scales = SCALES if allowed is FLOAT32 else HALF_SCALES
         inputs = normalised = np.concatenate([images[:2] * np.float32(scale) for scale in scales])
     exported, own = session.outputs(inputs), _reference(session, network, normalised)
-    largest = np.maximum(1.0, np.abs(own).max(axis=1, keepdims=True))
-    worst = _largest_difference(exported / largest, own / largest)
-    if not worst <= allowed.scaled:
+    exact = _reference(session, copy.deepcopy(network).double(), normalised.astype(np.float64))
+    largest = np.maximum(1.0, np.abs(exact).max(axis=1, keepdims=True))
+    worst = _largest_difference(exported / largest, exact / largest)
+    # a network may amplify rounding: the file may be as wrong as PyTorch itself, within reason
+    rounding = _largest_difference(own / largest, exact / largest)
+    bound = min(max(allowed.scaled, SLACK * rounding), LOOSEST)
+    if not worst <= bound:
         raise VerificationError(
-            f"{where}: expected logits of scaled inputs within {allowed.scaled:.0e} of the "
+            f"{where}: expected logits of scaled inputs within {bound:.0e} of the "
             f"largest, got {worst:.1e}. No file was written. Please report the architecture."
         )
     return len(inputs), worst
@@ -209,8 +217,8 @@ def _run_in_batches(
 
 @torch.inference_mode()
 def _reference(
-    session: OnnxNetwork, network: torch.nn.Module, images: NDArray[np.float32]
-) -> NDArray[np.float32]:
+    session: OnnxNetwork, network: torch.nn.Module, images: NDArray[np.floating]
+) -> NDArray[np.floating]:
     """Return what PyTorch gives in the place of the file's output."""
     batches: Sequence[torch.Tensor] = torch.split(torch.from_numpy(images), BATCHES[-1])
     logits = torch.cat([network(batch) for batch in batches])

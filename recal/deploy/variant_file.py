@@ -51,6 +51,8 @@ class VariantFile:
     def label(self) -> str:
         """A short name for tables, the same as `Variant.label`."""
         affine, statistics = self.record["affine"], self.record["statistics"]
+        if statistics["source"] == "mix":
+            return str(statistics["label"])
         if statistics["source"] != "branch":
             return f"{affine}, {statistics['policy']} statistics"
         branch = statistics["branch"]

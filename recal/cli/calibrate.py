@@ -54,8 +54,8 @@ def command(
     """Re-estimate the BatchNorm statistics of CHECKPOINT on augmented images.
 
     Writes a variant: the BatchNorm tensors alone, bound to the checkpoint by a hash. Without a
-    CHECKPOINT the bundled sample is used. CHECKPOINT may be a patchable ONNX file: then ONNX Runtime
-    estimates, without torch (`--mode clean`), for `recal patch`.
+    CHECKPOINT the bundled sample is used. CHECKPOINT may be a patchable ONNX file: then ONNX
+    Runtime estimates, without torch (`--mode clean`), for `recal patch`.
     """
     if checkpoint is not None and checkpoint.suffix == ".onnx":
         from recal.cli.recalibrate import recalibrate_file

@@ -67,8 +67,9 @@ def network_spec(network: OnnxNetwork, asked: Mapping[str, Any], where: str) -> 
     Raises:
         UsageError: recal did not write the file, and the preprocessing is not given.
     """
-    given = {key: value for key, value in asked.items() if value is not None}
-    known = {**network.metadata.get("model", {}), **given}
+    if isinstance(network.metadata.get("model"), dict):
+        return ModelSpec.from_json(network.metadata["model"]).overridden(asked)
+    known = {key: value for key, value in asked.items() if value is not None}
     if "family" not in known and not {"mean", "std"} <= known.keys():
         raise UsageError(
             f"{where}: was not written by recal, so that its preprocessing is unknown. Give "

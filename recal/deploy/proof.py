@@ -32,8 +32,9 @@ class Tolerance:
 
     Attributes:
         images: On the images; relative to the largest logit of all.
-        scaled: On hostile inputs, against float64; relative to the largest logit of each input. Where
-            PyTorch's own float32 is off by more than a tenth of this, ten times that, at most 0.1.
+        scaled: On hostile inputs, against float64; relative to the largest logit of each input.
+            Where PyTorch's own float32 is off by more than a tenth of this, ten times that, at most
+            0.1.
     """
 
     images: float

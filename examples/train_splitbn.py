@@ -28,7 +28,8 @@ from torch.nn import functional as F
 
 from recal.architectures import create_network
 from recal.data.layouts import open_images
-from recal.data.loading import PolicyImages, load_batches, normalise, seeded_batches
+from recal.data.draws import seeded_batches
+from recal.data.loading import PolicyImages, load_batches, normalise
 from recal.data.policies import Family, Policy, load_family, load_policy
 from recal.errors import RecalError
 

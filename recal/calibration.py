@@ -12,9 +12,10 @@ from recal.bn.estimators import ESTIMATORS, set_statistics
 from recal.bn.layers import batch_norms
 from recal.bn.variant import Variant, branch_variant
 from recal.checkpoint.checkpoint import Checkpoint
+from recal.data.draws import seeded_batches
 from recal.data.finding import find_images
 from recal.data.layouts import TRAIN
-from recal.data.loading import NormalisedBatches, PolicyImages, seeded_batches
+from recal.data.loading import NormalisedBatches, PolicyImages
 from recal.data.policies import Policy, load_family, load_policy
 from recal.declared import pick
 from recal.errors import InputError

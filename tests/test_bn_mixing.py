@@ -81,7 +81,8 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
     mixed = mix(pooled, [0.5, 0.5])
     from recal.bn.build import build
     from recal.bn.estimators import pooled as estimate
-    from recal.data.loading import PolicyImages, load_batches, normalise, seeded_batches
+    from recal.data.draws import seeded_batches
+    from recal.data.loading import PolicyImages, load_batches, normalise
     from recal.data.policies import load_policy
 
     spec = checkpoint.spec()

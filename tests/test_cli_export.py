@@ -1,5 +1,8 @@
 """`recal export`, as people call it."""
 
+import json
+
+from recal.deploy.proof import Tolerance
 from recal.deploy.runtime import OnnxNetwork
 
 
@@ -39,8 +42,34 @@ def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
 
 
 def test_failed_proof_exits_with_4(recal, split_checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr("recal.deploy.export.TOLERANCE", 1e-12)
+    monkeypatch.setattr("recal.deploy.export.FLOAT32", Tolerance(images=1e-12, scaled=1e-3))
     status, _, err = recal("export", split_checkpoint, "-o", "m.onnx")
     assert status == 4
     assert "No file was written" in err
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_accuracies_come_from_a_run_of_the_same_variant(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    recal(
+        "eval", f"{split_checkpoint}:main", "--suite", "cifar10", "--data", class_folders,
+        "-o", "run",
+    )  # fmt: skip
+    (tmp_path / "names.txt").write_text("\n".join(f"thing {i}" for i in range(10)))
+    status, _, err = recal(
+        "export", split_checkpoint, "-o", "m.onnx", "--run", "run", "--class-names", "names.txt"
+    )
+    assert status == 0, err
+    metadata = OnnxNetwork(tmp_path / "m.onnx").metadata
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["summary"][0]
+    assert metadata["accuracies"]["clean_accuracy"] == summary["clean_accuracy"]
+    assert metadata["classes"][3] == "thing 3"
+    for arguments, message in (
+        (["--variant", "aux0", "--run", "run"], "expected a run of the variant that is exported"),
+        (["--run", "nowhere"], "nowhere: expected the folder of a finished run"),
+    ):
+        status, _, err = recal("export", split_checkpoint, "-o", "n.onnx", *arguments)
+        assert status == 3
+        assert message in err
+    assert not (tmp_path / "n.onnx").exists()

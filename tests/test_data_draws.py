@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from recal.data.draws import keyed_draws
+from recal.data.draws import keyed_draws, seeded_batches
 from recal.data.layouts import open_images
-from recal.data.loading import PolicyImages, load_batches, seeded_batches
+from recal.data.loading import PolicyImages, load_batches
 from recal.data.policies import load_policy
 from recal.errors import InputError
 

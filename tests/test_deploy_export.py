@@ -1,20 +1,25 @@
 """Exported files are the variant, are proven so, and are the same bytes each time."""
 
+import hashlib
 import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from recal import build, export_onnx, load_checkpoint
 from recal.bn.variant import branch_variant
 from recal.deploy import export
+from recal.deploy.export import ExportOptions
 from recal.deploy.graph import to_onnx, with_tensors
 from recal.deploy.images import comparison_images
 from recal.deploy.runtime import OnnxNetwork, normalise_array
-from recal.errors import InputError, VerificationError
+from recal.errors import InputError, UsageError, VerificationError
 
+REAL_TO_MODEL = export.to_model
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
 
 
@@ -34,7 +39,10 @@ def test_file_gives_the_logits_of_its_branch_and_no_other(checkpoint, tmp_path):
         np.testing.assert_allclose(found, expected, atol=proof.tolerance)
         assert proof.images == 70
         assert list(proof.rivals) == [{"main": "aux0", "aux0": "main"}[branch]]
-        assert min(proof.rivals.values()) > 10 * proof.tolerance
+        assert not proof.indistinct
+        for rival in proof.rivals.values():
+            assert rival.distance > 10 * proof.tolerance
+            assert rival.distance == pytest.approx(rival.expected, abs=proof.tolerance)
 
 
 def test_file_is_plain_self_contained_and_reproducible(checkpoint, tmp_path):
@@ -75,8 +83,8 @@ def test_a_file_that_is_not_its_variant_is_refused_and_not_written(
     export_onnx(checkpoint, "main", good, PIXELS)
     before = good.read_bytes()
 
-    def exports_the_wrong_branch(_network, size, *, fold):
-        return to_onnx(build(checkpoint, "aux0"), size, fold=fold)
+    def exports_the_wrong_branch(_network, size, **form):
+        return to_onnx(build(checkpoint, "aux0"), size, **form)
 
     monkeypatch.setattr(export, "to_onnx", exports_the_wrong_branch)
     with pytest.raises(VerificationError, match="got a difference of"):
@@ -126,3 +134,122 @@ def test_bundled_images_take_the_size_of_the_network(checkpoint):
     pixels, what = comparison_images(checkpoint.spec(size=64), None, 5)
     assert pixels.shape == (5, 64, 64, 3)
     assert what == "5 bundled Fashion-MNIST images"
+
+
+def test_every_form_gives_what_it_says(checkpoint, tmp_path):
+    """uint8, softmax, float16, fixed batch, any size and other opsets, against PyTorch."""
+    spec = checkpoint.spec()
+    images = normalise_array(PIXELS, spec.mean, spec.std)
+    with torch.no_grad():
+        logits = build(checkpoint, "aux0")(torch.from_numpy(images))
+    expected = {False: logits.numpy(), True: logits.softmax(1).numpy()}
+    for form, name, dtype, shape, tolerance in (
+        ({"uint8": True}, "logits", "uint8", ["batch", 32, 32, 3], 1e-4),
+        ({"softmax": True}, "probabilities", "float32", ["batch", 3, 32, 32], 1e-5),
+        ({"fp16": True}, "logits", "float32", ["batch", 3, 32, 32], 2e-2),
+        ({"batch": 4, "opset": 13}, "logits", "float32", [4, 3, 32, 32], 1e-4),
+        ({"any_size": True, "opset": 20}, "logits", "float32",
+         ["batch", 3, "height", "width"], 1e-4),
+        ({"uint8": True, "softmax": True, "fp16": True}, "probabilities", "uint8",
+         ["batch", 32, 32, 3], 5e-3),
+    ):  # fmt: skip
+        path = tmp_path / "m.onnx"
+        export_onnx(checkpoint, "aux0", path, PIXELS, options=ExportOptions(**form))
+        session = onnxruntime.InferenceSession(path)
+        (given,), (output,) = session.get_inputs(), session.get_outputs()
+        assert (given.name, given.shape, output.name) == ("input", shape, name)
+        assert onnx.load(path).opset_import[0].version == form.get("opset", 18)
+        inputs = (PIXELS if dtype == "uint8" else images)[: form.get("batch", 70)]
+        wanted = expected["softmax" in form][: len(inputs)]
+        (found,) = session.run(None, {"input": inputs})
+        scale = max(1.0, np.abs(wanted).max())
+        np.testing.assert_allclose(found / scale, wanted / scale, atol=tolerance, err_msg=str(form))
+        assert np.ptp(wanted) > 10 * tolerance
+    larger = np.tile(images[:2], (1, 1, 2, 2))
+    export_onnx(checkpoint, "aux0", path, PIXELS, options=ExportOptions(any_size=True))
+    with torch.no_grad():
+        wanted = build(checkpoint, "aux0")(torch.from_numpy(larger)).numpy()
+    np.testing.assert_allclose(OnnxNetwork(path).logits(larger), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_halves_the_file(checkpoint, tmp_path):
+    for name, half in (("full", False), ("half", True)):
+        export_onnx(checkpoint, "main", tmp_path / name, PIXELS, options=ExportOptions(fp16=half))
+    full, half = ((tmp_path / name).stat().st_size for name in ("full", "half"))
+    assert half < 0.65 * full
+
+
+def test_the_network_runs_the_same_for_eval_whatever_the_form(checkpoint, tmp_path):
+    spec = checkpoint.spec()
+    found = []
+    for form in ({}, {"uint8": True}, {"softmax": True}, {"batch": 4}):
+        export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, options=ExportOptions(**form))
+        logits = OnnxNetwork(tmp_path / "m.onnx").classify(PIXELS, spec.mean, spec.std)
+        found.append(logits - logits.max(axis=1, keepdims=True))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-3)
+
+
+def test_options_that_contradict_and_opsets_that_are_not_are_wrong_use(checkpoint, tmp_path):
+    for form, message in (
+        ({"fp16": True, "patchable": True}, "--fp16 does not go with --patchable"),
+        ({"opset": 12}, "--opset: expected a number from 13 to 20, got 12"),
+        ({"opset": 99}, "got 99"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            export_onnx(
+                checkpoint, "main", tmp_path / "m.onnx", PIXELS, options=ExportOptions(**form)
+            )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_wrong_only_on_scaled_inputs_is_refused(checkpoint, tmp_path, monkeypatch):
+    def clips(network, variant, options):
+        model = REAL_TO_MODEL(network, variant, options)
+        for node in model.graph.node:
+            node.input[:] = ["clipped" if name == "input" else name for name in node.input]
+        bounds = [
+            onnx.numpy_helper.from_array(np.float32(v), n) for n, v in (("lo", -9), ("hi", 9))
+        ]
+        model.graph.initializer.extend(bounds)
+        model.graph.node.insert(
+            0, onnx.helper.make_node("Clip", ["input", "lo", "hi"], ["clipped"])
+        )
+        return model
+
+    monkeypatch.setattr(export, "to_model", clips)
+    with pytest.raises(VerificationError, match="expected logits of scaled inputs within"):
+        export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_without_statistics_is_refused():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)
+    )
+    with pytest.raises(InputError, match="2: expected a BatchNorm with running statistics"):
+        to_onnx(network.eval(), 8, fold=True)
+
+
+def test_an_operation_that_onnx_lacks_is_named_with_its_module():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x)
+
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.ReLU(), Odd()), nn.Flatten())
+    with pytest.raises(InputError, match=r"1\.1 \(Odd\): expected operations.*bessel_j0"):
+        to_onnx(network.eval(), 8, fold=True)
+
+
+def test_record_takes_class_names_and_accuracies(checkpoint, tmp_path):
+    names = [f"class {i}" for i in range(10)]
+    export_onnx(
+        checkpoint, "main", tmp_path / "m.onnx", PIXELS, class_names=names,
+        accuracies={"suite": "cifar10", "clean_accuracy": 0.5},
+    )  # fmt: skip
+    metadata = OnnxNetwork(tmp_path / "m.onnx").metadata
+    assert metadata["classes"] == names
+    assert metadata["accuracies"]["clean_accuracy"] == 0.5
+    assert metadata["checkpoint_sha256"] == hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match="expected 10 names, got 9"):
+        export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, class_names=names[1:])

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import torch
-
 from recal.architectures.naming import HARMLESS_ORIGINS, create_network, is_known
 from recal.errors import UsageError
 
@@ -74,6 +72,8 @@ def fits(name: str, shapes: Shapes) -> bool:
     matrices = [shape for shape in expected.values() if len(shape) == 2]
     classes = matrices[-1][0] if matrices else 1000
     try:
+        import torch
+
         with torch.device("meta"):
             network = create_network(name, classes)
     except (UsageError, NotImplementedError, RuntimeError):

@@ -12,8 +12,9 @@ from recal.bn.build import build
 from recal.bn.layers import batch_norms
 from recal.bn.moments import Moments
 from recal.checkpoint.inspection import gaussian_distances
+from recal.data.draws import seeded_batches
 from recal.data.finding import find_images
-from recal.data.loading import NormalisedBatches, PolicyImages, seeded_batches
+from recal.data.loading import NormalisedBatches, PolicyImages
 from recal.data.policies import load_policy
 from recal.errors import InputError
 

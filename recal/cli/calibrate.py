@@ -54,8 +54,16 @@ def command(
     """Re-estimate the BatchNorm statistics of CHECKPOINT on augmented images.
 
     Writes a variant: the BatchNorm tensors alone, bound to the checkpoint by a hash. Without a
-    CHECKPOINT the bundled sample is used.
+    CHECKPOINT the bundled sample is used. CHECKPOINT may be a patchable ONNX file: then ONNX
+    Runtime estimates, without torch (`--mode clean`), for `recal patch`.
     """
+    if checkpoint is not None and checkpoint.suffix == ".onnx":
+        from recal.cli.recalibrate import recalibrate_file
+
+        recalibrate_file(
+            checkpoint, mode=mode, data=data, output=output, asked=asked, options=options
+        )
+        return
     from recal.bn.variant import save_variant
     from recal.calibration import calibrate, calibration_images, usual_affine
     from recal.checkpoint.checkpoint import load_checkpoint

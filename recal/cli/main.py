@@ -24,6 +24,10 @@ COMMANDS = {
     "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),
     "convert": ("recal.cli.convert", "Write a variant as an ordinary checkpoint."),
     "export": ("recal.cli.export", "Write a variant as an ONNX file that is proven to match."),
+    "verify": ("recal.cli.verify", "Check that an ONNX file is what its record says."),
+    "patch": ("recal.cli.patch", "Put another variant into a patchable ONNX file, without torch."),
+    "predict": ("recal.cli.predict", "Classify images by an ONNX file."),
+    "bench": ("recal.cli.bench", "Time ONNX files against each other."),
     "data": ("recal.cli.data", "List, fetch, verify and regenerate data sets; show corruptions."),
 }
 

@@ -53,9 +53,8 @@ def show(name: str, family: str, data: Path | None, output: Path, images: int, s
 def _draw(
     policy: Policy, clean: Policy, data: Path | None, images: int, seed: int
 ) -> list[list[object]]:
-    from recal.data.draws import keyed_draws
+    from recal.data.draws import keyed_draws, seeded_batches
     from recal.data.layouts import TRAIN, open_images
-    from recal.data.loading import seeded_batches
     from recal.sample_data import sample_images
 
     source = open_images(data or sample_images(), TRAIN)

@@ -1,4 +1,4 @@
-"""Random draws keyed by (seed, image index), so that they do not depend on workers or order."""
+"""Random draws: of which images, and keyed by (seed, image index) whatever the workers or order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 
 @contextmanager
@@ -37,3 +39,13 @@ def keyed_draws(*key: int) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.default_generator.set_state(torch_state)
+
+
+def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list[NDArray[np.int64]]:
+    """Draw `samples` of `count` images without replacement and cut them into batches.
+
+    The order is random, because files often come sorted by class; it is fixed by the seed. The
+    last batch may be smaller.
+    """
+    order = np.random.default_rng(seed).permutation(count)[:samples]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -68,16 +68,6 @@ def load_batches(
     yield from loader
 
 
-def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list[NDArray[np.int64]]:
-    """Draw `samples` of `count` images without replacement and cut them into batches.
-
-    The order is random, because files often come sorted by class; it is fixed by the seed. The
-    last batch may be smaller.
-    """
-    order = np.random.default_rng(seed).permutation(count)[:samples]
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
 class NormalisedBatches:
     """Batches of augmented, normalised images that can be read several times, the same each time.
 

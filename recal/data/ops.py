@@ -1,6 +1,7 @@
 """The augmentation operations that a policy file may name.
 
-Each builds a transform from PIL RGB image to PIL RGB image out of torchvision's or timm's own. To
+Each builds a transform from PIL RGB image to PIL RGB image out of torchvision's or timm's own, or
+out of Pillow alone where nothing is drawn, so that images are prepared without torch too. To
 add one: write the function (keyword-only arguments, all annotated: they are the TOML keys) and add
 one line to the table at the foot.
 """
@@ -20,23 +21,35 @@ Transform: TypeAlias = Callable[[Image.Image], Image.Image]
 
 def pad(*, size: int) -> Transform:
     """Pad with black, evenly on both sides, to `size` x `size` pixels."""
-    from torchvision.transforms import v2
-
-    return v2.CenterCrop(size)  # type: ignore[no-any-return]
+    return center_crop(size=size)
 
 
 def resize(*, size: int, interpolation: str = "bicubic") -> Transform:
     """Resize the short side to `size` pixels (`bicubic`, `bilinear` or `nearest`)."""
-    from torchvision.transforms import InterpolationMode, v2
+    method = Image.Resampling[interpolation.upper()]
 
-    return v2.Resize(size, InterpolationMode(interpolation))  # type: ignore[no-any-return]
+    def apply(image: Image.Image) -> Image.Image:
+        width, height = image.size
+        short = min(width, height)
+        # the long side is cut, not rounded, as torchvision does
+        return image.resize((int(size * width / short), int(size * height / short)), method)
+
+    return apply
 
 
 def center_crop(*, size: int) -> Transform:
-    """Cut out the middle `size` x `size` pixels."""
-    from torchvision.transforms import v2
+    """Cut out the middle `size` x `size` pixels; what lies outside the image is black."""
 
-    return v2.CenterCrop(size)  # type: ignore[no-any-return]
+    def apply(image: Image.Image) -> Image.Image:
+        left, top = (_middle(length, size) for length in image.size)
+        return image.crop((left, top, left + size, top + size))
+
+    return apply
+
+
+def _middle(length: int, size: int) -> int:
+    # torchvision rounds a surplus of one pixel to even where it cuts, and down where it pads
+    return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
 def random_crop(*, size: int, padding: int = 0, padding_mode: str = "constant") -> Transform:

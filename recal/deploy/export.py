@@ -2,46 +2,68 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx
-import torch
-
 from recal.bn.build import build
 from recal.bn.variant import Variant, branch_variant
-from recal.deploy.graph import to_onnx
-from recal.deploy.runtime import METADATA_PREFIX, OnnxNetwork, normalise_array
-from recal.errors import VerificationError
+from recal.deploy.editing import accept_uint8, end_in_softmax, to_half
+from recal.deploy.graph import OPSET, to_onnx
+from recal.deploy.model_file import check_model
+from recal.deploy.probe import probe
+from recal.deploy.proof import FLOAT16, FLOAT32, Proof, prove
+from recal.deploy.record import describe, write_record
+from recal.deploy.switch import switchable
+from recal.errors import InputError, UsageError
 from recal.files import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import onnx
     from numpy.typing import NDArray
+    from torch import nn
 
     from recal.checkpoint.checkpoint import Checkpoint
 
-TOLERANCE = 1e-4
-BATCHES = (1, 3, 64)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
-    """How an ONNX file compares with networks on the same images.
+class ExportOptions:
+    """The form of an ONNX file.
 
     Attributes:
-        images: Number of images compared.
-        difference: Largest absolute difference of a logit from the variant's, by PyTorch.
-        tolerance: What that may be at most: 1e-4 x max(1, largest |logit|).
-        rivals: The same difference from every other stored branch.
+        opset: ONNX's operator set.
+        patchable: Keep every BatchNorm as named initialisers, for `recal patch`.
+        uint8: Take pixels, uint8 (N, H, W, 3), and normalise in the graph.
+        softmax: Give `probabilities` instead of `logits`.
+        fp16: Weights and arithmetic in float16, half the size.
+        batch: A fixed number of images; None for any.
+        any_size: Any height and width, as far as the network allows.
     """
 
-    images: int
-    difference: float
-    tolerance: float
-    rivals: dict[str, float]
+    opset: int = OPSET
+    patchable: bool = False
+    uint8: bool = False
+    softmax: bool = False
+    fp16: bool = False
+    batch: int | None = None
+    any_size: bool = False
+
+    def checked(self) -> ExportOptions:
+        """Return self if the options go together.
+
+        Raises:
+            UsageError: They do not.
+        """
+        if self.fp16 and self.patchable:
+            raise UsageError(
+                "--fp16 does not go with --patchable: a variant's tensors are float32. Patch a "
+                "float32 file, or export a float16 file of each variant."
+            )
+        return self
 
 
 def export_onnx(
@@ -49,6 +71,10 @@ def export_onnx(
     variant: Variant | str,
     path: str | Path,
     images: NDArray[np.uint8],
+    *,
+    options: ExportOptions | None = None,
+    class_names: Sequence[str] | None = None,
+    accuracies: Mapping[str, Any] | None = None,
     **asked: Any,
 ) -> Proof:
     """Export a variant and compare the file, in ONNX Runtime, with the variant in PyTorch.
@@ -59,6 +85,9 @@ def export_onnx(
         path: The file to write. It is written only after the proof; one that was there stays as it
             is until then.
         images: What to compare on, uint8 (N, size, size, 3).
+        options: The form of the file.
+        class_names: The classes' names in the order of the logits, for the record.
+        accuracies: What an evaluation found, for the record.
         **asked: With a branch: fields of `ModelSpec` that the file does not give.
 
     Returns:
@@ -66,102 +95,147 @@ def export_onnx(
 
     Raises:
         VerificationError: The file differs from the variant, or not from another branch.
-        InputError: The network cannot be built or exported.
+        InputError: The network cannot be built or exported; the names do not fit the classes.
+        UsageError: The options do not go together.
     """
+    options = (options or ExportOptions()).checked()
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant, checkpoint.spec(**asked))
+    if class_names is not None and len(class_names) != variant.spec.classes:
+        raise InputError(
+            f"--class-names: expected {variant.spec.classes} names, got {len(class_names)}."
+        )
     network = build(checkpoint, variant)
-    model = to_onnx(network, variant.spec.size, fold=True)
-    inputs = normalise_array(images, variant.spec.mean, variant.spec.std)
-    rivals = {
+    model = to_model(network, variant, options)
+    proof = prove(
+        model.SerializeToString(), network, rivals_of(checkpoint, variant), images, variant.spec,
+        allowed=FLOAT16 if options.fp16 else FLOAT32,
+    )  # fmt: skip
+    record = {
+        **describe(variant.record(), variant.label, variant.sha256),
+        "checkpoint_sha256": _file_digest(checkpoint.path),
+        "options": asdict(options),
+        "parity": proof.to_json(),
+        "probe": probe(model.SerializeToString()),
+    }
+    if class_names is not None:
+        record["classes"] = list(class_names)
+    if accuracies is not None:
+        record["accuracies"] = dict(accuracies)
+    write_record(model, record)
+    check_model(model, str(path))
+    write_whole(Path(path), model.SerializeToString(deterministic=True))
+    return proof
+
+
+def export_switchable(
+    checkpoint: Checkpoint,
+    variants: Mapping[str, Variant],
+    path: str | Path,
+    images: NDArray[np.uint8],
+    *,
+    options: ExportOptions | None = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Proof]:
+    """Export several variants as one file with an input `variant`, and prove each of them.
+
+    Args:
+        checkpoint: Lends the weights, which the variants share.
+        variants: By name, in the order of the numbers that the input takes; of one preprocessing.
+        path: The file to write, after the proofs.
+        images: What to compare on, uint8 (N, size, size, 3).
+        options: The form of the file.
+        class_names: The classes' names in the order of the logits, for the record.
+
+    Returns:
+        The proof of each, in which the others are rivals.
+
+    Raises:
+        VerificationError: The file, with one number, is not that variant.
+        InputError: There are fewer than two, or they do not fit together.
+        UsageError: The options do not go together.
+    """
+    options = replace((options or ExportOptions()).checked(), patchable=True)
+    if options.fp16:
+        raise UsageError("--switchable does not go with --fp16: variants are float32.")
+    first = next(iter(variants.values()))
+    for name, variant in variants.items():
+        if variant.spec != first.spec:
+            raise InputError(
+                f"{name}: expected the preprocessing of the other variants, {first.spec}, got "
+                f"{variant.spec}."
+            )
+    networks = {name: build(checkpoint, variant) for name, variant in variants.items()}
+    plain = to_model(networks[next(iter(variants))], first, replace(options, uint8=False))
+    arrays = [{k: t.numpy() for k, t in v.tensors.items()} for v in variants.values()]
+    model = switchable(plain, arrays)
+    if options.uint8:
+        accept_uint8(model, first.spec.mean, first.spec.std)
+    entries = {
+        **describe(first.record(), first.label, first.sha256),
+        "checkpoint_sha256": _file_digest(checkpoint.path),
+        "options": asdict(replace(options, patchable=False)),
+        "variants": [
+            {"variant": name, "variant_sha256": v.sha256, "statistics": dict(v.statistics)}
+            for name, v in variants.items()
+        ],
+    }
+    if class_names is not None:
+        entries["classes"] = list(class_names)
+    write_record(model, entries)
+    content = model.SerializeToString()
+    proofs = {
+        name: prove(
+            content, network, {n: other for n, other in networks.items() if n != name}, images,
+            first.spec, variant=name,
+        )
+        for name, network in networks.items()
+    }  # fmt: skip
+    parity = {name: proof.to_json() for name, proof in proofs.items()}
+    write_record(model, {**entries, "parity": parity, "probe": probe(content)})
+    check_model(model, str(path))
+    write_whole(Path(path), model.SerializeToString(deterministic=True))
+    return proofs
+
+
+def to_model(network: nn.Module, variant: Variant, options: ExportOptions) -> onnx.ModelProto:
+    """Trace a variant's network and bring it into the form asked for, without a record."""
+    model = to_onnx(
+        network, variant.spec.size, fold=not options.patchable, opset=options.opset,
+        batch=options.batch, any_size=options.any_size,
+    )  # fmt: skip
+    if options.fp16:
+        model = to_half(model)
+    if options.softmax:
+        end_in_softmax(model)
+    if options.uint8:
+        accept_uint8(model, variant.spec.mean, variant.spec.std)
+    model.producer_name, model.producer_version = "recal", ""
+    model.graph.name = "recal"
+    return model
+
+
+def rivals_of(checkpoint: Checkpoint, variant: Variant) -> dict[str, nn.Module]:
+    """Build the stored branches that the variant is not."""
+    return {
         name: build(checkpoint, branch_variant(checkpoint, name, variant.spec))
         for name in checkpoint.branches
         if variant.statistics != {"source": "branch", "branch": name} or variant.affine != name
     }
-    proof = prove(model.SerializeToString(), network, rivals, inputs)
-    onnx.helper.set_model_props(model, _metadata(variant, proof))
-    onnx.checker.check_model(model, full_check=True)
-    write_whole(Path(path), model.SerializeToString())
-    return proof
 
 
-def prove(
-    model: bytes,
-    network: torch.nn.Module,
-    rivals: dict[str, torch.nn.Module],
-    inputs: NDArray[np.float32],
-) -> Proof:
-    """Compare a serialised model with the network that it should be, and with those it should not.
-
-    Args:
-        model: The ONNX model.
-        network: What it was made from, in eval mode on the CPU.
-        rivals: Other networks of the same shape, by name.
-        inputs: Normalised images, float32 (N, 3, size, size).
+def options_of(record: Mapping[str, Any], where: str) -> ExportOptions:
+    """Read the form of a file out of its record.
 
     Raises:
-        VerificationError: The model differs from the network by more than the tolerance, or is as
-            near to a rival that itself differs from the network.
+        InputError: It is not one that this version of recal writes.
     """
-    exported = _run_in_batches(OnnxNetwork(model), inputs)
-    own = _forward(network, inputs)
-    tolerance = TOLERANCE * max(1.0, float(np.abs(own).max()))
-    difference = _largest_difference(exported, own)
-    if not difference <= tolerance:
-        raise VerificationError(
-            f"export: expected logits within {tolerance:.1e} of PyTorch's, got a difference of "
-            f"{difference:.1e}. No file was written. Please report the architecture."
-        )
-    distances = {}
-    for name, rival in rivals.items():
-        logits = _forward(rival, inputs)
-        distances[name] = _largest_difference(exported, logits)
-        if _largest_difference(own, logits) > 2 * tolerance and distances[name] <= tolerance:
-            raise VerificationError(
-                f"export: the file cannot be told from branch '{name}', although the variant "
-                "differs from it. No file was written."
-            )
-    return Proof(images=len(inputs), difference=difference, tolerance=tolerance, rivals=distances)
+    try:
+        return replace(ExportOptions(), **record["options"])
+    except TypeError as error:
+        raise InputError(f"{where}: expected options that recal knows, got {error}.") from error
 
 
-def _metadata(variant: Variant, proof: Proof) -> dict[str, str]:
-    record = variant.record()
-    entries = {
-        "format": record["format"],
-        "variant": variant.label,
-        "variant_sha256": variant.sha256,
-        "weights_sha256": variant.weights_sha256,
-        "model": record["model"],
-        "affine": variant.affine,
-        "statistics": record["statistics"],
-        "versions": {**record["versions"], "onnx": onnx.__version__},
-        "parity": {"images": proof.images, "largest_difference": float(f"{proof.difference:.1e}")},
-    }
-    return {
-        f"{METADATA_PREFIX}{key}": value
-        if isinstance(value, str)
-        else json.dumps(value, sort_keys=True)
-        for key, value in entries.items()
-    }
-
-
-def _run_in_batches(network: OnnxNetwork, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run inputs in batches of 1, 3, 64, 64 ..., so that the batch dimension is proven dynamic."""
-    parts, start = [], 0
-    sizes = [*BATCHES, *[BATCHES[-1]] * (len(inputs) // BATCHES[-1] + 1)]
-    for size in sizes:
-        if start < len(inputs):
-            parts.append(network.logits(inputs[start : start + size]))
-            start += size
-    return np.concatenate(parts)
-
-
-@torch.inference_mode()
-def _forward(network: torch.nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    batches = torch.split(torch.from_numpy(inputs), BATCHES[-1])
-    return torch.cat([network(batch) for batch in batches]).numpy()
-
-
-def _largest_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    # NaN anywhere makes this NaN, which is within no tolerance
-    return float(np.abs(a.astype(np.float64) - b).max())
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

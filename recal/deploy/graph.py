@@ -8,36 +8,54 @@ from typing import TYPE_CHECKING
 
 import onnx
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from recal.errors import InputError
+from recal.bn.layers import batch_norms
+from recal.deploy.editing import with_arrays
+from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 18
+OPSETS = range(13, 21)  # below, BatchNormalization was another operator; above, none is traced
 
 
-def to_onnx(network: nn.Module, size: int, *, fold: bool) -> onnx.ModelProto:
+def to_onnx(
+    network: nn.Module,
+    size: int,
+    *,
+    fold: bool,
+    opset: int = OPSET,
+    batch: int | None = None,
+    any_size: bool = False,
+) -> onnx.ModelProto:
     """Trace a network in eval mode.
 
     Args:
         network: Maps float32 (N, 3, size, size) to logits (N, K); on the CPU, in eval mode.
         size: Side of the input in pixels.
         fold: Fold every BatchNorm that follows a convolution into it. Otherwise all BatchNorm
-            tensors stay initialisers under the names of the network's state_dict.
+            tensors stay initialisers under their plain names, `<layer>.running_mean` and so on.
+        opset: ONNX's operator set.
+        batch: A fixed number of images, or None for a dimension `batch`.
+        any_size: Make height and width dimensions `height` and `width`.
 
     Returns:
         A model of one graph: `input` float32 (batch, 3, size, size), `logits` float32 (batch, K).
 
     Raises:
-        InputError: The network is in training mode or has an operation that cannot be exported.
+        InputError: The network is in training mode, has a BatchNorm without statistics, or an
+            operation that cannot be exported.
+        UsageError: recal cannot write this opset.
     """
-    training = [name for name, module in network.named_modules() if module.training]
-    if training:
-        raise InputError(
-            f"export: expected a network in eval mode, got {training[0] or 'all of it'} in "
-            "training mode. Call .eval() first."
-        )
+    _check_exportable(network, opset)
+    dynamic: dict[str, dict[int, str]] = {"input": {}, "logits": {}}
+    if batch is None:
+        dynamic["input"][0] = dynamic["logits"][0] = "batch"
+    if any_size:
+        dynamic["input"] |= {2: "height", 3: "width"}
+    example = torch.zeros(batch or 2, 3, size, size)
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
@@ -45,19 +63,26 @@ def to_onnx(network: nn.Module, size: int, *, fold: bool) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 network,
-                (torch.zeros(2, 3, size, size),),
+                (example,),
                 buffer,  # type: ignore[arg-type]  # the tracing exporter writes to files too
                 dynamo=False,
                 input_names=["input"],
                 output_names=["logits"],
-                dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-                opset_version=OPSET,
+                dynamic_axes=dynamic,
+                opset_version=opset,
                 do_constant_folding=fold,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"export: the network cannot be written as ONNX: {reason}") from error
-    return onnx.load_from_string(buffer.getvalue())
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        from recal.deploy.culprit import find_culprit
+
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"export: {find_culprit(network, example, opset)}: expected operations that ONNX has, "
+            f"got {reason} Replace this module, or try another --opset."
+        ) from error
+    model = onnx.load_model_from_string(buffer.getvalue())
+    _use_plain_names(model, network)
+    return model
 
 
 def with_tensors(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> onnx.ModelProto:
@@ -66,14 +91,38 @@ def with_tensors(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> on
     Raises:
         InputError: The model has no initialiser of a name, or one of another shape.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    initialisers = {tensor.name: tensor for tensor in copy.graph.initializer}
-    for name, tensor in tensors.items():
-        target = initialisers.get(name)
-        if target is None or tuple(target.dims) != tuple(tensor.shape):
+    return with_arrays(model, {k: t.float().cpu().numpy() for k, t in tensors.items()})
+
+
+def _check_exportable(network: nn.Module, opset: int) -> None:
+    if opset not in OPSETS:
+        raise UsageError(
+            f"--opset: expected a number from {OPSETS[0]} to {OPSETS[-1]}, got {opset}."
+        )
+    training = [name for name, module in network.named_modules() if module.training]
+    if training:
+        raise InputError(
+            f"export: expected a network in eval mode, got {training[0] or 'all of it'} in "
+            "training mode. Call .eval() first."
+        )
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise InputError(
-                f"ONNX graph: expected an initialiser '{name}' of {tuple(tensor.shape)}."
+                f"export: {name}: expected a BatchNorm with running statistics, got one without: "
+                "its output would depend on which images share a batch. Calibrate it first."
             )
-        target.CopyFrom(onnx.numpy_helper.from_array(tensor.float().cpu().numpy(), name))
-    return copy
+
+
+def _use_plain_names(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Rename BatchNorm initialisers to the checkpoint's plain names, where those differ."""
+    plain = {id(layer): name for name, layer in batch_norms(network).items()}
+    renamed = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        if id(module) in plain and plain[id(module)] != path:
+            for leaf in module.state_dict():
+                renamed[f"{path}.{leaf}"] = f"{plain[id(module)]}.{leaf}"
+    for tensor in model.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)

@@ -2,70 +2,157 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 
+from recal.declared import pick
+from recal.deploy.model_file import read_model
+from recal.deploy.record import PREFIX, decode_entries
 from recal.errors import InputError
-from recal.files import require_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-METADATA_PREFIX = "recal."
+METADATA_PREFIX = PREFIX
+INPUTS = ("tensor(float)", "tensor(uint8)")
+TINY = np.finfo(np.float32).tiny
 
 
 class OnnxNetwork:
     """A session on one ONNX file or model.
 
+    Args:
+        model: A file, which is checked first, or a serialised model.
+        threads: Of ONNX Runtime; 0 for as many as there are cores.
+        variant: Which variant of a switchable file runs, by name; by default its first.
+        optimise: Whether ONNX Runtime may fold and fuse.
+
     Attributes:
         classes: Number of logits, or None where the file leaves it open.
+        batch: The number of images that the file is fixed to, or None.
+        size: Side of the input in pixels, or None where the file leaves it open.
+        takes_pixels: Whether the input is uint8 (N, H, W, 3), normalised in the graph.
+        gives_probabilities: Whether the output is softmax of the logits.
         metadata: The file's `recal.*` entries without the prefix, JSON decoded where it is JSON.
+
+    Raises:
+        InputError: It is no network from images to one vector each, or cannot be loaded.
+        UsageError: The file has no such variant.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        threads: int = 0,
+        *,
+        variant: str | None = None,
+        optimise: bool = True,
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        where = "ONNX model"
-        if isinstance(model, Path):
-            require_file(model, "an ONNX file")
-            where = str(model)
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        where = str(model) if isinstance(model, Path) else "ONNX model"
         try:
             self._session = onnxruntime.InferenceSession(
-                str(model) if isinstance(model, Path) else model,
+                _checked(model) if isinstance(model, Path) else model,
                 options,
                 providers=["CPUExecutionProvider"],
             )
+        except InputError:
+            raise
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{where}: expected an ONNX network, got {reason}") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        if len(outputs) != 1 or inputs[0].type != "tensor(float)" or len(shape) != 4:
+        custom = self._session.get_modelmeta().custom_metadata_map
+        self.metadata: Mapping[str, Any] = decode_entries(custom)
+        inputs = {i.name: i for i in self._session.get_inputs()}
+        self._extra = self._variant_input(inputs.pop("variant", None), variant)
+        outputs = self._session.get_outputs()
+        image = next(iter(inputs.values()), None)
+        shape = image.shape if image is not None else []
+        kind = image.type if image is not None else ""
+        if (
+            image is None
+            or len(inputs) != 1
+            or len(outputs) != 1
+            or len(shape) != 4
+            or kind not in INPUTS
+        ):
             raise InputError(
-                f"{where}: expected one float input (N, 3, H, W) and one output, got "
-                f"{len(inputs)} inputs {shape} and {len(outputs)} outputs."
+                f"{where}: expected one float input (N, 3, H, W) or uint8 input (N, H, W, 3) and "
+                f"one output, got {len(inputs)} inputs {shape} {kind} and {len(outputs)} outputs."
             )
-        self._input = inputs[0].name
+        self._input = image.name
+        self.takes_pixels = kind == "tensor(uint8)"
+        side = shape[1] if self.takes_pixels else shape[2]
+        self.size: int | None = side if isinstance(side, int) else None
+        self.batch: int | None = shape[0] if isinstance(shape[0], int) else None
         width = outputs[0].shape[-1] if len(outputs[0].shape) == 2 else None
         self.classes: int | None = width if isinstance(width, int) else None
-        custom = self._session.get_modelmeta().custom_metadata_map
-        self.metadata: Mapping[str, Any] = {
-            key.removeprefix(METADATA_PREFIX): _decoded(value)
-            for key, value in custom.items()
-            if key.startswith(METADATA_PREFIX)
-        }
+        self.gives_probabilities = outputs[0].name == "probabilities"
 
-    def logits(self, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map normalised images (N, 3, H, W) to logits (N, K)."""
-        result: NDArray[np.float32] = self._session.run(None, {self._input: normalised})[0]
+    def _variant_input(self, given: Any, name: str | None) -> dict[str, NDArray[np.int64]]:
+        names = [entry["variant"] for entry in self.metadata.get("variants", [])]
+        if name is not None:
+            pick(name, names, "--variant")
+        if given is None:
+            return {}
+        return {"variant": np.array(names.index(name) if name is not None else 0, np.int64)}
+
+    def logits(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Map what the file takes to logits (N, K), or their logarithms of probabilities.
+
+        Args:
+            inputs: Normalised images, float32 (N, 3, H, W), or with `takes_pixels` uint8
+                (N, H, W, 3).
+        """
+        result = self.outputs(inputs)
+        return np.log(np.maximum(result, TINY)) if self.gives_probabilities else result
+
+    def outputs(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Map what the file takes to what it gives; a file of a fixed batch is run several times.
+
+        Raises:
+            InputError: ONNX Runtime refuses the images.
+        """
+        if self.batch is None:
+            return self._run(inputs)
+        parts = []
+        for start in range(0, len(inputs), self.batch):
+            part = inputs[start : start + self.batch]
+            missing = self.batch - len(part)
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            parts.append(self._run(filled)[: len(part)])
+        return np.concatenate(parts)
+
+    def classify(
+        self, pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
+    ) -> NDArray[np.float32]:
+        """Map uint8 (N, H, W, 3) to logits (N, K), whichever of the two the file takes."""
+        return self.logits(pixels if self.takes_pixels else normalise_array(pixels, mean, std))
+
+    def _run(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            result: NDArray[np.float32] = self._session.run(
+                None, {self._input: inputs, **self._extra}
+            )[0]
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"ONNX Runtime: {inputs.shape} images: {reason}") from error
         return result
+
+
+def _checked(path: Path) -> bytes:
+    """Return a model that has passed `read_model`, with what lay in files beside it inside."""
+    content: bytes = read_model(path).SerializeToString()
+    return content
 
 
 def normalise_array(
@@ -78,10 +165,3 @@ def normalise_array(
     planes -= np.asarray(mean, np.float32).reshape(shape)
     planes /= np.asarray(std, np.float32).reshape(shape)
     return planes
-
-
-def _decoded(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

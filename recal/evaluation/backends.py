@@ -10,7 +10,7 @@ from recal.bn.build import build
 from recal.data.loading import normalise
 from recal.declared import pick
 from recal.deploy.graph import to_onnx, with_tensors
-from recal.deploy.runtime import OnnxNetwork, normalise_array
+from recal.deploy.runtime import OnnxNetwork
 from recal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _OnnxPredictor:
         self._mean, self._std = target.spec.mean, target.spec.std
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._network.logits(normalise_array(images, self._mean, self._std))
+        return self._network.classify(images, self._mean, self._std)
 
 
 class _TorchPredictor:

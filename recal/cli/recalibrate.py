@@ -1,0 +1,58 @@
+"""`recal calibrate` where its argument is an ONNX file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def recalibrate_file(
+    path: Path,
+    *,
+    mode: str,
+    data: Path | None,
+    output: Path | None,
+    asked: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Re-estimate the statistics inside a patchable ONNX file; see `recal.deploy.recalibrate`."""
+    from pathlib import Path
+
+    from recal.cli.console import console, progress_bar
+    from recal.data.finding import find_images
+    from recal.data.policies import load_family, load_policy
+    from recal.deploy.model_file import read_model
+    from recal.deploy.predict import network_spec
+    from recal.deploy.recalibrate import recalibrate
+    from recal.deploy.runtime import OnnxNetwork
+    from recal.deploy.variant_file import write_variant
+    from recal.errors import UsageError
+
+    source = click.get_current_context().get_parameter_source("estimator")
+    if options["affine"] is not None:
+        raise UsageError("--affine: an ONNX file holds one branch only. Leave it out.")
+    if options["estimator"] != "consistent" and source is not ParameterSource.DEFAULT:
+        raise UsageError("--estimator: in an ONNX file only 'consistent' can be estimated.")
+    model = read_model(path)
+    spec = network_spec(OnnxNetwork(path), asked, str(path))
+    names = load_family(spec.family).folders.get(spec.classes, ())
+    images = find_images(
+        data, names, "train", classes=None, what=f"calibration images ({spec.family})"
+    )
+    with progress_bar("images") as bar:
+        variant = recalibrate(
+            model, images, spec, load_policy(spec.family, mode), samples=options["samples"],
+            batch_size=options["batch_size"], seed=options["seed"], where=str(path), progress=bar,
+        )  # fmt: skip
+    output = output or Path(f"{path.stem}-{mode}.safetensors")
+    write_variant(variant, output)
+    console.print(
+        f"Statistics of {len(variant.tensors) // 4} layers from "
+        f"{variant.record['statistics']['images']:,} images (consistent, by ONNX Runtime)."
+    )
+    console.print(f"Wrote {output}. Next: recal patch {path} {output}")

@@ -1,0 +1,85 @@
+"""`recal verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from recal.cli.reading_options import reading_options
+
+
+@click.command("verify")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="The weights that it should hold."
+)
+@click.option("--variant", help="Variant file, or a branch, that it should be.  [the recorded one]")
+@click.option("--data", type=click.Path(path_type=Path), help="Images to compare on.  [bundled]")
+@click.option(
+    "--images", default=256, show_default=True, type=click.IntRange(1), help="How many of them."
+)
+@reading_options
+@click.option("--alone", is_flag=True, help="Leave a checkpoint of recal.toml aside.")
+def command(
+    model: Path,
+    checkpoint: Path | None,
+    variant: str | None,
+    data: Path | None,
+    images: int,
+    alone: bool,
+    reading: dict[str, Any],
+) -> None:
+    """Check that an ONNX file is what its record says.
+
+    Alone: the file is whole and valid, no tensor, node or record was changed since it was written,
+    and ONNX Runtime here gives the outputs that were recorded. With a checkpoint, the variant is
+    exported again and compared, tensors, bytes and logits. Exits with 4 if anything differs.
+    """
+    from recal.cli.console import console
+    from recal.deploy.verify import verify_against, verify_alone
+    from recal.errors import UsageError
+
+    if checkpoint is None or alone:
+        if variant is not None:
+            raise UsageError("--variant: expected --checkpoint too, which it belongs to.")
+        check = verify_alone(model)
+        record = check.record
+        console.print(
+            f"{model}: {record['variant']}, unchanged since it was written; outputs on recorded "
+            f"noise within {check.probe_difference:.1e} of the largest."
+        )
+        console.print("Name --checkpoint (and --variant) to compare with the network itself.")
+        return
+    from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.cli.export import chosen_variant
+    from recal.deploy.images import comparison_images
+    from recal.deploy.model_file import read_model
+    from recal.deploy.record import require_entries
+    from recal.deploy.verify import recorded_variant
+
+    loaded = load_checkpoint(checkpoint, **reading)
+    record = require_entries(read_model(model), str(model))
+    wanted = (
+        recorded_variant(record, loaded, model)
+        if variant is None
+        else chosen_variant(loaded, variant, record["model"])
+    )
+    pixels, what = comparison_images(wanted.spec, data, images)
+    rebuilt = verify_against(model, loaded, wanted, pixels)
+    proof = rebuilt.proof
+    console.print(
+        f"{model}: is {wanted.label} of {checkpoint.name}; "
+        + ("the same bytes when exported again." if rebuilt.same_bytes else "the same tensors; "
+           "bytes differ, as the versions do.")
+    )  # fmt: skip
+    console.print(
+        f"On {what}: largest difference of a logit {proof.difference:.1e} (at most "
+        f"{proof.tolerance:.1e}); on {proof.scaled_inputs} scaled inputs "
+        f"{proof.scaled_difference:.1e} of the largest logit."
+    )
+    for name, rival in proof.rivals.items():
+        console.print(
+            f"From branch '{name}': {rival.distance:.1e}, the variant {rival.expected:.1e}."
+        )

@@ -1,0 +1,122 @@
+"""Reading ONNX files that may be hostile; needs onnx alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from recal.errors import InputError
+from recal.files import require_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# protobuf itself ends at 2 GiB; a larger file is no model of one file, and is not read at all
+LARGEST = (1 << 31) - 1
+# bytes of one value
+WIDTHS: dict[int, int] = {
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.FLOAT16: 2,
+    onnx.TensorProto.DOUBLE: 8,
+    onnx.TensorProto.INT64: 8,
+    onnx.TensorProto.INT32: 4,
+    onnx.TensorProto.INT8: 1,
+    onnx.TensorProto.UINT8: 1,
+    onnx.TensorProto.BOOL: 1,
+}
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file and what it keeps in files beside it.
+
+    Raises:
+        InputError: It is missing, larger than 2 GiB, truncated, no ONNX model, or asks for data
+            outside its folder.
+    """
+    require_file(path, "an ONNX file")
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path}: expected a model of at most 2 GiB, got a larger file.")
+        model = onnx.load_model_from_string(path.read_bytes())
+    except (DecodeError, OSError, MemoryError) as error:
+        raise InputError(
+            f"{path}: expected an ONNX network, got {_reason(error)}. It may be truncated."
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise InputError(f"{path}: expected an ONNX network, got no nodes.")
+    for tensor in all_tensors(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_inside(path, tensor)
+        elif tensor.HasField("raw_data") and tensor.data_type in WIDTHS:
+            expected = math.prod(tensor.dims) * WIDTHS[tensor.data_type]
+            if len(tensor.raw_data) != expected:
+                raise InputError(
+                    f"{path}: tensor '{tensor.name}': expected {expected:,} bytes, got "
+                    f"{len(tensor.raw_data):,}. The file is damaged."
+                )
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path}: its external data cannot be read ({_reason(error)}).") from error
+    return model
+
+
+def check_model(model: onnx.ModelProto, where: str) -> None:
+    """Run ONNX's own checker and strict shape inference.
+
+    Raises:
+        InputError: They find fault.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(f"{where}: expected a valid ONNX model, got {_reason(error)}.") from error
+
+
+def graph_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the serialised model without its metadata."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    content: bytes = bare.SerializeToString(deterministic=True)
+    return content
+
+
+def tensor_digest(tensor: onnx.TensorProto) -> str:
+    """Return a hash of a tensor's type, shape and values."""
+    array = onnx.numpy_helper.to_array(tensor)
+    head = f"{tensor.data_type}\0{tuple(tensor.dims)}\0".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initialisers and constants of a graph and of those inside its nodes."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from all_tensors(inner)
+
+
+def _check_inside(path: Path, tensor: onnx.TensorProto) -> None:
+    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    folder = path.parent.resolve()
+    if not location or not (folder / location).resolve().is_relative_to(folder):
+        raise InputError(
+            f"{path}: tensor '{tensor.name}': expected data inside {path.parent}, got a reference "
+            f"to '{location}'. Such a file could read any file of yours; it is refused."
+        )
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

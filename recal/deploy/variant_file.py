@@ -1,0 +1,119 @@
+"""Variant files as NumPy arrays: read and written without torch.
+
+`recal.bn.variant` is the same for networks in PyTorch; this one is for machines that only deploy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from recal.checkpoint.spec import ModelSpec
+from recal.errors import InputError
+from recal.files import require_file, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FORMAT = 1
+METADATA_KEY = "recal"
+LEAVES = ("weight", "bias", "running_mean", "running_var")
+REQUIRED = ("weights_sha256", "model", "affine", "statistics", "versions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantFile:
+    """What a variant's file holds.
+
+    Attributes:
+        tensors: `<layer>.weight`, `.bias`, `.running_mean`, `.running_var`, float32 (C,).
+        record: What the file says beside them, as `Variant.record` gives it.
+    """
+
+    tensors: Mapping[str, NDArray[np.float32]]
+    record: Mapping[str, Any]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Architecture and preprocessing."""
+        return ModelSpec.from_json(self.record["model"])
+
+    @property
+    def label(self) -> str:
+        """A short name for tables, the same as `Variant.label`."""
+        affine, statistics = self.record["affine"], self.record["statistics"]
+        if statistics["source"] == "mix":
+            return str(statistics["label"])
+        if statistics["source"] != "branch":
+            return f"{affine}, {statistics['policy']} statistics"
+        branch = statistics["branch"]
+        return str(affine) if branch == affine else f"{affine}, statistics of {branch}"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of weights, BatchNorm and preprocessing, the same as `Variant.sha256`."""
+        digest = hashlib.sha256(self.record["weights_sha256"].encode())
+        digest.update(json.dumps(self.spec.to_json(), sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            digest.update(name.encode() + np.ascontiguousarray(self.tensors[name]).tobytes())
+        return digest.hexdigest()
+
+
+def read_variant(path: Path) -> VariantFile:
+    """Read a variant.
+
+    Raises:
+        InputError: The file is no variant, damaged, or of a newer format.
+    """
+    require_file(path, "a variant")
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"{path}: expected a variant, got no whole safetensors file.") from error
+    if text is None:
+        raise InputError(f"{path}: expected a variant that recal wrote, got other safetensors.")
+    try:
+        record = json.loads(text)
+        if record["format"] != FORMAT:
+            raise InputError(
+                f"{path}: expected format {FORMAT}, got {record['format']}. Use the recal that "
+                "wrote it, or a newer one."
+            )
+        for key in REQUIRED:
+            _ = record[key]
+        variant = VariantFile(tensors=tensors, record=record)
+        _ = variant.label, variant.spec
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: expected a whole variant record, got {error}.") from error
+    for name, tensor in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        sibling = tensors.get(f"{layer}.running_mean")
+        fits = sibling is not None and tensor.shape == sibling.shape and tensor.ndim == 1
+        if leaf not in LEAVES or not fits or tensor.dtype != np.float32:
+            raise InputError(
+                f"{path}: {name}: expected the float32 vectors of BatchNorm layers, got "
+                f"{tensor.dtype} {tensor.shape}. The file is damaged or forged."
+            )
+    return variant
+
+
+def write_variant(variant: VariantFile, path: Path) -> None:
+    """Write a variant; equal variants give equal bytes.
+
+    Raises:
+        RecalError: The file cannot be written.
+    """
+    record = json.dumps(variant.record, sort_keys=True)
+    tensors = {name: np.ascontiguousarray(t, np.float32) for name, t in variant.tensors.items()}
+    write_whole(path, save(tensors, metadata={METADATA_KEY: record}))

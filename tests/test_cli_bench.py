@@ -1,0 +1,57 @@
+"""`recal bench`, as people call it."""
+
+import json
+
+from recal.deploy import bench as bench_module
+
+
+def test_bench_times_files_in_turn(recal, split_checkpoint, monkeypatch):
+    recal("export", split_checkpoint, "-o", "a.onnx")
+    recal("export", split_checkpoint, "-o", "b.onnx", "--uint8")
+    status, out, err = recal(
+        "bench", "a.onnx", "b.onnx", "--runs", "4", "--batch-sizes", "1,3", "--threads", "1,2",
+        "--json",
+    )  # fmt: skip
+    assert status == 0, err
+    rows = json.loads(out)["timings"]
+    assert len(rows) == 8
+    assert [(r["threads"], r["batch"], r["model"]) for r in rows[:3]] == [
+        (1, 1, "a.onnx"), (1, 1, "b.onnx"), (1, 3, "a.onnx"),
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 < row["p50"] <= row["p90"] <= row["p99"]
+        assert row["throughput"] > 0
+        assert row["ratio"] == 1 or row["model"] == "b.onnx"
+    status, out, _ = recal("bench", "a.onnx", "--runs", "2", "--batch-sizes", "1")
+    assert "ratio" in out
+    recal("export", split_checkpoint, "-o", "c.onnx", "--batch", "4")
+    for arguments, message in (
+        (["c.onnx", "--batch-sizes", "1"], "is fixed to batches of 4"),
+        (["a.onnx", "--batch-sizes", "x"], "expected whole numbers"),
+        (["a.onnx", "--batch-sizes", "0"], "expected numbers from 1"),
+    ):
+        status, _, err = recal("bench", *arguments)
+        assert status == 2
+        assert message in err
+
+
+def test_order_rotates_and_ratios_are_of_the_same_round(monkeypatch):
+    """With a clock that each run moves by its own cost, percentiles and ratios are exact."""
+    now, order = [0.0], []
+
+    class Session:
+        takes_pixels, size, batch, metadata = False, 2, None, {}
+
+        def __init__(self, path, threads):
+            self.path = path
+
+        def outputs(self, inputs):
+            order.append(self.path)
+            now[0] += {"a": 0.010, "b": 0.025}[self.path]
+
+    monkeypatch.setattr(bench_module, "OnnxNetwork", Session)
+    monkeypatch.setattr(bench_module.time, "perf_counter", lambda: now[0])
+    a, b = bench_module.bench(["a", "b"], batches=[5], threads=[1], runs=4)
+    assert order[6:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert (round(a.p50, 6), round(b.p50, 6), round(b.ratio, 6)) == (10.0, 25.0, 2.5)
+    assert round(b.throughput, 6) == 200.0

@@ -1,0 +1,107 @@
+"""Hostile ONNX files end in one clear error."""
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from recal.deploy.model_file import read_model
+from recal.deploy.runtime import OnnxNetwork
+from recal.errors import InputError
+
+
+def small_model(**weight):
+    """Return a model that flattens its input and multiplies it by `w`."""
+    tensor = numpy_helper.from_array(np.ones((12, 2), np.float32), "w")
+    for key, value in weight.items():
+        setattr(tensor, key, value)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["input"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 2, 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [tensor],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def with_external(location):
+    model = small_model()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=str(location))
+    return model
+
+
+def test_data_inside_the_folder_are_read(tmp_path):
+    (tmp_path / "w.bin").write_bytes(np.full((12, 2), 2, np.float32).tobytes())
+    (tmp_path / "m.onnx").write_bytes(with_external("w.bin").SerializeToString())
+    logits = OnnxNetwork(tmp_path / "m.onnx").logits(np.ones((1, 3, 2, 2), np.float32))
+    assert logits.tolist() == [[24.0, 24.0]]
+
+
+@pytest.mark.parametrize("how", ["absolute", "above", "link", "nested"])
+def test_data_outside_the_folder_are_refused(tmp_path, how):
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(np.ones((12, 2), np.float32).tobytes())
+    folder = tmp_path / "models"
+    folder.mkdir()
+    location = {"absolute": secret, "link": "link.bin"}.get(how, "../secret.bin")
+    (folder / "link.bin").symlink_to(secret)
+    model = with_external(location)
+    if how == "nested":  # in a constant, not an initialiser
+        node = helper.make_node("Constant", [], ["w"])
+        node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(
+            model.graph.initializer[0]
+        )
+        del model.graph.initializer[:]
+        model.graph.node.insert(0, node)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    for use in (read_model, OnnxNetwork):
+        with pytest.raises(InputError, match=r"tensor 'w': expected data inside .*it is refused"):
+            use(folder / "m.onnx")
+
+
+def test_missing_external_data_are_an_input_error(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(with_external("none.bin").SerializeToString())
+    with pytest.raises(InputError, match="external data cannot be read"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_truncated_files_are_refused_wherever_they_end(tmp_path):
+    content = small_model().SerializeToString()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    read_model(path)
+    for length in range(0, len(content) - 1, 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"m\.onnx"):
+            OnnxNetwork(path)
+
+
+def test_enormous_files_and_tensors_are_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "m.onnx"
+    model = small_model()
+    model.graph.initializer[0].dims[:] = [1 << 40, 1 << 20]
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"tensor 'w': expected .* bytes, got 96"):
+        read_model(path)
+    with path.open("wb") as file:
+        os.truncate(file.fileno(), 3 << 30)  # sparse: takes no room on the disk
+    with pytest.raises(InputError, match="at most 2 GiB"):
+        read_model(path)
+
+
+def test_other_files_are_named_as_what_they_are_not(tmp_path):
+    for content in (b"", b"PK\x03\x04 zip", b"hello"):
+        (tmp_path / "m.onnx").write_bytes(content)
+        with pytest.raises(InputError, match="expected an ONNX network"):
+            read_model(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="got a folder"):
+        read_model(tmp_path)

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from recal.architectures import create_network
-from recal.data.layouts import open_images
 from recal.data.draws import seeded_batches
+from recal.data.layouts import open_images
 from recal.data.loading import PolicyImages, load_batches, normalise
 from recal.data.policies import Family, Policy, load_family, load_policy
 from recal.errors import RecalError

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recal.bn.build import build
-from recal.bn.variant import branch_variant, is_variant_file, load_variant, save_variant
+from recal.bn.variant import branch_variant, load_variant, save_variant
+from recal.bn.variant_file import is_variant_file
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
 

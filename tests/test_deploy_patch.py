@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from recal import export_onnx, load_checkpoint
 from recal.bn.variant import branch_variant, load_variant, save_variant
+from recal.bn.variant_file import read_variant, write_variant
 from recal.data.ops import center_crop, pad, resize
 from recal.data.policies import load_policy
 from recal.data.sources import ArraySource
@@ -19,7 +20,6 @@ from recal.deploy.patch import patch_file, patch_model
 from recal.deploy.recalibrate import recalibrate
 from recal.deploy.record import read_record
 from recal.deploy.runtime import OnnxNetwork
-from recal.deploy.variant_file import read_variant, write_variant
 from recal.errors import InputError, RecalError, VerificationError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)

@@ -23,6 +23,7 @@ def recalibrate_file(
     """Re-estimate the statistics inside a patchable ONNX file; see `recal.deploy.recalibrate`."""
     from pathlib import Path
 
+    from recal.bn.variant_file import write_variant
     from recal.cli.console import console, progress_bar
     from recal.data.finding import find_images
     from recal.data.policies import load_family, load_policy
@@ -30,7 +31,6 @@ def recalibrate_file(
     from recal.deploy.predict import network_spec
     from recal.deploy.recalibrate import recalibrate
     from recal.deploy.runtime import OnnxNetwork
-    from recal.deploy.variant_file import write_variant
     from recal.errors import UsageError
 
     source = click.get_current_context().get_parameter_source("estimator")

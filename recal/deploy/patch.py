@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from recal.bn.variant_file import VariantFile, read_variant
 from recal.deploy.editing import layer_tensors, with_arrays
 from recal.deploy.model_file import check_model, graph_bytes, read_model
 from recal.deploy.probe import probe, probe_distance
 from recal.deploy.record import describe, read_record, require_record, write_record
-from recal.deploy.variant_file import VariantFile, read_variant
 from recal.errors import InputError, VerificationError
 from recal.files import write_whole
 

@@ -11,12 +11,12 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from recal import __version__
+from recal.bn.variant_file import FORMAT, VariantFile
 from recal.data.draws import seeded_batches
 from recal.deploy.editing import batch_norm_nodes, layer_tensors, with_arrays
 from recal.deploy.images import PreparedImages
 from recal.deploy.patch import require_patchable, weights_identity
 from recal.deploy.runtime import normalise_array
-from recal.deploy.variant_file import FORMAT, VariantFile
 from recal.errors import InputError
 
 if TYPE_CHECKING:

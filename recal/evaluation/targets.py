@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recal.bn.variant import Variant, branch_variant, is_variant_file, load_variant
+from recal.bn.variant import Variant, branch_variant, load_variant
+from recal.bn.variant_file import is_variant_file
 from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from recal.deploy.runtime import OnnxNetwork
 from recal.errors import InputError, UsageError

@@ -1,6 +1,6 @@
-"""Variant files as NumPy arrays: read and written without torch.
+"""Variant files as NumPy arrays: what they hold, and how they are read and written.
 
-`recal.bn.variant` is the same for networks in PyTorch; this one is for machines that only deploy.
+Needs no torch, for machines that only deploy; `recal.bn.variant` builds on it.
 """
 
 from __future__ import annotations
@@ -49,23 +49,36 @@ class VariantFile:
 
     @property
     def label(self) -> str:
-        """A short name for tables, the same as `Variant.label`."""
-        affine, statistics = self.record["affine"], self.record["statistics"]
-        if statistics["source"] == "mix":
-            return str(statistics["label"])
-        if statistics["source"] != "branch":
-            return f"{affine}, {statistics['policy']} statistics"
-        branch = statistics["branch"]
-        return str(affine) if branch == affine else f"{affine}, statistics of {branch}"
+        """A short name for tables."""
+        return label_of(self.record["affine"], self.record["statistics"])
 
     @property
     def sha256(self) -> str:
-        """Hash of weights, BatchNorm and preprocessing, the same as `Variant.sha256`."""
+        """Hash of the network that the variant makes: weights, BatchNorm and preprocessing."""
         digest = hashlib.sha256(self.record["weights_sha256"].encode())
         digest.update(json.dumps(self.spec.to_json(), sort_keys=True).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode() + np.ascontiguousarray(self.tensors[name]).tobytes())
         return digest.hexdigest()
+
+
+def label_of(affine: str, statistics: Mapping[str, Any]) -> str:
+    """Return a short name, such as `main`, `aux0, weak statistics` or `0.7 main + 0.3 aux0`."""
+    if statistics["source"] == "mix":
+        return str(statistics["label"])
+    if statistics["source"] != "branch":
+        return f"{affine}, {statistics['policy']} statistics"
+    branch = statistics["branch"]
+    return affine if branch == affine else f"{affine}, statistics of {branch}"
+
+
+def is_variant_file(path: Path) -> bool:
+    """Tell a variant's file from a checkpoint's."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_variant(path: Path) -> VariantFile:
@@ -102,7 +115,7 @@ def read_variant(path: Path) -> VariantFile:
         fits = sibling is not None and tensor.shape == sibling.shape and tensor.ndim == 1
         if leaf not in LEAVES or not fits or tensor.dtype != np.float32:
             raise InputError(
-                f"{path}: {name}: expected the float32 vectors of BatchNorm layers, got "
+                f"{path}: {name}: expected the vectors of BatchNorm layers in float32, got "
                 f"{tensor.dtype} {tensor.shape}. The file is damaged or forged."
             )
     return variant
@@ -114,6 +127,7 @@ def write_variant(variant: VariantFile, path: Path) -> None:
     Raises:
         RecalError: The file cannot be written.
     """
+    # one metadata key, because safetensors writes several in varying order
     record = json.dumps(variant.record, sort_keys=True)
     tensors = {name: np.ascontiguousarray(t, np.float32) for name, t in variant.tensors.items()}
     write_whole(path, save(tensors, metadata={METADATA_KEY: record}))

@@ -63,10 +63,10 @@ def download(source: Download, path: Path, progress: Progress) -> None:
             # the server may have announced more than there is
             if not partial.exists() or not _is_right(source, partial):
                 raise
-        if resumed and source.md5 is not None and not _is_right(source, partial):
+        if resumed and not _is_right(source, partial):
             partial.unlink()
             _fetch_whole(source.url, partial, progress)
-        right = source.md5 is None or _is_right(source, partial)
+        right = _is_right(source, partial)
     except OSError as error:
         raise RecalError(
             f"{partial}: cannot be written ({error.strerror or error}). Make room and run it "

@@ -162,7 +162,7 @@ def verify_archive(path: Path) -> str:
     """
     for name, published in PUBLISHED.items():
         for source in published.downloads:
-            if source.name == path.name and source.md5 is not None:
+            if source.name == path.name:
                 found = hash_file(path, "md5")
                 if found != source.md5:
                     raise VerificationError(

@@ -22,11 +22,12 @@ class Download:
 
     Attributes:
         url: Where it comes from.
-        md5: Its checksum in hexadecimal, or None where none was published.
+        md5: Its published checksum in hexadecimal. A file without one is not fetched: what came
+            could not be told from what should have.
     """
 
     url: str
-    md5: str | None
+    md5: str
 
     @property
     def name(self) -> str:
@@ -77,9 +78,6 @@ def _zenodo(record: int, **files: str) -> tuple[Download, ...]:
 _CIFAR = "https://www.cs.toronto.edu/~kriz"
 _HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
 _FROST = "https://raw.githubusercontent.com/hendrycks/robustness/master/ImageNet-C/create_c"
-_CIFAR_10_1 = "https://raw.githubusercontent.com/modestyachts/CIFAR-10.1/master/datasets"
-_V2 = "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main"
-
 PUBLISHED = {
     "cifar10": PublishedSet(
         title="CIFAR-10",
@@ -147,18 +145,14 @@ PUBLISHED = {
     "imagenetv2": PublishedSet(
         title="ImageNet-V2, matched frequency",
         folder="imagenetv2-matched-frequency-format-val",
-        downloads=(Download(f"{_V2}/imagenetv2-matched-frequency.tar.gz", None),),
         gigabytes=1.3,
+        page="huggingface.co/datasets/vaishaal/ImageNetV2",
     ),
     "cifar10.1": PublishedSet(
         title="CIFAR-10.1, v4 and v6",
         folder="CIFAR-10.1",
-        downloads=tuple(
-            Download(f"{_CIFAR_10_1}/cifar10.1_{version}_{part}.npy", None)
-            for version in ("v4", "v6")
-            for part in ("data", "labels")
-        ),
         gigabytes=0.02,
+        page="github.com/modestyachts/CIFAR-10.1",
     ),
     "imagenetcbar": PublishedSet(
         title="ImageNet-C-bar",

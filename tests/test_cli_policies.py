@@ -108,3 +108,16 @@ def test_cutout_as_large_as_the_image_is_refused():
     assert (cut == 0).sum() == 16 * 16 * 3
     with pytest.raises(InputError, match="more than 32 pixels"):
         OPS["cutout"](size=32)(picture)
+
+
+def test_an_onnx_file_is_recalibrated_under_a_policy_file(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    (tmp_path / "flipped.toml").write_text(FLIPPED)
+    recal("export", split_checkpoint, "--patchable", "-o", "base.onnx")
+    status, _, err = recal(
+        "calibrate", "base.onnx", "--policy", "flipped.toml", "--data", class_folders
+    )
+    assert (status, err) == (0, "")
+    found = load_variant(tmp_path / "base-flipped.safetensors")
+    assert FLIPPED in found.statistics["policy_text"]

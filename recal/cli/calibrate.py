@@ -61,8 +61,9 @@ def command(
         from recal.cli.recalibrate import recalibrate_file
 
         recalibrate_file(
-            checkpoint, mode=mode, data=data, output=output, asked=asked, options=options
-        )
+            checkpoint, mode=mode, policy=policy, data=data, output=output, asked=asked,
+            options=options,
+        )  # fmt: skip
         return
     from recal.bn.variant import save_variant
     from recal.calibration import calibrate, calibration_images, usual_affine

@@ -15,6 +15,7 @@ def recalibrate_file(
     path: Path,
     *,
     mode: str,
+    policy: Path | None,
     data: Path | None,
     output: Path | None,
     asked: dict[str, Any],
@@ -26,7 +27,7 @@ def recalibrate_file(
     from recal.bn.variant_file import write_variant
     from recal.cli.console import console, progress_bar
     from recal.data.finding import find_images
-    from recal.data.policies import load_family, load_policy
+    from recal.data.policies import load_family, load_policy, read_policy
     from recal.deploy.model_file import read_model
     from recal.deploy.predict import network_spec
     from recal.deploy.recalibrate import recalibrate
@@ -44,12 +45,13 @@ def recalibrate_file(
     images = find_images(
         data, names, "train", classes=None, what=f"calibration images ({spec.family})"
     )
+    chosen = load_policy(spec.family, mode) if policy is None else read_policy(policy)
     with progress_bar("images") as bar:
         variant = recalibrate(
-            model, images, spec, load_policy(spec.family, mode), samples=options["samples"],
+            model, images, spec, chosen, samples=options["samples"],
             batch_size=options["batch_size"], seed=options["seed"], where=str(path), progress=bar,
         )  # fmt: skip
-    output = output or Path(f"{path.stem}-{mode}.safetensors")
+    output = output or Path(f"{path.stem}-{chosen.name}.safetensors")
     write_variant(variant, output)
     console.print(
         f"Statistics of {len(variant.tensors) // 4} layers from "

@@ -197,7 +197,7 @@ def main_accuracy(
         network(normalise(batch, family.mean, family.std, device)).argmax(1).cpu()
         for batch in load_batches(images, batches, 0)
     ]
-    return float((torch.cat(predictions).numpy() == images.source.labels).mean())
+    return float((torch.cat(predictions).numpy() == images.prepared.source.labels).mean())
 
 
 def save(path: Path, content: dict) -> None:

@@ -121,3 +121,17 @@ def test_an_onnx_file_is_recalibrated_under_a_policy_file(
     assert (status, err) == (0, "")
     found = load_variant(tmp_path / "base-flipped.safetensors")
     assert FLIPPED in found.statistics["policy_text"]
+
+
+def test_an_onnx_file_under_a_mix_of_policies_gives_the_same_bytes_each_time(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    recal("export", split_checkpoint, "--patchable", "-o", "base.onnx")
+    for name in ("a", "b"):
+        status, _, err = recal(
+            "calibrate", "base.onnx", "--mode", "half_strong", "--data", class_folders,
+            "-o", f"{name}.safetensors",
+        )  # fmt: skip
+        assert (status, err) == (0, "")
+    first, again = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == again

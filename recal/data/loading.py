@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from recal.data.draws import keyed_draws
-from recal.errors import InputError
+from recal.data.prepared import PreparedImages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,29 +23,16 @@ KEPT_BYTES = 2 << 30
 
 
 class PolicyImages(Dataset[torch.Tensor]):
-    """The images of a source under a policy, with draws keyed by (seed, image index)."""
+    """`PreparedImages` as torch's loaders take them."""
 
     def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
-        self.source = source
-        self.policy = policy
-        self.seed = seed
-        self.size = size
-        self._transform = policy.transform()
+        self.prepared = PreparedImages(source, policy, seed, size)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.prepared)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        with keyed_draws(self.seed, index):
-            image = self._transform(self.source[index])
-        if image.shape != (self.size, self.size, 3):
-            height, width = image.shape[:2]
-            raise InputError(
-                f"{self.source.where}: image {index}: expected {self.size}x{self.size} pixels "
-                f"after the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
-                "choose a family or policy that resizes."
-            )
-        return torch.from_numpy(np.array(image))
+        return torch.from_numpy(np.array(self.prepared.read(index)))
 
 
 def load_batches(
@@ -104,7 +90,7 @@ class NormalisedBatches:
         """Yield float32 (N, 3, H, W) on the device."""
         count = sum(len(batch) for batch in self._batches)
         keeping: list[torch.Tensor] | None = None
-        if self._kept is None and count * self._images.size**2 * 3 <= KEPT_BYTES:
+        if self._kept is None and count * self._images.prepared.size**2 * 3 <= KEPT_BYTES:
             keeping = []
         raw = self._kept or load_batches(self._images, self._batches, self._workers)
         for batch in raw:

@@ -153,6 +153,9 @@ def gaussian_noise(*, sigma: float) -> Transform:
     return transform
 
 
+# those that draw nothing, and need no torch
+DETERMINISTIC = frozenset({"pad", "resize", "center_crop"})
+
 OPS: dict[str, Callable[..., Transform]] = {
     "pad": pad,
     "resize": resize,

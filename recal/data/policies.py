@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from recal.data.ops import OPS
+from recal.data.ops import DETERMINISTIC, OPS
 from recal.declared import check_keys, check_type, did_you_mean, pick, read_toml
 from recal.errors import InputError
 from recal.resources import shipped
@@ -71,6 +71,11 @@ class Policy:
     def sha256(self) -> str:
         """The hash of the file's text, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything in it is random."""
+        return bool(self.parts) or any(name not in DETERMINISTIC for name, _ in self.ops)
 
     def transform(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
         """Build the transform, uint8 (H, W, 3) -> uint8 (H', W', 3).

@@ -1,17 +1,16 @@
-"""Images for networks in ONNX Runtime, prepared without torch where nothing is drawn."""
+"""Images to compare networks on: the user's, else the bundled ones."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from recal.data.draws import keyed_draws
 from recal.data.layouts import TEST, open_images
 from recal.data.policies import load_policy
-from recal.errors import InputError, UsageError
+from recal.data.prepared import PreparedImages
+from recal.errors import InputError
 from recal.sample_data import sample_images
 
 if TYPE_CHECKING:
@@ -20,62 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.checkpoint.spec import ModelSpec
-    from recal.data.policies import Policy
-    from recal.data.sources import ImageSource
-
-WITHOUT_DRAWS = frozenset({"pad", "resize", "center_crop"})
-
-
-class PreparedImages:
-    """The images of a source under a policy, as arrays; the same as `PolicyImages` gives tensors.
-
-    Args:
-        source: The images.
-        policy: What is done to each. One that draws needs torch, as its draws are torchvision's.
-        seed: With an image's index, the key of its draws.
-        size: Side of the network's input in pixels.
-
-    Raises:
-        UsageError: The policy needs torch, which is not installed.
-    """
-
-    def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
-        self.source = source
-        self._seed, self._size, self._name = seed, size, policy.name
-        self._draws = any(name not in WITHOUT_DRAWS for name, _ in policy.ops)
-        try:
-            self._transform = policy.transform()
-            if self._draws:
-                import torch  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"policy '{policy.name}': expected torch and torchvision, which it draws with, got "
-                f"none ({error}). Use --mode clean, or install them."
-            ) from error
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Return image `index`, uint8 (size, size, 3).
-
-        Raises:
-            InputError: It cannot be decoded, or the policy leaves it at another size.
-        """
-        with keyed_draws(self._seed, index) if self._draws else nullcontext():
-            image = self._transform(self.source[index])
-        if image.shape != (self._size, self._size, 3):
-            height, width = image.shape[:2]
-            raise InputError(
-                f"{self.source.where}: image {index}: expected {self._size}x{self._size} pixels "
-                f"after the policy '{self._name}', got {width}x{height}. Set --size, or choose a "
-                "family or policy that resizes."
-            )
-        return image
-
-    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return several images, uint8 (N, size, size, 3)."""
-        return np.stack([self.read(int(index)) for index in indices])
 
 
 def comparison_images(

@@ -11,8 +11,8 @@ import numpy as np
 from recal.checkpoint.spec import ModelSpec, complete_spec
 from recal.data.layouts import IMAGE_SUFFIXES
 from recal.data.policies import load_policy
+from recal.data.prepared import PreparedImages
 from recal.data.sources import FileSource
-from recal.deploy.images import PreparedImages
 from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from recal import __version__
 from recal.bn.variant_file import FORMAT, VariantFile
 from recal.data.draws import seeded_batches
+from recal.data.prepared import PreparedImages
 from recal.deploy.editing import batch_norm_nodes, layer_tensors, with_arrays
-from recal.deploy.images import PreparedImages
 from recal.deploy.patch import require_patchable, weights_identity
 from recal.deploy.runtime import normalise_array
 from recal.errors import InputError

@@ -10,7 +10,7 @@ import onnxruntime
 
 from recal.declared import pick
 from recal.deploy.model_file import read_model
-from recal.deploy.record import PREFIX, decode_entries
+from recal.deploy.record import decode_entries
 from recal.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-METADATA_PREFIX = PREFIX
 INPUTS = ("tensor(float)", "tensor(uint8)")
 TINY = np.finfo(np.float32).tiny
 

@@ -12,6 +12,7 @@ import numpy as np
 from recal.data.finding import candidates, find_images, places_searched
 from recal.data.layouts import TEST, checked_labels, open_array
 from recal.data.policies import load_family, load_policy
+from recal.data.prepared import PreparedImages
 from recal.data.provenance import REGENERATED, label_of
 from recal.errors import InputError
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from recal.data.loading import PolicyImages
     from recal.data.sources import ImageSource
     from recal.evaluation.suites import Cell, Suite
 
@@ -98,11 +98,9 @@ class SuiteImages:
         return array[(cell.severity - 1) * rows : cell.severity * rows]
 
     @cached_property
-    def _prepared(self) -> PolicyImages:
-        from recal.data.loading import PolicyImages
-
+    def _prepared(self) -> PreparedImages:
         assert self.clean is not None
-        return PolicyImages(self.clean, load_policy(self.suite.family, "clean"), 0, self.size)
+        return PreparedImages(self.clean, load_policy(self.suite.family, "clean"), 0, self.size)
 
     @cached_property
     def _clean_fingerprint(self) -> str:
@@ -122,7 +120,7 @@ class SuiteImages:
         for index in batch.tolist():
             image = self._decoded.get(index)
             if image is None:
-                image = self._prepared[index].numpy()
+                image = self._prepared.read(index)
                 if keep:
                     self._decoded[index] = image
             images.append(image)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recal.declared import check_keys, pick, read_toml
-from recal.errors import UsageError
+from recal.declared import check_keys, check_type, pick, read_toml
+from recal.errors import InputError, UsageError
 from recal.resources import shipped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -28,6 +28,21 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The errors that a suite's are divided by for mCE.
+
+    Attributes:
+        source: Which network, and who says so.
+        clean_error: Its error on the clean images, a fraction, for relative mCE; or None.
+        errors: Its error on each corruption of the suite, a fraction, the mean over severities.
+    """
+
+    source: str
+    clean_error: float | None
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suite:
     """A declared benchmark.
 
@@ -41,6 +56,7 @@ class Suite:
         parameters: Family of corruption parameters: cifar, tiny or imagenet.
         folders: Usual names of the folder with the published corrupted images.
         rows: Images a severity in the published .npy files.
+        reference: The errors that mCE is relative to; None where none are published.
         text: The file's text.
     """
 
@@ -53,6 +69,7 @@ class Suite:
     parameters: str
     folders: tuple[str, ...]
     rows: int
+    reference: Reference | None
     text: str
 
     def cells(self, corruptions: Sequence[str] = (), severities: Sequence[int] = ()) -> list[Cell]:
@@ -112,7 +129,7 @@ def read_suite(path: Path) -> Suite:
     """
     table = read_toml(path)
     required = ("title", "family", "classes")
-    check_keys(table, (*required, "corrupted"), str(path), required)
+    check_keys(table, (*required, "corrupted", "reference"), str(path), required)
     corrupted: dict[str, Any] = table.get("corrupted", {})
     keys = ("corruptions", "severities", "parameters")
     where = f"{path}: [corrupted]"
@@ -127,5 +144,24 @@ def read_suite(path: Path) -> Suite:
         parameters=corrupted.get("parameters", ""),
         folders=tuple(corrupted.get("folders", ())),
         rows=corrupted.get("rows", 0),
+        reference=_read_reference(table.get("reference"), corrupted, path),
         text=path.read_text(encoding="utf-8"),
+    )
+
+
+def _read_reference(
+    table: Mapping[str, Any] | None, corrupted: Mapping[str, Any], path: Path
+) -> Reference | None:
+    if table is None:
+        return None
+    where = f"{path}: [reference]"
+    check_keys(table, ("source", "clean_error", "errors"), where, ("source", "errors"))
+    names = corrupted.get("corruptions", ())
+    check_keys(table["errors"], names, f"{where} errors", names)
+    for name, error in {**table["errors"], "clean_error": table.get("clean_error", 0.0)}.items():
+        check_type(error, float, f"{where} {name}")
+        if not 0 <= error <= 1:
+            raise InputError(f"{where} {name}: expected a fraction from 0 to 1, got {error}.")
+    return Reference(
+        source=table["source"], clean_error=table.get("clean_error"), errors=table["errors"]
     )

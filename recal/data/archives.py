@@ -143,10 +143,20 @@ def _content(member: Member) -> bytes:
 
 # a suite asks for dozens of folders of the same few archives
 @lru_cache(maxsize=4)
-def _listed(archive: Path, _mtime: int, size: int) -> tuple[Member, ...]:
+def _listed(archive: Path, _mtime: int, _size: int) -> tuple[Member, ...]:
+    return tuple(images_in(archive))
+
+
+def images_in(archive: Path) -> Iterator[Member]:
+    """Yield the images inside a tar file in the order in which they stand there.
+
+    Raises:
+        InputError: As `open_tars` says.
+    """
     try:
         with tarfile.open(archive, "r:") as tar:
-            return tuple(_images(tar, archive, start=0, size=size, prefix="", nested=True))
+            size = archive.stat().st_size
+            yield from _images(tar, archive, start=0, size=size, prefix="", nested=True)
     except (tarfile.TarError, OSError, EOFError, UnicodeError, ValueError) as error:
         raise InputError(
             f"{archive}: expected a whole tar archive without compression, got another file "
@@ -160,7 +170,7 @@ def _images(
     """Yield the images of an archive that begins at byte `start` of the file `archive`."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep what it has read, a kilobyte an image
-        name = _checked_name(member, archive, prefix)
+        name = checked_name(member, archive, prefix)
         if member.isdir():
             continue
         if member.offset_data + member.size > size:
@@ -174,10 +184,11 @@ def _images(
                 )
         elif is_image_name(name):
             yield Member(archive, name, offset, member.size)
-    _check_end(tar, archive)
+    check_end(tar, archive)
 
 
-def _checked_name(member: tarfile.TarInfo, archive: Path, prefix: str) -> str:
+def checked_name(member: tarfile.TarInfo, archive: Path, prefix: str) -> str:
+    """Return a member's path inside, without doubled slashes; refuse what is no plain file."""
     inside, name = PurePosixPath(member.name), prefix + member.name
     if inside.is_absolute() or ".." in inside.parts:
         raise InputError(f"{archive}: '{name}' leads out of it. Refused.")
@@ -187,7 +198,7 @@ def _checked_name(member: tarfile.TarInfo, archive: Path, prefix: str) -> str:
     return f"{prefix}{inside}"  # without ./ and doubled slashes
 
 
-def _check_end(tar: tarfile.TarFile, archive: Path) -> None:
+def check_end(tar: tarfile.TarFile, archive: Path) -> None:
     """Refuse an archive whose listing ended at a damaged header: tarfile says nothing then."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)

@@ -83,13 +83,10 @@ def check_pixels(images: SuiteImages, cells: Sequence[Cell]) -> None:
     Raises:
         InputError: It names the cell and the image.
     """
-    for cell in cells:
-        # what is corrupted here has been clean before
-        if cell.corruption is None or images.published is not None:
-            images.read(cell, images.chosen(cell).indices[:1])
     corrupted = [cell for cell in cells if cell.corruption is not None]
-    if corrupted and images.published is None:
-        images.read(corrupted[0], images.chosen(corrupted[0]).indices[:1])
+    # what is corrupted here is the same in every cell before it is
+    for cell in cells if images.published is not None else [*cells[:1], *corrupted[:1]]:
+        images.check(cell)
 
 
 def _choose(suite: Suite, images: CleanImages | Published, limit: int | None, seed: int) -> Chosen:
@@ -116,7 +113,7 @@ def _how_to_get(suite: Suite, data: Path | None, error: InputError | None) -> st
     if suite.corruptions and suite.folders:
         ways.append(f"the published images ({_getting(suite.data, suite.folders[0])})")
     if suite.parameters or not suite.corruptions:
-        purpose = " to corrupt" if suite.corruptions else ""
+        purpose = " to regenerate them from" if suite.corruptions else ""
         folder = suite.clean.folders[0] if suite.clean.folders else "class folders"
         ways.append(f"clean test images{purpose} ({_getting(suite.clean.data, folder)})")
     reason = f"({error})" if data is not None and error is not None else places_searched(data)

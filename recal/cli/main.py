@@ -21,6 +21,7 @@ COMMANDS = {
     "policies": ("recal.cli.policies", "List the augmentation policies; draw what one does."),
     "calibrate": ("recal.cli.calibrate", "Re-estimate BatchNorm statistics; write a variant."),
     "mix": ("recal.cli.mix", "Mix variants: the path between branches, or towards a prior."),
+    "suites": ("recal.cli.suites", "List the benchmarks, and what of them is on this machine."),
     "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),
     "convert": ("recal.cli.convert", "Write a variant as an ordinary checkpoint."),
     "export": ("recal.cli.export", "Write a variant as an ONNX file that is proven to match."),

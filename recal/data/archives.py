@@ -147,7 +147,7 @@ def _listed(archive: Path, _mtime: int, size: int) -> tuple[Member, ...]:
     try:
         with tarfile.open(archive, "r:") as tar:
             return tuple(_images(tar, archive, start=0, size=size, prefix="", nested=True))
-    except (tarfile.TarError, OSError, EOFError, UnicodeError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise InputError(
             f"{archive}: expected a whole tar archive without compression, got another file "
             f"({error}). Unpack it and name the folder."

@@ -10,6 +10,7 @@ from recal.data.draws import keyed_draws, seeded_batches
 from recal.data.layouts import open_images
 from recal.data.loading import PolicyImages, load_batches
 from recal.data.policies import load_policy
+from recal.data.prepared import PreparedImages, PreparedTogether
 from recal.errors import InputError
 
 
@@ -53,6 +54,37 @@ def test_augmented_batches_do_not_depend_on_workers(class_folders, workers):
     there = list(load_batches(images, batches, workers))
     assert [len(batch) for batch in here] == [8, 8, 4]
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_several_policies_read_together_draw_as_each_does_alone(class_folders):
+    source = open_images(class_folders, "train")
+    reads = []
+
+    class Counted:
+        where = source.where
+
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            reads.append(index)
+            return source[index]
+
+    names = ["strong_noise", "clean", "weak", "half_strong", "augmix", "cutout"]
+    policies = [load_policy("cifar", name) for name in names]
+    indices = np.array([11, 3, 59, 0])
+    torch.manual_seed(1)
+    together = PreparedTogether(Counted(), policies, 7, 32).batch_all(indices)
+    assert reads == indices.tolist(), "each image is decoded once"
+    after = draw()
+    for policy, batch in zip(policies, together, strict=True):
+        alone = PreparedImages(source, policy, 7, 32)
+        assert np.array_equal(batch, np.stack([alone.read(int(i)) for i in indices]))
+        assert np.array_equal(batch, alone.batch(indices[::-1])[::-1])
+    one = PreparedTogether(source, policies, 7, 32).read_all(59)
+    assert all(np.array_equal(a, b[2]) for a, b in zip(one, together, strict=True))
+    torch.manual_seed(1)
+    assert float(torch.rand(())) == after[2]
 
 
 def test_weak_policy_is_a_shifted_window_of_the_reflected_image():

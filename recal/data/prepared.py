@@ -99,7 +99,7 @@ class PreparedTogether:
     def __init__(
         self, source: ImageSource, policies: Sequence[Policy], seed: int, size: int
     ) -> None:
-        self.source = source
+        self.source, self.size = source, size
         self.each = tuple(PreparedImages(source, policy, seed, size) for policy in policies)
         self._draws = any(policy.draws for policy in policies)
 

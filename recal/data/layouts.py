@@ -49,8 +49,10 @@ def open_images(folder: Path, split: str) -> ImageSource:
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return source
+    others = _split_names() & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+    found = f"only {', '.join(sorted(others))}" if others else "none"
     raise InputError(
-        f"{folder}: expected images for '{split}', got none. It may hold CIFAR's own files, "
+        f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
         "images, or tar files of them."
     )

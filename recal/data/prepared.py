@@ -74,8 +74,8 @@ class PreparedImages:
         if image.shape != (self.size, self.size, 3):
             height, width = image.shape[:2]
             raise InputError(
-                f"{self.source.where}: image {index}: expected {self.size}x{self.size} pixels "
-                f"after the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
+                f"{self.source.name(index)}: expected {self.size}x{self.size} pixels after "
+                f"the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
                 "choose a family or policy that resizes."
             )
         return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,15 @@ def load_family(name: str) -> Family:
         classes=table.get("classes"),
         folders={int(count): tuple(names) for count, names in table["folders"].items()},
     )
+
+
+def nearest_family(side: int) -> str:
+    """Return the family whose input is nearest in size to images of `side` pixels.
+
+    The sample's is left out: its images are known, and as large as CIFAR's.
+    """
+    sizes = {name: load_family(name).size for name in family_names() if name != "sample"}
+    return min(sizes, key=lambda name: abs(math.log(side / sizes[name])))
 
 
 def policy_names(family: str) -> list[str]:

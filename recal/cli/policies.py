@@ -63,7 +63,10 @@ def show(
     drawn = [PreparedImages(source, policy, seed + draw, size) for draw in range(DRAWS)]
     clean = load_policy(family, "clean").transform()
     rows = [
-        (source.name(index), [clean(source[index]), *(images.read(index) for images in drawn)])
+        (
+            source.name(index).removeprefix(f"{source.where}/"),
+            [clean(source[index]), *(images.read(index) for images in drawn)],
+        )
         for index in chosen
     ]
     width, height = write_sheet(

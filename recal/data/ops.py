@@ -8,11 +8,11 @@ they may be) and add one line to the table at the foot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from recal.data.arguments import Between, Colour, Pixels, Share, Side
 from recal.errors import InputError
@@ -108,10 +108,12 @@ def rand_augment(
     """
     from timm.data.auto_augment import rand_augment_transform
 
-    config = f"rand-m{magnitude}-n{n}-mstd{mstd:.6f}-inc{int(increasing)}"
-    return rand_augment_transform(  # type: ignore[no-any-return]
-        config, {"translate_const": translate, "img_mean": tuple(fill)}
+    transform = rand_augment_transform(
+        f"rand-m{magnitude}-n{n}-mstd{mstd:.6f}-inc{int(increasing)}",
+        {"translate_const": translate, "img_mean": tuple(fill)},
     )
+    _mend(transform.ops)
+    return transform  # type: ignore[no-any-return]
 
 
 def auto_augment(
@@ -135,9 +137,12 @@ def auto_augment(
         return v2.AutoAugment(AutoAugmentPolicy(policy), fill=fill)  # type: ignore[no-any-return]
     from timm.data.auto_augment import auto_augment_transform
 
-    return auto_augment_transform(  # type: ignore[no-any-return]
+    transform = auto_augment_transform(
         f"{policy}-mstd{mstd:.6f}", {"translate_const": translate, "img_mean": tuple(fill)}
     )
+    for ops in transform.policy:
+        _mend(ops)
+    return transform  # type: ignore[no-any-return]
 
 
 def aug_mix(
@@ -159,10 +164,23 @@ def aug_mix(
     """
     from timm.data.auto_augment import augment_and_mix_transform
 
-    config = f"augmix-m{magnitude}-w{width}" + (f"-d{depth}" if depth else "")
-    return augment_and_mix_transform(  # type: ignore[no-any-return]
-        config, {"translate_const": translate, "img_mean": tuple(fill)}
+    transform = augment_and_mix_transform(
+        f"augmix-m{magnitude}-w{width}" + (f"-d{depth}" if depth else ""),
+        {"translate_const": translate, "img_mean": tuple(fill)},
     )
+    _mend(transform.ops)
+    return transform  # type: ignore[no-any-return]
+
+
+def _mend(ops: Iterable[Any]) -> None:
+    """Let timm's posterize keep no bit at all, as it asks for: Pillow 13 refuses to do that."""
+    for op in ops:
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new("RGB", image.size)
 
 
 def trivial_augment(*, fill: Colour) -> Transform:

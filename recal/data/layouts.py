@@ -116,7 +116,7 @@ def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
     """Return a split's images; a folder that all of them lie in, the packed one, is passed over."""
     while len(tops := source.folders()) == 1 and not tops & _split_names():
         inner = source.below("/".join(filter(None, (source.folder, *tops))))
-        if len(inner) < len(source) or not inner.folders():
+        if len(inner) < len(source):
             break
         source = inner
     name = _split_name(tops, split)

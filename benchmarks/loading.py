@@ -71,9 +71,7 @@ def main() -> None:
         alone = "".join(f"{base / seconds[f'{name} {w}']:8.2f}" for w in WORKERS)
         both = "".join(f"{base / seconds[f'{name} {w} and forward']:8.2f}" for w in WORKERS)
         print(f"{name:16} {alone:>30} {both:>24}")
-    print(
-        f"\none decoded image through all: {seconds['each'] / seconds['together']:.2f} times as fast"
-    )
+    print(f"\none decoded image for all: {seconds['each'] / seconds['together']:.2f} times as fast")
 
 
 class Bench:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, Corruption, corrupt
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 from recal.corruptions.digital import pixelate
 from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import FAMILIES

@@ -9,8 +9,9 @@ from PIL import Image
 
 from recal.data.archives import open_tars
 from recal.data.layouts import open_images
-from recal.data.loading import PolicyImages, load_batches
+from recal.data.loading import Batches
 from recal.data.policies import load_policy
+from recal.data.prepared import PreparedTogether
 from recal.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -116,11 +117,11 @@ def test_workers_read_a_tar_as_this_process_does(class_folders, tmp_path):
     path = tmp_path / "all.tar"
     with tarfile.open(path, "w") as tar:
         tar.add(class_folders, arcname="")
-    images = PolicyImages(open_images(path, "train"), load_policy("cifar", "weak"), 0, 32)
-    images[0]
+    images = PreparedTogether(open_images(path, "train"), [load_policy("cifar", "weak")], 0, 32)
+    images.read_all(0)
     batches = [np.arange(8), np.arange(8, 20), np.arange(20, 60)]
-    here, there = (list(load_batches(images, batches, workers)) for workers in (0, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
+    here, there = (list(Batches(images, batches, workers=workers)) for workers in (0, 2))
+    assert all(np.array_equal(a, b) for (a,), (b,) in zip(here, there, strict=True))
 
 
 def linked(kind):

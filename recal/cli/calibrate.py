@@ -65,6 +65,8 @@ def command(
             options=options,
         )  # fmt: skip
         return
+    import torch
+
     from recal.bn.variant import save_variant
     from recal.calibration import calibrate, calibration_images, usual_affine
     from recal.checkpoint.checkpoint import load_checkpoint
@@ -88,7 +90,7 @@ def command(
     )
     with progress_bar("images") as bar:
         variant = calibrate(
-            loaded, mode=chosen, affine=affine, data=images, device=choose_device(device),
+            loaded, mode=chosen, affine=affine, data=images, device=torch.device(choose_device(device)),
             progress=bar, **options, **asked,
         )  # fmt: skip
     if output is None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from recal.corruptions.blur import too_small
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,6 +8,9 @@ from PIL import Image
 
 from recal.data.broken import broken_images, without_broken
 from recal.data.layouts import open_images
+from recal.data.loading import Batches
+from recal.data.policies import Policy
+from recal.data.prepared import PreparedTogether
 from recal.data.sources import ArraySource, decode
 from recal.errors import BrokenImageError, InputError
 
@@ -114,6 +117,20 @@ def test_the_error_names_the_first_few_and_counts_all(partly_broken):
     assert "bad0.jpg" in message
     assert "bad2.jpg and 2 more. Replace" in message
     assert "bad3.jpg" not in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_meets_one_counts_all(partly_broken, workers):
+    policy = Policy(name="as_is", family=None, summary="", ops=(), text="")
+    images = PreparedTogether(partly_broken, [policy], 0, 9)
+    order = np.array([4, 3, 2, 1, 0, 16, 15, 14, 13, 12])
+    with pytest.raises(BrokenImageError) as caught:
+        list(Batches(images, np.split(order, 5), workers=workers))
+    assert "got 5 out of 10 that cannot be decoded" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(InputError, match=r"got 12x9\. Set --size") as size:
+        list(Batches(images, [np.array([16])], workers=workers))
+    assert "Traceback" not in str(size.value)
 
 
 def test_arrays_have_nothing_to_decode(tmp_path):

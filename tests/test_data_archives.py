@@ -92,6 +92,18 @@ def test_tars_named_for_splits_are_the_splits(tmp_path):
     assert len(open_images(tmp_path, "train")) == 2
 
 
+def test_a_packed_folder_of_plain_images_is_read_as_that_folder(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(png(i))
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(folder, arcname="trip/photos")
+    packed, unpacked = (open_images(tmp_path / n, "train") for n in ("photos.tar", "photos"))
+    assert packed.labels is None
+    assert packed.fingerprint([0, 1, 2]) == unpacked.fingerprint([0, 1, 2])
+
+
 def test_images_without_folders_have_no_labels_and_other_files_are_passed_over(tmp_path):
     path = pack(
         tmp_path / "a.tar", {"2.png": png(2), "1.png": png(1), "._1.png": b"", "list.txt": b"1"}

@@ -121,5 +121,5 @@ def test_gaussian_noise_has_the_declared_spread():
 def test_an_image_of_another_size_is_refused(class_folders):
     source = open_images(class_folders, "test")
     images = PreparedImages(source, load_policy("cifar", "clean"), 0, size=64)
-    with pytest.raises(InputError, match=r"image 0: expected 64x64 .* got 32x32"):
+    with pytest.raises(InputError, match=r"class0/0\.png: expected 64x64 .* got 32x32"):
         images.read(0)

@@ -49,8 +49,10 @@ def open_images(folder: Path, split: str) -> ImageSource:
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return source
+    others = _split_names() & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+    found = f"only {', '.join(sorted(others))}" if others else "none"
     raise InputError(
-        f"{folder}: expected images for '{split}', got none. It may hold CIFAR's own files, "
+        f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
         "images, or tar files of them."
     )
@@ -114,7 +116,7 @@ def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
     """Return a split's images; a folder that all of them lie in, the packed one, is passed over."""
     while len(tops := source.folders()) == 1 and not tops & _split_names():
         inner = source.below("/".join(filter(None, (source.folder, *tops))))
-        if len(inner) < len(source) or not inner.folders():
+        if len(inner) < len(source):
             break
         source = inner
     name = _split_name(tops, split)

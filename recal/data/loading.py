@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from recal.data.broken import broken_images, without_broken
+from recal.errors import BrokenImageError, RecalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from recal.data.prepared import PreparedTogether
@@ -20,16 +23,22 @@ KEPT_BYTES = 2 << 30
 Pixels = tuple[torch.Tensor, ...]
 
 
-class _Fetched(Dataset[Pixels]):
-    """Hands whole batches to torch's loader."""
+class _Fetched(Dataset[Pixels | RecalError]):
+    """Hands whole batches to torch's loader, or the error that one met.
+
+    Raised in a worker, an error would come back with a traceback for a message.
+    """
 
     def __init__(self, images: PreparedTogether) -> None:
         self._images = images
 
-    def __getitems__(self, indices: list[int]) -> Pixels:
-        return tuple(torch.from_numpy(batch) for batch in self._images.batch_all(indices))
+    def __getitems__(self, indices: list[int]) -> Pixels | RecalError:
+        try:
+            return tuple(torch.from_numpy(batch) for batch in self._images.batch_all(indices))
+        except RecalError as error:
+            return error
 
-    def __getitem__(self, index: int) -> Pixels:
+    def __getitem__(self, index: int) -> Pixels | RecalError:
         return self.__getitems__([index])
 
 
@@ -77,10 +86,19 @@ class Batches:
             collate_fn=_as_it_is,
             num_workers=self._workers,
         ):
+            if isinstance(batch, BrokenImageError):
+                raise self._all_broken()
+            if isinstance(batch, RecalError):
+                raise batch
             if self._keeps:
                 read.append(batch)
             yield batch
         self._kept = read
+
+    def _all_broken(self) -> BrokenImageError:
+        indices = np.concatenate(self._batches)
+        _, broken = without_broken(self._images.source, indices)
+        return broken_images(self._images.source, broken, len(indices))
 
 
 def normalise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,6 +49,10 @@ class PreparedImages:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the transform is built anew where loaders start their workers with pickles
+        return type(self), (self.source, self.policy, self.seed, self.size)
+
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return image `index`, uint8 (size, size, 3).
 
@@ -70,12 +74,20 @@ class PreparedImages:
         """
         if self.policy.draws:
             seed_draws(self.seed, index)
-        image = self._transform(pixels)
+        try:
+            image = self._transform(pixels)
+        except ValueError as error:  # torchvision's, of a crop larger than the image and the like
+            height, width = pixels.shape[:2]
+            raise InputError(
+                f"{self.source.name(index)}: expected an image that the policy "
+                f"'{self.policy.name}' can be applied to, got {width}x{height} pixels ({error}). "
+                "Choose a family or policy that suits it."
+            ) from error
         if image.shape != (self.size, self.size, 3):
             height, width = image.shape[:2]
             raise InputError(
-                f"{self.source.where}: image {index}: expected {self.size}x{self.size} pixels "
-                f"after the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
+                f"{self.source.name(index)}: expected {self.size}x{self.size} pixels after "
+                f"the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
                 "choose a family or policy that resizes."
             )
         return image

@@ -229,7 +229,7 @@ def _calibrated(
             "seed": settings.seed,
             "tolerance": settings.tolerance,
             "autocast": None if settings.autocast is None else str(settings.autocast),
-            "standard_errors": {n: asdict(error) for n, error in layer_errors(layers).items()},
+            "errors": {n: asdict(error) for n, error in layer_errors(layers).items()},
             "layers_without_data": sorted(known - set(layers)),
         },
     )

@@ -48,8 +48,8 @@ class Settings:
         samples: How many images at most, drawn by the seed; None for all.
         batch_size: Images a batch.
         seed: Of the choice and order of images, and of the policies' draws.
-        tolerance: Stop when the 95 % error bound of the least precise layer (mean in standard
-            deviations, variance relative) is no larger; None to use all samples.
+        tolerance: Stop when the 95 % error bound of the least precise layer (of the mean in
+            standard deviations, of the variance relative) is no larger; None to use all samples.
         min_images: Fewer are refused.
         device: Where the network runs.
         workers: Processes that decode and augment.

@@ -151,3 +151,20 @@ def test_channels_last_images_give_the_sums_of_float64(shape, shift):
     kernel = Moments.of(values.contiguous(memory_format=torch.channels_last)).about(torch.zeros(()))
     exact = Moments.of(values.double()).about(torch.zeros(()))
     np.testing.assert_allclose(kernel.sums, exact.sums, rtol=1e-13, atol=1e-10)
+
+
+def test_independent_channels_are_counted():
+    rng = np.random.default_rng(0)
+
+    def count(values):
+        batches = np.split(values, 8)
+        return reduce(Moments.merge, map(moments_of, batches)).independent_channels()
+
+    images = rng.normal(size=(1024, 32, 4, 1))
+    of_mean, of_variance = count(images)
+    assert 26 < of_mean <= 32
+    assert 26 < of_variance <= 32
+    together = np.repeat(images[:, :1], 32, axis=1)
+    assert count(together) == pytest.approx((1, 1), abs=0.1)
+    fours = np.repeat(images[:, :4], 8, axis=1)
+    assert count(fours) == pytest.approx((4, 4), rel=0.2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from recal.bn.sums import image_sums
 # rows of `Moments.sums`: for image i with k values of sum a and sum of squares b, both of
 # deviations from the pivot, the sums over images of these products
 A, B, KA, KB, AA, AB, BB = range(7)
+TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Moments:
         pivot: What deviations are taken from, (C,); near the mean, so that squares cost no digits.
         sums: (7, C), float64, or float32 where the device has no float64.
         lost: What rounding has taken from `sums`, to be added to them, likewise.
+        pairs: Number of ordered pairs of images that shared a batch.
+        pair_squares: Sum over those pairs of the squared inner product, over channels, of the two
+            images' parts in the error: of the mean, and of the log-variance; (2,), float64. It
+            tells how far channels err together.
     """
 
     images: int
@@ -33,6 +38,8 @@ class Moments:
     pivot: torch.Tensor
     sums: torch.Tensor
     lost: torch.Tensor
+    pairs: int
+    pair_squares: torch.Tensor
 
     @classmethod
     def of(cls, values: torch.Tensor) -> Moments:
@@ -46,8 +53,11 @@ class Moments:
         rows = [a.sum(0), b.sum(0), k * a.sum(0), k * b.sum(0)]
         rows += [(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)]
         sums = torch.stack(rows)
-        images = len(values)
-        return cls(images, images * k, images * k * k, pivot, sums, torch.zeros_like(sums))
+        n = len(values)
+        return cls(
+            n, n * k, n * k * k, pivot, sums, torch.zeros_like(sums), n * (n - 1),
+            _pair_squares(a / k, b / k).to(sums),
+        )  # fmt: skip
 
     @property
     def mean(self) -> torch.Tensor:
@@ -84,6 +94,8 @@ class Moments:
             self.pivot,
             total,
             self.lost + other.lost + error,
+            self.pairs + other.pairs,
+            self.pair_squares + other.pair_squares,
         )
 
     def about(self, pivot: torch.Tensor) -> Moments:
@@ -100,12 +112,17 @@ class Moments:
             s[BB] + d * (4 * s[AB] + d * (4 * s[AA] + 2 * s[KB] + d * (4 * s[KA] + kk * d))),
         ]
         sums = torch.stack(rows)
-        return Moments(self.images, k, kk, pivot, sums, torch.zeros_like(sums))
+        return replace(self, pivot=pivot, sums=sums, lost=torch.zeros_like(sums))
 
     def on_cpu(self) -> Moments:
         """Return the same in float64 on the CPU."""
-        wide = [t.cpu().double() for t in (self.pivot, self.sums, self.lost)]
-        return Moments(self.images, self.count, self.square_count, *wide)
+        return replace(
+            self,
+            pivot=self.pivot.cpu().double(),
+            sums=self.sums.cpu().double(),
+            lost=self.lost.cpu().double(),
+            pair_squares=self.pair_squares.cpu().double(),
+        )
 
     def standard_errors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how far mean and variance may be off, with images as independent draws.
@@ -136,9 +153,40 @@ class Moments:
         )
         return torch.where(varies, errors[0], 0.0), torch.where(varies, errors[1], 0.0)
 
+    def independent_channels(self) -> tuple[float, float]:
+        """Return how many independent channels would err as these do, for mean and log-variance.
+
+        With S the covariance over channels of one image's part in the error, trace(S)^2 /
+        trace(S^2): C where channels are independent and alike, 1 where they err together. The trace
+        of S^2 is the mean over pairs of images of their squared inner product.
+
+        Source: Satterthwaite, "An approximate distribution of estimates of variance components",
+        Biometrics 2, 1946.
+        """
+        if not self.pairs:
+            return 1.0, 1.0
+        most = float(len(self.pivot))
+        found = []
+        for error, squares in zip(self.standard_errors(), self.pair_squares, strict=True):
+            trace = float(error.square().sum()) * self.images
+            of_square = max(float(squares) / self.pairs, trace**2 / most, TINY)
+            found.append(min(most, max(1.0, trace**2 / of_square)))
+        return found[0], found[1]
+
     @property
     def _total(self) -> torch.Tensor:
         return self.sums + self.lost
+
+
+def _pair_squares(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the sums over pairs of images, (2,), from means and mean squares about the pivot."""
+    variance = b.mean(0)
+    safe = torch.where(variance > 0, variance, 1.0)
+    squares = []
+    for part in (a / safe.sqrt(), (b - variance) / safe):
+        products = part.float() @ part.float().T
+        squares.append(products.square().sum() - products.diagonal().square().sum())
+    return torch.stack(squares)
 
 
 def _wide(device: torch.device) -> torch.dtype:

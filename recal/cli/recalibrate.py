@@ -48,7 +48,7 @@ def recalibrate_file(
     chosen = load_policy(spec.family, mode) if policy is None else read_policy(policy)
     with progress_bar("images") as bar:
         variant = recalibrate(
-            model, images, spec, chosen, samples=options["samples"],
+            model, images, spec, chosen, samples=options["samples"] or DEFAULT_SAMPLES,
             batch_size=options["batch_size"], seed=options["seed"], where=str(path), progress=bar,
         )  # fmt: skip
     output = output or Path(f"{path.stem}-{chosen.name}.safetensors")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from recal.data.archives import open_tars
+from recal.data.finding import find_images
 from recal.data.layouts import open_images
 from recal.data.loading import Batches
 from recal.data.policies import load_policy
@@ -102,6 +103,18 @@ def test_a_packed_folder_of_plain_images_is_read_as_that_folder(tmp_path):
     packed, unpacked = (open_images(tmp_path / n, "train") for n in ("photos.tar", "photos"))
     assert packed.labels is None
     assert packed.fingerprint([0, 1, 2]) == unpacked.fingerprint([0, 1, 2])
+
+
+def test_tars_in_a_place_for_data_sets_are_taken_by_name_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECAL_DATA", str(tmp_path))
+    pack(tmp_path / "blur.tar", {"blur/1/n0/1.png": png(1)})
+    with pytest.raises(InputError, match="expected images, got none"):
+        find_images(None, ["imagenet"], "train", classes=None, what="images")
+    (tmp_path / "imagenet").mkdir()
+    pack(tmp_path / "imagenet" / "n0.tar", {"1.png": png(7)})
+    for data in (None, tmp_path):
+        source = find_images(data, ["imagenet"], "train", classes=None, what="images")
+        assert int(source[0][0, 0, 0]) == 7
 
 
 def test_images_without_folders_have_no_labels_and_other_files_are_passed_over(tmp_path):

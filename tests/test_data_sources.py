@@ -200,3 +200,17 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
     (tmp_path / "cat" / "._1.png").write_bytes(b"left behind by a system")
     source = open_images(tmp_path, "train")
     assert (source.classes, len(source)) == (("cat",), 1)
+
+
+def test_calibrate_with_broken_images_writes_nothing(recal, split_checkpoint, tmp_path):
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for i in range(10):
+        COLOUR.resize((32, 32)).save(folder / f"good{i}.png")
+    for i in range(5):
+        zero_bytes(folder / f"bad{i}.jpg")
+    status, _, err = recal("calibrate", split_checkpoint, "--data", folder, "-o", "v.safetensors")
+    assert status == 3
+    assert "got 5 out of 15 that cannot be decoded" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "v.safetensors").exists()

@@ -73,5 +73,9 @@ def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list
     The order is random, because files often come sorted by class; it is fixed by the seed. The
     last batch may be smaller.
     """
-    order = np.random.default_rng(seed).permutation(count)[:samples]
+    return in_batches(np.random.default_rng(seed).permutation(count)[:samples], batch_size)
+
+
+def in_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Cut the numbers of images into batches; the last may be smaller."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

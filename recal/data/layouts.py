@@ -22,7 +22,7 @@ TRAIN, TEST = "train", "test"
 SPLIT_FOLDERS = {TRAIN: ("train",), TEST: ("test", "val", "validation")}
 
 
-def open_images(folder: Path, split: str) -> ImageSource:
+def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSource:
     """Open one split of the images in a folder or file, whatever its layout.
 
     Args:
@@ -31,6 +31,7 @@ def open_images(folder: Path, split: str) -> ImageSource:
             idx files; class folders, below `train/` and `test/` (or `val/`) or directly; images; or
             tar files with any of these folders in them. It may also be an .npy, .npz or .tar file.
         split: `train` or `test`. What has no splits is used for either.
+        archives: Whether tar files that lie in the folder count.
 
     Raises:
         InputError: There is nothing, no image in it, or what is there is malformed.
@@ -44,7 +45,7 @@ def open_images(folder: Path, split: str) -> ImageSource:
             f"file.{hint}"
         )
     for read in LAYOUTS if folder.is_dir() else (FILES[folder.suffix.lower()],):
-        source = read(folder, split)
+        source = read(folder, split) if archives or read is not _tars else None
         if source is not None:
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")

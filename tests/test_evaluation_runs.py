@@ -185,7 +185,9 @@ def test_changed_weights_labels_and_classes_never_reuse_a_cell(
             output=tmp_path / "run", **options,
         )  # fmt: skip
         files = (run.folder / "cells").rglob("contrast-2.parquet")
-        return max(file.stat().st_mtime_ns for file in files), read_target_cell(run.folder, str(path), "contrast-2")
+        return max(file.stat().st_mtime_ns for file in files), read_target_cell(
+            run.folder, str(path), "contrast-2"
+        )
 
     first, before = evaluated()
     assert evaluated()[0] == first

@@ -188,12 +188,20 @@ def calibrate_matrix(
         {key: built[key[0]] for key in keys}, {key: key[1] for key in keys}, images, settings,
         mean=spec.mean, std=spec.std, progress=progress,
     )  # fmt: skip
-    # hashing reads every image's file: once is enough
     world = settings.world
+    # names below the data's place: a variant says nothing of this machine's folders
+    skipped = [name.removeprefix(str(source.where)).lstrip("/: ") for name in found.skipped]
+    # hashing reads every image's file: one process is enough
     data_sha256 = world.gather(source.fingerprint(found.used) if world.leads else "")[0]
     return {
         (affine, policies[number].name): _calibrated(
-            stored[affine], policies[number], settings, found, (affine, number), data_sha256
+            stored[affine],
+            policies[number],
+            settings,
+            found,
+            (affine, number),
+            data_sha256,
+            skipped,
         )
         for affine, number in keys
     }
@@ -206,6 +214,7 @@ def _calibrated(
     found: Estimation[tuple[str, int]],
     key: tuple[str, int],
     data_sha256: str,
+    skipped: list[str],
 ) -> Variant:
     layers = found.layers[key]
     tensors = dict(stored.tensors)
@@ -223,6 +232,7 @@ def _calibrated(
             "policy_text": policy.text,
             "data_sha256": data_sha256,
             "images": len(found.used),
+            "skipped": skipped,
             "batch_size": settings.batch_size,
             "estimator": settings.estimator,
             "passes": found.passes[key],

@@ -13,7 +13,8 @@ from recal.bn.consistent import Consistent, consistent
 from recal.bn.estimators import CONSISTENT, ESTIMATORS, ONE_PASS, Estimate, OnePass
 from recal.bn.observing import Listener, observe
 from recal.bn.precision import bound, images_needed, layer_errors
-from recal.data.draws import seeded_batches
+from recal.data.broken import without_broken
+from recal.data.draws import DEFAULT_SAMPLES, seeded_batches
 from recal.data.loading import Batches, Pixels, normalise
 from recal.declared import pick
 from recal.distributed import ALONE, World
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 
-DEFAULT_SAMPLES = 10_000
 DEFAULT_BATCH = 128
 # fewer images say next to nothing of a channel's variance
 MIN_IMAGES = 8
@@ -51,6 +51,7 @@ class Settings:
         tolerance: Stop when the 95 % error bound of the least precise layer (of the mean in
             standard deviations, of the variance relative) is no larger; None to use all samples.
         min_images: Fewer are refused.
+        skip_broken: Whether images that cannot be decoded are left out; else they are an error.
         device: Where the network runs.
         workers: Processes that decode and augment.
         autocast: Reduced precision of the forward pass; not of the moments.
@@ -63,6 +64,7 @@ class Settings:
     seed: int = 0
     tolerance: float | None = None
     min_images: int = MIN_IMAGES
+    skip_broken: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
     autocast: torch.dtype | None = None
@@ -83,11 +85,13 @@ class Estimation(Generic[Key]):
     Attributes:
         layers: For each key, the statistics of every layer that saw data, by path.
         used: Indices of the images, in order.
+        skipped: Names of images that cannot be decoded and were left out.
         passes: How often they went through each network.
     """
 
     layers: dict[Key, dict[str, Estimate]]
     used: list[int]
+    skipped: tuple[str, ...]
     passes: dict[Key, int]
 
 
@@ -118,9 +122,7 @@ def estimate(
     Raises:
         InputError: Too few images, one that cannot be used, or values that are not finite.
     """
-    batches = seeded_batches(
-        len(images), settings.samples or len(images), settings.batch_size, settings.seed
-    )
+    batches, skipped = _choose(images, settings)
     _check_number(sum(map(len, batches)), images, settings)
     task = _Task(networks, columns, images, settings, mean, std, progress)
     rounds = _Layerwise(task) if settings.estimator == CONSISTENT else _OneReading(task)
@@ -136,7 +138,22 @@ def estimate(
             break
         end = _next_end(batches, end, reached, settings)
     used = [int(index) for batch in batches[:end] for index in batch]
-    return Estimation(layers=layers, used=used, passes=passes)
+    return Estimation(layers=layers, used=used, skipped=skipped, passes=passes)
+
+
+def _choose(
+    images: PreparedTogether, settings: Settings
+) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
+    """Return the batches of images to use, and the names of those left out."""
+    size, world = settings.batch_size, settings.world
+    batches = seeded_batches(len(images), settings.samples or len(images), size, settings.seed)
+    if not settings.skip_broken:
+        return batches, ()
+    found = without_broken(images.source, np.concatenate(batches)) if world.leads else None
+    told = world.gather(found)[0]
+    assert told is not None
+    kept, broken = told
+    return [kept[start : start + size] for start in range(0, len(kept), size)], tuple(broken)
 
 
 def _pilot(batches: Sequence[NDArray[np.int64]], settings: Settings) -> int:

@@ -139,7 +139,7 @@ def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_fold
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recal.calibration.calibrate", interrupted)
+    monkeypatch.setattr("recal.cli.calibrated.calibrate", interrupted)
     status, _, err = recal("calibrate", split_checkpoint, "--data", class_folders)
     assert status == 130
     assert err.strip() == "recal: interrupted"
@@ -258,3 +258,26 @@ def test_autocast_changes_the_forward_pass_and_is_recorded(
     for name, tensor in full.tensors.items():
         if name.endswith("running_var"):
             assert ((half.tensors[name] / tensor) - 1).abs().max() < 0.05
+
+
+def test_broken_images_are_named_and_left_out_only_on_request(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for i, path in enumerate(sorted(class_folders.glob("train/*/*.png"))[:30]):
+        (folder / f"{i:02d}.png").write_bytes(path.read_bytes()[: 40 if i in (4, 9) else None])
+    arguments = [split_checkpoint, "--data", folder, "--batch-size", 10, "-o", "v"]
+    status, _, err = recal("calibrate", *arguments)
+    assert status == 3
+    assert "2 out of 30 that cannot be decoded" in err
+    assert "04.png" in err
+    assert not (tmp_path / "v").exists()
+    status, out, err = recal("calibrate", *arguments, "--skip-broken")
+    assert status == 0
+    assert "from 28 images" in out
+    assert "warning: 2 images cannot be decoded and were left out:" in err
+    assert set(load_variant(tmp_path / "v").statistics["skipped"]) == {"04.png", "09.png"}
+    status, _, err = recal("calibrate", *arguments, "--skip-broken", "--min-images", 29)
+    assert status == 3
+    assert "expected at least 29 images, got 28" in err

@@ -48,12 +48,22 @@ class Moments:
         Nothing is copied off the device.
         """
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        pivot, a, b = image_sums(values, _wide(values.device))
-        k = math.prod(values.shape[2:])
+        return cls.of_images(math.prod(values.shape[2:]), *image_sums(values, _wide(values.device)))
+
+    @classmethod
+    def of_images(cls, k: int, pivot: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Moments:
+        """Return the moments of images whose sums are known.
+
+        Args:
+            k: Values behind each channel of one image, H x W.
+            pivot: What deviations were taken from, (C,).
+            a: Sums of deviations over each image's values, (N, C).
+            b: Sums of their squares, (N, C).
+        """
         rows = [a.sum(0), b.sum(0), k * a.sum(0), k * b.sum(0)]
         rows += [(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)]
         sums = torch.stack(rows)
-        n = len(values)
+        n = len(a)
         return cls(
             n, n * k, n * k * k, pivot, sums, torch.zeros_like(sums), n * (n - 1),
             _pair_squares(a / k, b / k).to(sums),

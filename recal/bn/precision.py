@@ -67,9 +67,7 @@ def quantile_factor(degrees: float) -> float:
 
 def bound(errors: Mapping[str, LayerError]) -> float:
     """Return the bound of the least precise layer, which is what a tolerance is held against."""
-    return max(
-        (max(e.mean_bound, e.log_variance_bound) for e in errors.values()), default=math.inf
-    )
+    return max((max(e.mean_bound, e.log_variance_bound) for e in errors.values()), default=math.inf)
 
 
 def images_needed(images: int, reached: float, tolerance: float) -> int:

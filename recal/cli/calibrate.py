@@ -59,6 +59,7 @@ PRECISIONS = ("bfloat16", "float16")
     help="Stop when every layer's 95 % error bound is this small, such as 0.02.",
 )  # fmt: skip
 @click.option("--min-images", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded.")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
@@ -116,7 +117,7 @@ def command(
         for doubt in loaded.doubts:
             messages.print(f"warning: {doubt}")
         if statistics is not None:
-            _refuse(("data", "policy", "mode", "matrix", "tolerance"), "--statistics takes")
+            _refuse(("mode", "policy", "data", "matrix", "tolerance"), "--statistics takes")
             take_stored(loaded, _only(affine, "--affine") or "main", statistics, output, asked)
             return
         settings = _settings(world, **options)
@@ -135,8 +136,9 @@ def command(
 def _settings(world: World, device: str, autocast: str | None, **options: Any) -> Settings:
     import torch
 
+    from recal.data.draws import DEFAULT_SAMPLES
     from recal.distributed import local_device
-    from recal.estimation import DEFAULT_SAMPLES, Settings
+    from recal.estimation import Settings
 
     if options["samples"] is None and options["tolerance"] is None:
         options["samples"] = DEFAULT_SAMPLES

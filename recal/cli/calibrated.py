@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 BOUNDS = ("mean_bound", "log_variance_bound")
+SHOWN = 3
 
 
 def calibrate_one(
@@ -49,7 +50,7 @@ def calibrate_one(
     output = output or Path(f"{checkpoint.path.stem}-{affine}-{name}.safetensors")
     save_variant(variant, output)
     statistics = variant.statistics
-    _warn_of_layers_without_data(variant)
+    _warn(variant)
     console.print(
         f"Statistics of {len(checkpoint.layers)} layers from {statistics['images']:,} images "
         f"({statistics['estimator']}, batches of {statistics['batch_size']}, "
@@ -98,7 +99,7 @@ def calibrate_table(
         table.add_row(path.name, affine, *_cells(variant, source))
     console.print(table)
     estimated = [variant for variant in found.values() if _errors(variant)]
-    _warn_of_layers_without_data(estimated[0])
+    _warn(estimated[0])
     console.print(
         f"{settings.estimator}, batches of {settings.batch_size}, seed {settings.seed}"
         f"{_passes(estimated[0])}. Bounds are those of the least precise layer: of the mean in "
@@ -171,6 +172,12 @@ def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> Non
         )
 
 
-def _warn_of_layers_without_data(variant: Variant) -> None:
+def _warn(variant: Variant) -> None:
+    skipped = variant.statistics["skipped"]
+    if skipped:
+        messages.print(
+            f"warning: {len(skipped):,} images cannot be decoded and were left out: "
+            f"{', '.join(skipped[:SHOWN])}{' and more' if len(skipped) > SHOWN else ''}."
+        )
     for layer in variant.statistics["layers_without_data"]:
         messages.print(f"warning: layer {layer} saw no data and keeps its stored statistics.")

@@ -26,6 +26,7 @@ def recalibrate_file(
 
     from recal.bn.variant_file import write_variant
     from recal.cli.console import console, progress_bar
+    from recal.data.draws import DEFAULT_SAMPLES
     from recal.data.finding import find_images
     from recal.data.policies import load_family, load_policy, read_policy
     from recal.deploy.model_file import read_model

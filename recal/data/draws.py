@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# statistics of so many images are within about 2 % and all of a large set would be a long wait
+DEFAULT_SAMPLES = 10_000
+
+
 @contextmanager
 def keyed_draws(*key: int) -> Iterator[None]:
     """Seed the global generators of `random`, NumPy and torch from a key, for the block alone.

@@ -203,6 +203,28 @@ def test_arrays_of_objects_or_cut_off_are_refused(tmp_path):
         tarred_arrays(pack(tmp_path, tmp_path / "short.tar"))
 
 
+def test_a_set_of_fewer_classes_is_another_set(tmp_path):
+    """CIFAR-10-C where CIFAR-100-C is asked for: its labels are in range."""
+    text = SUITE.replace('"folders"', '"arrays"').replace("classes = 10", "classes = 5")
+    suite = read_suite(write_suite(tmp_path, text.replace("rows = 20", "rows = 50")))
+    for name in suite.corruptions:
+        np.save(tmp_path / f"{name}.npy", pictures(100))
+    np.save(tmp_path / "labels.npy", np.tile(np.arange(50) % 4, 2))
+    with pytest.raises(InputError, match="expected labels of 5 classes, got 4"):
+        opened(suite, tmp_path)
+
+
+def test_other_sets_in_a_usual_place_are_left_alone(tmp_path, monkeypatch):
+    """Tiny-ImageNet-C has the corruptions of ImageNet-C, and is not it."""
+    write_folders(tmp_path / "Tiny-ImageNet-C", corruptions=["fog"], severities=[1])
+    monkeypatch.setenv("RECAL_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    suite = load_suite("imagenetc")
+    for data in (None, tmp_path):
+        with pytest.raises(InputError, match="expected the published images"):
+            open_suite_images(suite, data, 224, suite.cells(["fog"]))
+
+
 def test_labels_that_differ_between_severities_are_refused(tmp_path):
     text = SUITE.replace('"folders"', '"arrays"').replace("rows = 20", "rows = 4")
     suite = read_suite(write_suite(tmp_path, text))

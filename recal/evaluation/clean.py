@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from recal.data.archives import TarSource
 from recal.data.arrays import checked_source, open_array
 from recal.data.finding import candidates, places_searched
@@ -17,7 +19,6 @@ from recal.resources import data_folders
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from recal.data.sources import ImageSource
@@ -104,17 +105,15 @@ def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
     if source.classes is not None:
         labels = class_numbers(source.classes, suite, source.where)[labels]
         names = _names(source)
-        count = class_count(suite)
-        if len(source.classes) < count:
-            warnings.append(
-                f"{source.where}: {len(source.classes):,} of the {count:,} classes have images."
-            )
     highest = class_count(suite) - 1
     if labels.min() < 0 or labels.max() > highest:
         raise InputError(
             f"suite {suite.name}: expected labels 0 to {highest}, got {labels.min()} to "
             f"{labels.max()}. Is {source.where} another data set?"
         )
+    classes = len(np.unique(labels))
+    if classes <= highest:
+        warnings.append(f"{source.where}: {classes:,} of the {highest + 1:,} classes have images.")
     if suite.clean.count and len(source) != suite.clean.count:
         warnings.append(
             f"{source.where}: {len(source):,} images, where the published set has "

@@ -67,6 +67,9 @@ def find_published(suite: Suite, data: Path | None, cells: Sequence[Cell]) -> Pu
     if data is not None and data.suffix == TAR_SUFFIX and data.is_file():
         return in_tars(suite, data, [data], cells)
     for folder in candidates(data, suite.folders):
+        # what lies in a usual place under other names is of other sets
+        if data is None and folder.name not in suite.folders:
+            continue
         if (found := in_folder(suite, folder, cells)) is not None:
             return found
     for where, archives in _archives(suite, data):

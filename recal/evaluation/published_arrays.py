@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from recal.evaluation.suites import Cell, Suite
 
 LABELS = "labels"
+# images a class on average, from which on every class must have some
+MANY = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,6 +93,12 @@ def _checked(suite: Suite, where: Path, arrays: Mapping[str, NDArray[Any]]) -> P
         raise InputError(
             f"{place}: expected labels 0 to {suite.classes - 1}, got {checked.min()} to "
             f"{checked.max()}. Is this another data set?"
+        )
+    classes = len(np.unique(checked))
+    if classes < suite.classes and rows >= MANY * suite.classes:
+        raise InputError(
+            f"{place}: expected labels of {suite.classes} classes, got {classes}. Is this another "
+            "data set?"
         )
     for name, array in arrays.items():
         side = suite.size or (array.shape[1] if array.ndim == 4 else 0)

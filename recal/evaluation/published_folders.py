@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from recal.evaluation.suites import Cell, Suite
 
 
+# ImageNet-C's tar files, whose names some people unpack them below
+GROUPS = ("noise", "blur", "weather", "digital", "extra")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PublishedFolders:
     """Files in folders; see `Published`."""
@@ -120,7 +124,8 @@ def find_folders(suite: Suite, where: Path, cells: Sequence[Cell]) -> PublishedF
     The corruptions may also lie one level deeper, below `noise/` and the like.
     """
     below = [path for path in sorted(where.iterdir()) if path.is_dir()]
-    inner = [path for group in below for path in sorted(group.iterdir()) if path.is_dir()]
+    groups = [path for path in below if path.name in GROUPS]
+    inner = [path for group in groups for path in sorted(group.iterdir()) if path.is_dir()]
     folders = {path.name: path for path in (*inner, *below)}
     if not set(folders) & set(suite.corruptions):
         return None

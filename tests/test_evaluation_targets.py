@@ -220,3 +220,27 @@ def test_execution_is_chosen_by_size_and_device():
     assert choose_execution("auto", "cpu", 32, batch_size=5, threads=3).threads == 3
     with pytest.raises(UsageError, match="expected --backend torch"):
         choose_execution("onnxruntime", "cpu", 32, autocast=True)
+
+
+def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(
+    split_checkpoint, class_folders, tmp_path, monkeypatch
+):
+    from recal.evaluation import backends
+
+    tried = []
+
+    def build_or_not(checkpoint, variant):
+        tried.append(variant)
+        if len(tried) == 1:
+            raise RuntimeError("no such operator\nand more")
+        return build(checkpoint, variant)
+
+    monkeypatch.setattr(backends, "build", build_or_not)
+    run = evaluate(
+        [str(split_checkpoint), f"{split_checkpoint}:aux0"], suite="cifar10c", data=class_folders,
+        corruptions=["contrast"], severities=[1, 2], output=tmp_path / "run",
+    )  # fmt: skip
+    assert len(tried) == 2
+    assert len(run.failures) == 3
+    assert "the network cannot be built (no such operator)" in run.failures[0]
+    assert {cell["target"] for cell in run.document["cells"]} == {f"{split_checkpoint}:aux0"}

@@ -180,6 +180,7 @@ class Predictors:
         self._execution = execution
         self._traced: dict[tuple[str, str], onnx.ModelProto] = {}
         self._made: dict[str, Predictor] = {}
+        self._faults: dict[str, str] = {}
         if execution.backend == "torch":
             torch.set_num_threads(execution.threads)
 
@@ -189,12 +190,16 @@ class Predictors:
         Raises:
             RecalError: It cannot be made of this target; it is for others.
         """
-        if name not in self._made:
+        if name not in self._made and name not in self._faults:
             try:
                 self._made[name] = self._make(self._targets[name])
+            except RecalError as error:
+                self._faults[name] = str(error)
             except (RuntimeError, ValueError, TypeError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise RecalError(f"the network cannot be built ({reason}).") from error
+                self._faults[name] = f"the network cannot be built ({reason})."
+        if name in self._faults:
+            raise RecalError(self._faults[name])
         return self._made[name]
 
     def _make(self, target: Target) -> Predictor:

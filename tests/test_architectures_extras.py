@@ -214,7 +214,8 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
         pytest.skip(f"no photographs at {archive}")
     with tarfile.open(archive) as tar:
         some = [member for member in tar if member.isfile()][::8]
-        tar.extractall(tmp_path / "imagenet", some, filter="data")
+        tar.extractall(tmp_path, some, filter="data")
+    data = (tmp_path / some[0].name).parents[1]
     (tmp_path / "net.py").write_text(
         "from efficientnet_lite_pytorch import EfficientNet\n"
         "def make(num_classes):\n"
@@ -223,14 +224,12 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     prepared = {"mean": (0.498,) * 3, "std": (0.502,) * 3}
     run = evaluate(
-        [weights], suite="imagenet", data=tmp_path, output=tmp_path / "run", family="imagenet",
+        [weights], suite="imagenet", data=data, output=tmp_path / "run", family="imagenet",
         arch=f"python:{tmp_path}/net.py:make", **prepared,
     )  # fmt: skip
     cell = read_target_cell(run.folder, weights, "clean")
     (tmp_path / "order.txt").write_text("\n".join(wnids("imagenet")))
-    photographs = create_dataset(
-        "", root=str(tmp_path / "imagenet"), class_map=str(tmp_path / "order.txt")
-    )
+    photographs = create_dataset("", root=str(data), class_map=str(tmp_path / "order.txt"))
     loader = create_loader(
         photographs, input_size=(3, 224, 224), batch_size=len(photographs), num_workers=0,
         use_prefetcher=False, interpolation="bicubic", crop_pct=0.875, **prepared,

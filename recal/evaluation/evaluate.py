@@ -17,8 +17,9 @@ from recal.evaluation.backends import choose_backend
 from recal.evaluation.images import open_suite_images
 from recal.evaluation.metrics import score, summarise
 from recal.evaluation.runs import json_digest, write_csv, write_json
+from recal.evaluation.saved import declared, images_digest
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
-from recal.evaluation.summary import summarise_targets
+from recal.evaluation.summary import flat, summarise_run
 from recal.evaluation.targets import Target, resolve_targets
 from recal.evaluation.work import compute_cells
 from recal.files import locked
@@ -151,12 +152,20 @@ def _evaluate_targets(
         "suite": suite.name,
         "suite_sha256": hashlib.sha256(suite.text.encode()).hexdigest(),
         "cells": [cell.name for cell in cells],
+        "declared": declared(suite),
         "images": len(images.indices),
+        "images_sha256": images_digest(images.indices),
         "seed": seed,
         "provenance": images.provenance,
         "backend": backend,
         "targets": [
-            {"name": t.name, "label": t.label, "sha256": t.sha256, "model": t.spec.to_json()}
+            {
+                "name": t.name,
+                "label": t.label,
+                "sha256": t.sha256,
+                "adaptation": None,
+                "model": t.spec.to_json(),
+            }
             for t in targets
         ],
         "versions": {"recal": __version__, "torch": torch.__version__},
@@ -164,14 +173,14 @@ def _evaluate_targets(
     folder = output or Path("runs") / f"{suite.name}-{json_digest(request)[:12]}"
     with locked(folder):
         write_json(folder / "run.json", request)
-        columns, failures = compute_cells(
+        _, failures = compute_cells(
             cells, targets, images,
             folder=folder, backend=backend, device=device, batch_size=batch_size,
             progress=progress or (lambda _done, _total: None),
         )  # fmt: skip
-        document = summarise_targets(suite, cells, targets, columns, images.provenance)
+        document = summarise_run(folder)
         write_json(folder / "summary.json", document)
-        write_csv(folder / "summary.csv", document["cells"])
+        write_csv(folder / "summary.csv", flat(document["cells"]))
     return Run(folder=folder, document=document, failures=tuple(failures))
 
 

@@ -1,0 +1,151 @@
+"""A run read back from its folder: nothing but the folder is needed to compute every metric."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recal.errors import InputError, UsageError
+from recal.evaluation.runs import cell_file, read_cell
+from recal.evaluation.suites import Cell, Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from recal.evaluation.runs import Columns
+    from recal.evaluation.suites import Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTarget:
+    """A target of a run.
+
+    Attributes:
+        name: As the user gave it.
+        label: Short, for tables.
+        sha256: Identity of the network and its preprocessing.
+        adaptation: How it was adapted to the test images, in words; None if it never saw them.
+    """
+
+    name: str
+    label: str
+    sha256: str
+    adaptation: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What a run's folder says.
+
+    Attributes:
+        folder: The folder.
+        suite: Name of the suite.
+        title: One line for people.
+        provenance: What the corrupted images are; None for a clean suite.
+        cells: The cells that were asked for.
+        standard: The corrupted cells that a mean of the whole suite is over.
+        reference: The errors that mCE is relative to, or None.
+        images_sha256: Hash of the indices of the images that are used, in every cell.
+        targets: In the order of the command.
+    """
+
+    folder: Path
+    suite: str
+    title: str
+    provenance: str | None
+    cells: tuple[Cell, ...]
+    standard: tuple[Cell, ...]
+    reference: Reference | None
+    images_sha256: str
+    targets: tuple[SavedTarget, ...]
+
+    def columns(self, target: SavedTarget, cell: Cell) -> Columns | None:
+        """Read a cell; None where the run does not hold it for the images that it was asked for."""
+        columns = read_cell(cell_file(self.folder, target.sha256, cell.name))
+        if columns is None or images_digest(columns["index"]) != self.images_sha256:
+            return None
+        return columns
+
+    def pick(self, names: Sequence[str]) -> tuple[SavedTarget, ...]:
+        """Return targets by name or label, in the order given; all of them for no names.
+
+        Raises:
+            UsageError: There is no such target.
+        """
+        found = {t.label: t for t in self.targets} | {t.name: t for t in self.targets}
+        for name in names:
+            if name not in found:
+                labels = ", ".join(target.label for target in self.targets)
+                raise UsageError(f"{self.folder}: expected one of {labels}, got '{name}'.")
+        return tuple(found[name] for name in names) or self.targets
+
+
+def open_run(folder: Path) -> SavedRun:
+    """Read what a run's folder says of it.
+
+    Raises:
+        InputError: It is no folder of a run, or another version's.
+    """
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: expected the folder of a run of `recal eval`, got no readable "
+                         "run.json in it.") from error  # fmt: skip
+    try:
+        declared = content["declared"]
+        reference = declared["reference"]
+        return SavedRun(
+            folder=folder,
+            suite=content["suite"],
+            title=declared["title"],
+            provenance=content["provenance"],
+            cells=tuple(_cell(name) for name in content["cells"]),
+            standard=tuple(_cell(name) for name in declared["standard"]),
+            reference=None if reference is None else Reference(**reference),
+            images_sha256=content["images_sha256"],
+            targets=tuple(
+                SavedTarget(
+                    name=t["name"], label=t["label"], sha256=t["sha256"], adaptation=t["adaptation"]
+                )
+                for t in content["targets"]
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected what this version of recal writes, got something else ({error}). "
+            "Say the same `recal eval` again: it writes the file anew and keeps the cells."
+        ) from error
+
+
+def declared(suite: Suite) -> dict[str, Any]:
+    """Return what run.json keeps of a suite, because metrics depend on it."""
+    reference = suite.reference
+    return {
+        "title": suite.title,
+        "standard": [cell.name for cell in suite.cells()],
+        "reference": None if reference is None else {
+            "source": reference.source,
+            "clean_error": reference.clean_error,
+            "errors": dict(reference.errors),
+        },
+    }  # fmt: skip
+
+
+def images_digest(indices: NDArray[Any]) -> str:
+    """Return the hash of the numbers of the images that are used."""
+    return hashlib.sha256(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()
+
+
+def _cell(name: str) -> Cell:
+    if name == "clean":
+        return Cell(None, None)
+    corruption, _, severity = name.rpartition("-")
+    return Cell(corruption, int(severity))

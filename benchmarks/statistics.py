@@ -113,7 +113,7 @@ def coverage(trials, images, cells, seed):
 
 
 def _shares(found):
-    """Return the share of intervals that cover; of a calibration error, what runs give on average."""
+    """Return how often intervals cover; for calibration errors, also what runs give on average."""
     shares = {}
     for name in dict.fromkeys(name for name, *_ in found):
         rows = [(value, low, high, truth) for n, value, (low, high), truth in found if n == name]

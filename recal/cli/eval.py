@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from recal.cli.options import choose_device, model_options
+from recal.cli.options import choose_device, format_option, model_options
 from recal.cli.reading_options import reading_options
 
 
@@ -43,7 +43,7 @@ class Listed(click.ParamType[tuple[str, ...]]):
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, torch.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, nothing else.")
+@format_option
 @reading_options
 @model_options
 def command(
@@ -54,7 +54,7 @@ def command(
     checkpoint: Path | None,
     severities: tuple[str, ...],
     device: str,
-    as_json: bool,
+    form: str,
     reading: dict[str, Any],
     asked: dict[str, Any],
     **options: Any,
@@ -67,18 +67,17 @@ def command(
     without a checkpoint, the bundled sample. Cells that the run's folder already holds are not
     computed again.
     """
-    import json
-
-    from recal.cli.console import console, messages, progress_bar
+    from recal.cli.console import console, messages, print_document, progress_bar
     from recal.errors import RecalError, UsageError
     from recal.evaluation.evaluate import evaluate
     from recal.evaluation.suites import load_suite
+    from recal.evaluation.summary import flat
     from recal.report.page import write_report
-    from recal.report.table import corruption_table, summary_table
+    from recal.report.text import run_text
 
     if not targets and checkpoint is None:
         checkpoint, data, suite, note = _bundled(suite, data)
-        (messages if as_json else console).print(note)
+        (console if form == "plain" else messages).print(note)
     chosen = load_suite(suite) if suite else None
     if not all(text.isdigit() for text in severities):
         raise UsageError(f"--severities: expected whole numbers, got {','.join(severities)}.")
@@ -90,16 +89,8 @@ def command(
         )  # fmt: skip
     document = run.document
     write_report(document, run.folder / "report.html")
-    if as_json:
-        click.echo(json.dumps(document, indent=1))
-    else:
-        console.print(summary_table(document))
-        if any(cell["corruption"] for cell in document["cells"]):
-            console.print()
-            console.print(corruption_table(document))
-        if document["provenance"]:
-            console.print(f"\nCorrupted images: {document['provenance']}.")
-        console.print(f"Accuracies in percent. Report: {run.folder / 'report.html'}")
+    print_document(document, flat(document["summary"]), run_text, form)
+    (console if form == "plain" else messages).print(f"Report: {run.folder / 'report.html'}")
     for failure in run.failures:
         messages.print(f"failed: {failure}")
     if run.failures:

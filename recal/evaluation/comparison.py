@@ -28,6 +28,8 @@ class Difference:
     """A difference, the second target's value minus the first's, with its 95 % interval.
 
     Attributes:
+        of_first: The first target's value.
+        of_second: The second's.
         value: What was found.
         low: Lower end of the interval of a paired bootstrap over images.
         high: Its upper end.
@@ -35,6 +37,8 @@ class Difference:
         p_holm: The same, corrected for all the tests of its kind in the comparison.
     """
 
+    of_first: float
+    of_second: float
     value: float
     low: float
     high: float
@@ -171,10 +175,11 @@ def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) 
             first=c.first.target, second=c.second.target, images=c.first.images,
             differences={
                 name: Difference(
-                    value=value, low=low, high=high, p=c.tested.get(name),
+                    of_first=of_first, of_second=of_second, value=value, low=low, high=high,
+                    p=c.tested.get(name),
                     p_holm=float(next(corrected)) if name in c.tested else None,
                 )
-                for name, (value, (low, high)) in c.differences.items()
+                for name, (of_first, of_second, value, (low, high)) in c.differences.items()
             },
             cells=tuple(
                 CellTest(
@@ -203,9 +208,12 @@ class _Compared:
         value = self.second.value - self.first.value
         resampled = self.second.resampled - self.first.resampled
         self.differences = {
-            name: quantity.difference(value, resampled)
+            name: (
+                float(quantity.of(self.first.value)[0]), float(quantity.of(self.second.value)[0]),
+                *quantity.difference(value, resampled),
+            )
             for name, quantity in quantities_of(run, shared).items()
-        }
+        }  # fmt: skip
         gained = self.second.correct.astype(np.int8) - self.first.correct
         self.only_first = (gained < 0).sum(axis=1)
         self.only_second = (gained > 0).sum(axis=1)
@@ -230,10 +238,17 @@ def _pair_document(pair: Pair) -> dict[str, Any]:
     return {
         "first": pair.first.name,
         "second": pair.second.name,
+        "first_label": pair.first.label,
+        "second_label": pair.second.label,
         "images": pair.images,
         "beyond_noise": pair.beyond_noise,
         "differences": {
-            name: difference_document(difference) for name, difference in pair.differences.items()
+            name: {
+                "of_first": difference.of_first,
+                "of_second": difference.of_second,
+                **difference_document(difference),
+            }
+            for name, difference in pair.differences.items()
         },
         "cells": [
             {
@@ -244,6 +259,7 @@ def _pair_document(pair: Pair) -> dict[str, Any]:
                 "difference": test.difference,
                 "p": test.p,
                 "p_holm": test.p_holm,
+                "beyond_noise": test.beyond_noise,
             }
             for test in pair.cells
         ],

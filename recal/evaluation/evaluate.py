@@ -16,13 +16,13 @@ from recal.errors import InputError
 from recal.evaluation.backends import choose_backend
 from recal.evaluation.images import open_suite_images
 from recal.evaluation.metrics import score, summarise
-from recal.evaluation.runs import json_digest, write_csv, write_json
+from recal.evaluation.runs import csv_text, json_digest, write_json
 from recal.evaluation.saved import declared, images_digest
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
 from recal.evaluation.summary import flat, summarise_run
 from recal.evaluation.targets import Target, resolve_targets
 from recal.evaluation.work import compute_cells
-from recal.files import locked
+from recal.files import locked, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -180,7 +180,7 @@ def _evaluate_targets(
         )  # fmt: skip
         document = summarise_run(folder)
         write_json(folder / "summary.json", document)
-        write_csv(folder / "summary.csv", flat(document["cells"]))
+        write_whole(folder / "summary.csv", csv_text(flat(document["cells"])))
     return Run(folder=folder, document=document, failures=tuple(failures))
 
 

@@ -46,7 +46,7 @@ def simulated_run(cells: int, names: int = 2) -> SavedRun:
     corrupted = tuple(Cell(f"corruption{i // 5}", i % 5 + 1) for i in range(cells))
     return SavedRun(
         folder=None, suite="simulated", title="Simulated", provenance=None,
-        cells=(Cell(None, None), *corrupted), standard=corrupted, reference=None, images_sha256="",
+        cells=(Cell(None, None), *corrupted), standard=corrupted, reference=None, images={},
         targets=tuple(
             SavedTarget(name=f"t{i}", label=f"t{i}", sha256="", adaptation=None)
             for i in range(names)
@@ -68,6 +68,7 @@ def draw(networks, cells, images, rng):
             columns.append(
                 {
                     "index": np.arange(images),
+                    "label": np.zeros(images, int),
                     "rank": np.where(right, 0, rng.integers(1, 10, images)),
                     "confidence": stated,
                     "nll": -np.log(np.where(right, stated, (1 - stated) / 9 + 1e-3)),
@@ -103,7 +104,7 @@ def coverage(trials, images, cells, seed):
         for name in names:
             quantity = quantities[name]
             value = float(quantity.of(first.value)[0])
-            interval = quantity.interval(first.value, first.resampled, images)
+            interval = quantity.interval(first.value, first.resampled, first.images)
             found.append((name, value, interval, truth[0][name]))
             value, interval = quantity.difference(*change)
             found.append(

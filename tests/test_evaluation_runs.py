@@ -9,8 +9,9 @@ import torch
 from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
 from recal.bn.variant import save_variant
 from recal.errors import InputError, RecalError, UsageError
-from recal.evaluation.images import open_suite_images, stratified_sample
+from recal.evaluation.opening import open_suite_images
 from recal.evaluation.runs import cell_file, read_cell, read_target_cell, write_cell
+from recal.evaluation.sampling import stratified_sample
 from recal.evaluation.suites import Cell, load_suite
 from recal.files import locked
 

@@ -44,7 +44,7 @@ def find_images(
     Raises:
         InputError: They are nowhere, or malformed where the user said.
     """
-    if data is not None and not data.is_dir():
+    if data is not None and not data.is_dir():  # a file, or nothing
         return open_images(data, split)  # says what is wrong with it
     problem = None
     for folder in candidates(data, names):

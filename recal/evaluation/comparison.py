@@ -84,7 +84,7 @@ class Pair:
     Attributes:
         first: The target that the other is compared with.
         second: The other.
-        images: How many each cell has.
+        images: How many there are.
         differences: By name of the quantity; `clean_accuracy` and `corrupted_accuracy` are tested.
         cells: One test a cell.
     """
@@ -172,7 +172,7 @@ def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) 
     in_cells = iter(holm(np.concatenate([[], *(c.p for c in compared)])))
     return tuple(
         Pair(
-            first=c.first.target, second=c.second.target, images=c.first.images,
+            first=c.first.target, second=c.second.target, images=max(c.first.images),
             differences={
                 name: Difference(
                     of_first=of_first, of_second=of_second, value=value, low=low, high=high,
@@ -184,7 +184,7 @@ def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) 
             cells=tuple(
                 CellTest(
                     cell=cell, only_first=int(c.only_first[i]), only_second=int(c.only_second[i]),
-                    difference=float(c.only_second[i] - c.only_first[i]) / c.first.images,
+                    difference=float(c.only_second[i] - c.only_first[i]) / c.first.images[i],
                     p=float(c.p[i]), p_holm=float(next(in_cells)),
                 )
                 for i, cell in enumerate(c.first.cells)
@@ -214,13 +214,14 @@ class _Compared:
             )
             for name, quantity in quantities_of(run, shared).items()
         }  # fmt: skip
-        gained = self.second.correct.astype(np.int8) - self.first.correct
-        self.only_first = (gained < 0).sum(axis=1)
-        self.only_second = (gained > 0).sum(axis=1)
+        both = zip(self.first.correct, self.second.correct, strict=True)
+        gained = [second.astype(np.int8) - first for first, second in both]
+        self.only_first = np.array([(change < 0).sum() for change in gained])
+        self.only_second = np.array([(change > 0).sum() for change in gained])
         self.p = mcnemar(self.only_first, self.only_second)
         self.tested = {
-            f"{name}_accuracy": paired_mean(gained[rows].mean(axis=0)) if len(rows) > 1
-            else float(self.p[rows[0]])
+            f"{name}_accuracy": float(self.p[rows[0]]) if len(rows) == 1
+            else paired_mean(np.mean([gained[row] for row in rows], axis=0))
             for name, rows in _headline_rows(run, shared).items()
         }  # fmt: skip
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,22 +13,25 @@ import torch
 from torch import nn
 
 from recal import __version__
+from recal.distributed import ALONE
 from recal.errors import InputError
-from recal.evaluation.backends import choose_backend
-from recal.evaluation.images import open_suite_images
+from recal.evaluation.backends import choose_execution
 from recal.evaluation.metrics import score, summarise
+from recal.evaluation.oddities import odd_preparation, odd_results
+from recal.evaluation.opening import check_pixels, open_suite_images
 from recal.evaluation.runs import csv_text, json_digest, write_json
-from recal.evaluation.saved import declared, images_digest
+from recal.evaluation.saved import declared
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
 from recal.evaluation.summary import flat, summarise_run
 from recal.evaluation.targets import Target, resolve_targets
-from recal.evaluation.work import compute_cells
+from recal.evaluation.work import Progress, Work, compute_cells
 from recal.files import locked, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-DEFAULT_BATCH = 256
+    from recal.distributed import World
+    from recal.evaluation.runs import Columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +65,14 @@ def evaluate(
     severities: Sequence[int] = ...,
     limit: int | None = ...,
     seed: int = ...,
-    batch_size: int = ...,
+    batch_size: int | None = ...,
+    threads: int | None = ...,
+    autocast: bool = ...,
     device: str = ...,
     backend: str = ...,
     progress: Callable[[int, int], None] | None = ...,
+    on_cell: Callable[[Cell, dict[str, Columns]], None] | None = ...,
+    world: World = ...,
     reading: Mapping[str, Any] | None = ...,
     **asked: Any,
 ) -> Run: ...
@@ -84,14 +92,18 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
         source: A module, or targets: `CHECKPOINT`, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a
             variant file, an .onnx file; none stands for every branch of `checkpoint`.
         batches: With a module, pairs of images and labels.
-        **options: With targets: `suite` (by default the clean one of the network's family); `data`
-            (a folder; by default looked for in the usual places); `output` (the run's folder; by
-            default `runs/<suite>-<hash of the request>`); `checkpoint`; `corruptions` and
-            `severities` (a part of the suite); `limit` (a seeded stratified sample of so many
-            images); `seed` (of that sample and of corruptions made on the fly); `batch_size`;
-            `device`; `backend` (auto, onnxruntime, torch); `progress` (called with cell images done
-            and in total); `reading` (options of `load_checkpoint`); fields of `ModelSpec` that the
-            files do not give.
+        **options: With targets: `suite` (a name, a .toml file or a `Suite`; by default the clean
+            one of the network's family); `data` (a folder or file; by default looked for in the
+            usual places); `output` (the run's folder; by default `runs/<suite>-<hash of the
+            request>`); `checkpoint`; `corruptions` and `severities` (a part of the suite); `limit`
+            (a seeded stratified sample of so many images); `seed` (of that sample and of
+            corruptions made on the fly); `batch_size` and `threads` (chosen for the networks'
+            input size and the machine); `device`; `backend` (auto, onnxruntime, torch);
+            `autocast` (half precision where torch holds it to be safe); `progress` (called with
+            cell images done and in total); `on_cell` (called with each cell that is done and its
+            columns by target name); `world` (several processes: only the leading one writes, and
+            has a document); `reading` (options of `load_checkpoint`); fields of `ModelSpec` that
+            the files do not give.
 
     Raises:
         InputError: A file or folder is not what it should be; nothing has been computed then.
@@ -122,6 +134,31 @@ def _evaluate_module(module: nn.Module, batches: Iterable[Any]) -> dict[str, flo
 def _evaluate_targets(
     names: Sequence[str],
     *,
+    output: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_cell: Callable[[Cell, dict[str, Columns]], None] | None = None,
+    world: World = ALONE,
+    **options: Any,
+) -> Run:
+    work, request = prepare_work(names, output=output, **options)
+    told = Progress(progress or Progress.images, on_cell or Progress.cell)
+    with locked(work.folder) if world.leads else nullcontext():
+        if world.leads:
+            write_json(work.folder / "run.json", request)
+        results = compute_cells(work, told, world)
+        document: dict[str, Any] = {}
+        if world.leads:
+            document = summarise_run(work.folder)
+            document["execution"] = work.execution.describe()
+            document["warnings"] = [*work.images.warnings, *odd_results(work, results.columns)]
+            write_json(work.folder / "summary.json", document)
+            write_whole(work.folder / "summary.csv", csv_text(flat(document["cells"])))
+    return Run(folder=work.folder, document=document, failures=tuple(results.failures))
+
+
+def prepare_work(
+    names: Sequence[str],
+    *,
     suite: str | Suite | None = None,
     data: str | Path | None = None,
     output: str | Path | None = None,
@@ -130,34 +167,48 @@ def _evaluate_targets(
     severities: Sequence[int] = (),
     limit: int | None = None,
     seed: int = 0,
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    autocast: bool = False,
     device: str = "cpu",
     backend: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
     reading: Mapping[str, Any] | None = None,
     **asked: Any,
-) -> Run:
+) -> tuple[Work, dict[str, Any]]:
+    """Find all that an evaluation needs, and refuse what is wrong before anything is computed.
+
+    Arguments and errors are those of `evaluate`.
+
+    Returns:
+        The work, and the content of the run's `run.json`.
+    """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     data, output, checkpoint = _path(data), _path(output), _path(checkpoint)
     targets = resolve_targets(names, checkpoint, asked, reading)
     suite = suite or usual_suite(targets[0].spec.family, targets[0].spec.classes)
     cells = suite.cells(corruptions, severities)
-    _check_classes(targets, suite)
-    size = targets[0].spec.size
-    images = open_suite_images(suite, data, size, cells, limit=limit, seed=seed)
+    _check_targets(targets, suite)
+    execution = choose_execution(
+        backend, device, targets[0].spec.size,
+        batch_size=batch_size, threads=threads, autocast=autocast,
+    )  # fmt: skip
+    images = open_suite_images(
+        suite, data, targets[0].spec.size, cells,
+        limit=limit, seed=seed, threads=execution.threads,
+    )  # fmt: skip
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
-    backend = choose_backend(backend, device)
+    check_pixels(images, cells)
+    images = replace(images, warnings=(*images.warnings, *odd_preparation(images, cells, targets)))
     request = {
         "suite": suite.name,
         "suite_sha256": hashlib.sha256(suite.text.encode()).hexdigest(),
         "cells": [cell.name for cell in cells],
-        "declared": declared(suite),
-        "images": len(images.indices),
-        "images_sha256": images_digest(images.indices),
+        "declared": declared(suite, images),
+        "images": len(images.chosen(cells[0]).indices),
         "seed": seed,
         "provenance": images.provenance,
-        "backend": backend,
+        "backend": execution.identity,
         "targets": [
             {
                 "name": t.name,
@@ -171,24 +222,18 @@ def _evaluate_targets(
         "versions": {"recal": __version__, "torch": torch.__version__},
     }
     folder = output or Path("runs") / f"{suite.name}-{json_digest(request)[:12]}"
-    with locked(folder):
-        write_json(folder / "run.json", request)
-        _, failures = compute_cells(
-            cells, targets, images,
-            folder=folder, backend=backend, device=device, batch_size=batch_size,
-            progress=progress or (lambda _done, _total: None),
-        )  # fmt: skip
-        document = summarise_run(folder)
-        write_json(folder / "summary.json", document)
-        write_whole(folder / "summary.csv", csv_text(flat(document["cells"])))
-    return Run(folder=folder, document=document, failures=tuple(failures))
+    work = Work(
+        suite=suite, cells=cells, targets=targets, images=images, execution=execution,
+        folder=folder,
+    )  # fmt: skip
+    return work, request
 
 
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _check_classes(targets: Sequence[Target], suite: Suite) -> None:
+def _check_targets(targets: Sequence[Target], suite: Suite) -> None:
     for target in targets:
         if target.spec.classes != suite.classes:
             raise InputError(

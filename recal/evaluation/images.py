@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.data.finding import candidates, find_images, places_searched
-from recal.data.layouts import TEST, checked_labels, open_array
-from recal.data.policies import load_family, load_policy
+from recal.data.policies import load_policy
 from recal.data.prepared import PreparedImages
 from recal.data.provenance import REGENERATED, label_of
+from recal.data.sources import ArraySource
 from recal.errors import InputError
+from recal.evaluation.on_the_fly import CorruptedHere
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from recal.data.sources import ImageSource
+    from recal.evaluation.clean import CleanImages
+    from recal.evaluation.published import Published
     from recal.evaluation.suites import Cell, Suite
 
 KEPT_BYTES = 1 << 30
+# images that one thread reads at a time, and whose contents are hashed together
+READ, HASHED = 16, 512
 PUBLISHED = "published files"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chosen:
+    """Which images of a cell are used.
+
+    Attributes:
+        labels: Of all images, int64 (N,).
+        indices: Those that are used, rising, int64 (n,).
+    """
+
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,202 +53,178 @@ class SuiteImages:
     Attributes:
         suite: The suite.
         clean: The clean test images, or None where there are none.
-        published: The folder with the published .npy files, or None to corrupt on the fly.
+        published: The published corrupted images, or None to corrupt clean ones on the fly.
         size: Side of the network's input in pixels.
-        labels: Labels of all test images, int64 (N,).
-        indices: The images that are used, int64 (n,), the same in every cell.
         seed: Of corruptions made on the fly.
+        of_clean: Which images of the clean cell are used; None where there is none.
+        of_corrupted: Likewise, of every corrupted cell. Cells whose indices and labels are equal
+            are of the same images.
+        threads: That read and corrupt.
+        warnings: What is merely odd about the images.
     """
 
     suite: Suite
-    clean: ImageSource | None
-    published: Path | None
+    clean: CleanImages | None
+    published: Published | None
     size: int
-    labels: NDArray[np.int64]
-    indices: NDArray[np.int64]
     seed: int
+    of_clean: Chosen | None
+    of_corrupted: Chosen | None
+    threads: int
+    warnings: tuple[str, ...]
 
     @property
     def provenance(self) -> str | None:
         """What the corrupted images are, or None for a clean suite."""
-        if not self.suite.corruptions:
+        if self.of_corrupted is None:
             return None
         if self.published is None:
             return REGENERATED
         # a folder of the published layout may itself have been regenerated
-        return label_of(self.published) or PUBLISHED
+        return label_of(self.published.where) or PUBLISHED
+
+    def chosen(self, cell: Cell) -> Chosen:
+        """Return which images of a cell are used."""
+        found = self.of_clean if cell.corruption is None else self.of_corrupted
+        assert found is not None
+        return found
+
+    def source(self, cell: Cell) -> ImageSource:
+        """Return where a cell's images are read from; clean ones, where they are corrupted here."""
+        if cell.corruption is None or self.published is None:
+            assert self.clean is not None
+            return self.clean.source
+        if cell not in self._sources:
+            self._sources.clear()  # the list of files of a cell of ImageNet-C is some MB
+            self._sources[cell] = self.published.source(cell)
+        return self._sources[cell]
 
     def read(self, cell: Cell, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return some of a cell's images, uint8 (n, size, size, 3)."""
-        if cell.corruption is None or cell.severity is None:
-            return self._read_clean(batch)
-        if self.published is not None:
-            return np.asarray(self._rows(cell)[batch])
-        from recal.corruptions import corrupt
+        """Return some of a cell's images, uint8 (n, size, size, 3).
 
-        return corrupt(
-            self._read_clean(batch), cell.corruption, cell.severity,
-            family=self.suite.parameters, seed=self.seed, indices=batch,
-        )  # fmt: skip
+        Raises:
+            InputError: One cannot be decoded, or is of another size.
+        """
+        source = self.source(cell)
+        as_they_are = self._uses_pixels_of(cell)
+        if isinstance(source, ArraySource) and as_they_are and source.images.ndim == 4:
+            return self._checked(cell, source.images[batch], batch)
+        parts = np.split(batch, range(READ, len(batch), READ))
+        return np.concatenate(list(self._pool.map(lambda part: self._read(cell, part), parts)))
 
-    def fingerprint(self, cell: Cell) -> str:
-        """Return a hash of what determines the images and labels that are used of a cell."""
+    def fingerprints(self, cell: Cell, part: slice = slice(None)) -> list[str]:
+        """Return hashes of the images and labels that are used of a cell, one for each 512.
+
+        Args:
+            cell: The cell.
+            part: Which of the hashes are wanted, so that several processes can share the work.
+        """
+        chosen, source = self.chosen(cell), self.source(cell)
+
+        def of_part(start: int) -> str:
+            some = chosen.indices[start : start + HASHED]
+            labels = chosen.labels[some].astype("<i8").tobytes()
+            content = source.fingerprint(some.tolist())
+            return hashlib.sha256(labels + content.encode()).hexdigest()
+
+        return list(self._pool.map(of_part, range(0, len(chosen.indices), HASHED)[part]))
+
+    def fingerprint(self, cell: Cell, hashes: Sequence[str] | None = None) -> str:
+        """Return a hash of all that determines the pixels and labels that are used of a cell.
+
+        Args:
+            cell: The cell.
+            hashes: What `fingerprints` says, where it is known.
+        """
+        words = [*(self.fingerprints(cell) if hashes is None else hashes), str(self.size)]
         if cell.corruption is None:
-            return self._clean_fingerprint
-        if self.published is None:
-            text = f"{self._clean_fingerprint} {cell.name} {self.suite.parameters} {self.seed}"
-            return hashlib.sha256(text.encode()).hexdigest()
-        rows = self._rows(cell)
-        digest = hashlib.sha256(self.labels[self.indices].astype("<i8").tobytes())
-        for part in np.array_split(self.indices, max(1, len(self.indices) // 1024)):
-            digest.update(rows[part].tobytes())
-        return digest.hexdigest()
+            words.append(self._prepared.policy.sha256)
+        elif self.published is None:
+            words += [cell.name, self._corrupted_here.identity]
+        return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
-    def _rows(self, cell: Cell) -> NDArray[np.uint8]:
-        assert self.published is not None
-        assert cell.severity is not None
-        path = self.published / f"{cell.corruption}.npy"
-        array, rows = open_array(path), self.suite.rows
-        expected = (rows * 5, self.size, self.size, 3)
-        if array.dtype != np.uint8 or array.shape != expected:
-            raise InputError(f"{path}: expected uint8 {expected}, got {array.dtype} {array.shape}.")
-        return array[(cell.severity - 1) * rows : cell.severity * rows]
+    def size_in_bytes(self, cell: Cell) -> int:
+        """Return about what is read of the disk for a cell; 0 for images that are made here."""
+        if cell.corruption is None or self.published is None:
+            return 0
+        used = len(self.chosen(cell).indices) / len(self.published.labels)
+        return int(self.published.size_in_bytes(cell) * used)
+
+    def _uses_pixels_of(self, cell: Cell) -> bool:
+        """Whether a cell's pixels are those of its source."""
+        if cell.corruption is None:
+            return not self._prepared.policy.ops
+        return self.published is not None
+
+    def _read(self, cell: Cell, part: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if cell.corruption is None:
+            return self._each(self._clean, self._prepared.read, part)
+        if self.published is None:
+            here = self._corrupted_here
+            return here.corrupt(cell, self._each(self._to_corrupt, here.read, part), part)
+        source = self.source(cell)
+        images = [source[index] for index in part.tolist()]
+        for image, index in zip(images, part, strict=True):
+            self._checked(cell, image[None], np.array([index]))
+        return np.stack(images)
+
+    def _each(
+        self,
+        kept: dict[int, NDArray[np.uint8]],
+        read: Callable[[int], NDArray[np.uint8]],
+        part: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:
+        # every cell reads the same clean images: decode them once where they fit
+        keep = len(self._used_of_clean) * self.size**2 * 3 <= KEPT_BYTES
+        images = []
+        for index in part.tolist():
+            image = kept.get(index)
+            if image is None:
+                image = read(index)
+                if keep:
+                    kept[index] = image
+            images.append(image)
+        return np.stack(images)
+
+    def _checked(
+        self, cell: Cell, images: NDArray[np.uint8], batch: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        if images.shape[1:] != (self.size, self.size, 3):
+            height, width = images.shape[1:3]
+            raise InputError(
+                f"{self.source(cell).where}: {cell.name}, image {batch[0]}: expected "
+                f"{self.size}x{self.size} pixels, which the networks take, got {width}x{height}. "
+                "These images are used as they are: evaluate networks of their size, or set --size."
+            )
+        return images
+
+    @property
+    def _used_of_clean(self) -> NDArray[np.int64]:
+        assert self.of_clean is not None
+        return self.of_clean.indices
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, "images")
+
+    @cached_property
+    def _sources(self) -> dict[Cell, ImageSource]:
+        return {}
 
     @cached_property
     def _prepared(self) -> PreparedImages:
         assert self.clean is not None
-        return PreparedImages(self.clean, load_policy(self.suite.family, "clean"), 0, self.size)
+        policy = load_policy(self.suite.family, "clean")
+        return PreparedImages(self.clean.source, policy, 0, self.size)
 
     @cached_property
-    def _clean_fingerprint(self) -> str:
-        assert self.clean is not None
-        content = self.clean.fingerprint(self.indices.tolist())
-        text = f"{content} {self._prepared.policy.sha256} {self.size}"
-        return hashlib.sha256(text.encode()).hexdigest()
+    def _corrupted_here(self) -> CorruptedHere:
+        return CorruptedHere(self.suite, self._prepared, self.seed)
 
     @cached_property
-    def _decoded(self) -> dict[int, NDArray[np.uint8]]:
+    def _clean(self) -> dict[int, NDArray[np.uint8]]:
         return {}
 
-    def _read_clean(self, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
-        # every cell reads the same clean images: decode them once where they fit
-        keep = len(self.indices) * self.size**2 * 3 <= KEPT_BYTES
-        images = []
-        for index in batch.tolist():
-            image = self._decoded.get(index)
-            if image is None:
-                image = self._prepared.read(index)
-                if keep:
-                    self._decoded[index] = image
-            images.append(image)
-        return np.stack(images)
-
-
-def open_suite_images(
-    suite: Suite,
-    data: Path | None,
-    size: int,
-    cells: Sequence[Cell],
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-) -> SuiteImages:
-    """Find the images of a suite.
-
-    Args:
-        suite: The suite.
-        data: The user's folder, or None to look in the usual places.
-        size: Side of the network's input in pixels.
-        cells: The corrupted cells wanted; published files must hold all of them.
-        limit: Use a stratified sample of so many images.
-        seed: Of that sample, and of corruptions made on the fly.
-
-    Raises:
-        InputError: There are neither clean images nor published files, labels are missing or beyond
-            the classes, or files are malformed.
-    """
-    published = _find_published(suite, data)
-    names = load_family(suite.family).folders.get(suite.classes, ())
-    try:
-        clean = find_images(data, names, TEST, classes=suite.classes, what=f"suite {suite.name}")
-        if clean.labels is None:
-            raise InputError(
-                f"{clean.where}: expected labelled test images (class folders), got plain images."
-            )
-    except InputError as error:
-        if published is None:
-            raise InputError(_how_to_get(suite, data, error)) from error
-        clean = None
-    if published is not None:
-        _check_published(suite, published, cells)
-        path = published / "labels.npy"
-        labels = checked_labels(path, open_array(path)[: suite.rows], suite.rows)
-    else:
-        assert clean is not None
-        assert clean.labels is not None
-        labels = clean.labels
-    for found in (labels, clean.labels if clean is not None else None):
-        if found is not None and (found.min() < 0 or found.max() >= suite.classes):
-            raise InputError(
-                f"suite {suite.name}: expected labels 0 to {suite.classes - 1}, got "
-                f"{found.min()} to {found.max()}. Is this another data set?"
-            )
-    return SuiteImages(
-        suite=suite, clean=clean, published=published, size=size, labels=labels,
-        indices=stratified_sample(labels, limit, seed), seed=seed,
-    )  # fmt: skip
-
-
-def _find_published(suite: Suite, data: Path | None) -> Path | None:
-    if not suite.folders:
-        return None
-    for folder in candidates(data, suite.folders):
-        if any((folder / f"{name}.npy").is_file() for name in suite.corruptions):
-            return folder
-    return None
-
-
-def _check_published(suite: Suite, folder: Path, cells: Sequence[Cell]) -> None:
-    wanted = {cell.corruption for cell in cells}
-    missing = [n for n in suite.corruptions if n in wanted and not (folder / f"{n}.npy").is_file()]
-    if missing or not (folder / "labels.npy").is_file():
-        names = ", ".join(f"{name}.npy" for name in missing) or "labels.npy"
-        raise InputError(
-            f"{folder}: expected the published set, got one without {names}. Complete it, or leave "
-            "corruptions out with --corruptions."
-        )
-    labels = open_array(folder / "labels.npy")
-    if labels.shape not in ((suite.rows * 5,), (suite.rows,)):
-        raise InputError(
-            f"{folder / 'labels.npy'}: expected {suite.rows * 5} labels, got {labels.shape}."
-        )
-
-
-def _how_to_get(suite: Suite, data: Path | None, error: InputError) -> str:
-    if data is not None and not suite.folders:
-        return str(error)
-    ways = f"the clean test images ({suite.family}, {suite.classes} classes)"
-    if suite.folders:
-        ways = (
-            f"the published .npy files ({suite.folders[0]}/, to be downloaded by `recal data fetch "
-            f"{suite.name}`), or {ways} to regenerate them from"
-        )
-    reason = f" ({error})" if data is not None else f" {places_searched(data)}"
-    return f"suite {suite.name}: expected {ways}, got neither.{reason}"
-
-
-def stratified_sample(labels: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
-    """Return the indices of `limit` images, as even over the classes as can be, in order.
-
-    Files often come sorted by class, so the first ones would not do.
-    """
-    if limit is None or limit >= len(labels):
-        return np.arange(len(labels))
-    order = np.random.default_rng(seed).permutation(len(labels))
-    shuffled = labels[order]
-    # the n-th image of its class comes in round n: whole rounds first
-    by_class = np.argsort(shuffled, kind="stable")
-    starts = np.searchsorted(shuffled[by_class], shuffled[by_class])
-    rounds = np.empty(len(labels), np.int64)
-    rounds[by_class] = np.arange(len(labels)) - starts
-    return np.sort(order[np.argsort(rounds, kind="stable")[:limit]])
+    @cached_property
+    def _to_corrupt(self) -> dict[int, NDArray[np.uint8]]:
+        return self._clean if self._corrupted_here.as_clean else {}

@@ -8,6 +8,8 @@ import numpy as np
 from scipy import stats
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 LEVEL = 0.95
@@ -60,13 +62,13 @@ def deal(n: int, *, seed: int = 0) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(np.arange(n) % groups)
 
 
-def bootstrap_counts(groups: int, *, seed: int = 0) -> NDArray[np.float64]:
+def bootstrap_counts(groups: int, *, seed: Sequence[int]) -> NDArray[np.float64]:
     """Return how often each group is drawn in each resample, (R, groups); rows sum to `groups`.
 
     They are the same for the same arguments, so that whatever is computed from them for several
     targets is paired.
     """
-    drawn = np.random.default_rng(seed + 1).integers(0, groups, (RESAMPLES, groups))
+    drawn = np.random.default_rng(seed).integers(0, groups, (RESAMPLES, groups))
     drawn += np.arange(RESAMPLES)[:, None] * groups
     counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * groups)
     return counts.reshape(RESAMPLES, groups).astype(np.float64)

@@ -42,7 +42,7 @@ class Quantity:
         return np.asarray(total) + self.constant
 
     def interval(
-        self, value: NDArray[np.float64], resampled: NDArray[np.float64], images: int
+        self, value: NDArray[np.float64], resampled: NDArray[np.float64], images: Sequence[int]
     ) -> Interval:
         """Return its 95 % interval.
 
@@ -52,7 +52,7 @@ class Quantity:
         Args:
             value: Metrics of the cells, (1, C, 5).
             resampled: The same in each bootstrap resample, (R, C, 5).
-            images: How many images there are.
+            images: How many images each cell has.
         """
         found = float(self.of(value)[0])
         drawn = self.of(resampled)
@@ -64,7 +64,8 @@ class Quantity:
         used = np.flatnonzero(self.weights)
         if len(used) == 1 and used[0] % len(METRICS) < 2:
             scale = float(self.weights.flat[used[0]])
-            ends = wilson_interval((found - self.constant) / scale, images)
+            count = images[used[0] // len(METRICS)]
+            ends = wilson_interval((found - self.constant) / scale, count)
             low, high = sorted(self.constant + scale * end for end in ends)
             return low, high
         return percentile_interval(drawn)

@@ -14,11 +14,12 @@ from recal.evaluation.runs import cell_file, read_cell
 from recal.evaluation.suites import Cell, Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from recal.evaluation.images import SuiteImages
     from recal.evaluation.runs import Columns
     from recal.evaluation.suites import Suite
 
@@ -52,7 +53,8 @@ class SavedRun:
         cells: The cells that were asked for.
         standard: The corrupted cells that a mean of the whole suite is over.
         reference: The errors that mCE is relative to, or None.
-        images_sha256: Hash of the indices of the images that are used, in every cell.
+        images: Hash of the numbers and labels of the images that are used, of the clean cell and of
+            the corrupted ones.
         targets: In the order of the command.
     """
 
@@ -63,15 +65,17 @@ class SavedRun:
     cells: tuple[Cell, ...]
     standard: tuple[Cell, ...]
     reference: Reference | None
-    images_sha256: str
+    images: Mapping[str, str | None]
     targets: tuple[SavedTarget, ...]
 
     def columns(self, target: SavedTarget, cell: Cell) -> Columns | None:
         """Read a cell; None where the run does not hold it for the images that it was asked for."""
         columns = read_cell(cell_file(self.folder, target.sha256, cell.name))
-        if columns is None or images_digest(columns["index"]) != self.images_sha256:
+        if columns is None:
             return None
-        return columns
+        kind = "clean" if cell.corruption is None else "corrupted"
+        found = images_digest(columns["index"], columns["label"])
+        return columns if found == self.images[kind] else None
 
     def pick(self, names: Sequence[str]) -> tuple[SavedTarget, ...]:
         """Return targets by name or label, in the order given; all of them for no names.
@@ -110,7 +114,7 @@ def open_run(folder: Path) -> SavedRun:
             cells=tuple(_cell(name) for name in content["cells"]),
             standard=tuple(_cell(name) for name in declared["standard"]),
             reference=None if reference is None else Reference(**reference),
-            images_sha256=content["images_sha256"],
+            images=dict(declared["images"]),
             targets=tuple(
                 SavedTarget(
                     name=t["name"], label=t["label"], sha256=t["sha256"], adaptation=t["adaptation"]
@@ -125,11 +129,16 @@ def open_run(folder: Path) -> SavedRun:
         ) from error
 
 
-def declared(suite: Suite) -> dict[str, Any]:
-    """Return what run.json keeps of a suite, because metrics depend on it."""
+def declared(suite: Suite, images: SuiteImages) -> dict[str, Any]:
+    """Return what run.json keeps of a suite and its images, because metrics depend on it."""
     reference = suite.reference
+    chosen = {"clean": images.of_clean, "corrupted": images.of_corrupted}
     return {
         "title": suite.title,
+        "images": {
+            kind: None if of is None else images_digest(of.indices, of.labels[of.indices])
+            for kind, of in chosen.items()
+        },
         "standard": [cell.name for cell in suite.cells()],
         "reference": None if reference is None else {
             "source": reference.source,
@@ -139,9 +148,9 @@ def declared(suite: Suite) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def images_digest(indices: NDArray[Any]) -> str:
-    """Return the hash of the numbers of the images that are used."""
-    return hashlib.sha256(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()
+def images_digest(indices: NDArray[Any], labels: NDArray[Any]) -> str:
+    """Return the hash of the numbers and labels of images."""
+    return hashlib.sha256(np.stack([indices, labels]).astype("<i8").tobytes()).hexdigest()
 
 
 def _cell(name: str) -> Cell:

@@ -139,8 +139,7 @@ def select(
     """
     run = open_run(Path(folder))
     chosen_from = run.pick(targets)
-    halves = _halves(run, chosen_from, seed)
-    choosing, reporting = (_measure_all(run, chosen_from, rows, seed) for rows in halves)
+    choosing, reporting = (_measure_all(run, chosen_from, half, seed) for half in (0, 1))
     known = quantities_of(run, choosing[0].cells)
     objectives = (maximize,) if isinstance(maximize, str) else tuple(maximize)
     texts = (subject_to,) if isinstance(subject_to, str) else tuple(subject_to)
@@ -171,7 +170,7 @@ def select(
     best = int(np.argmax(winners))
     return Selection(
         run=run, maximize=objectives, limits=texts, pareto=pareto,
-        images=(choosing[0].images, reporting[0].images),
+        images=(max(choosing[0].images), max(reporting[0].images)),
         none_allowed=float(1 - drawn.allowed.any(axis=0).mean()), candidates=candidates,
         held={} if pareto else {
             limit.text: bool(limit.holds(margin.of(reporting[best].value))[0])
@@ -209,30 +208,13 @@ class _Judged:
         return chosen
 
 
-def _halves(
-    run: SavedRun, targets: Sequence[SavedTarget], seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of each half of the images, even over the classes."""
-    for target in targets:
-        for cell in run.cells:
-            columns = run.columns(target, cell)
-            if columns is not None:
-                labels = columns["label"]
-                if len(labels) < 2:
-                    raise InputError(f"{run.folder}: expected two images or more, got one.")
-                order = np.random.default_rng(seed).permutation(len(labels))
-                order = order[np.argsort(labels[order], kind="stable")]
-                return np.sort(order[::2]), np.sort(order[1::2])
-    raise InputError(f"{run.folder}: expected a run with cells, got none.")
-
-
 def _measure_all(
-    run: SavedRun, targets: Sequence[SavedTarget], rows: NDArray[np.int64], seed: int
+    run: SavedRun, targets: Sequence[SavedTarget], half: int, seed: int
 ) -> list[Measured]:
     """Return the metrics of every target over the cells that all of them have."""
     measured = []
     for target in targets:
-        found = measure(run, target, seed=seed, rows=rows)
+        found = measure(run, target, seed=seed, half=half)
         if found is None:
             raise InputError(
                 f"{run.folder}: expected cells of {target.label}, got none. Say its `recal eval` "
@@ -271,8 +253,8 @@ def _closest(
     ]
     several = "s" * (len(limits) > 1)
     return (
-        f"no target keeps to the limit{several} on the {measured[0].images:,} images of the half "
-        f"that the choice is made on; closest is {measured[nearest].target.label} with "
+        f"no target keeps to the limit{several} on the half of the images that the choice is made "
+        f"on ({max(measured[0].images):,}); closest is {measured[nearest].target.label} with "
         f"{' and '.join(missed)}. Loosen the limit (fractions, not percent), or evaluate more "
         "variants."
     )

@@ -1,17 +1,17 @@
-"""Suites: declared benchmarks, read from TOML."""
+"""Suites: declared benchmarks, which images they have and how these are laid out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from recal.declared import check_keys, check_type, pick, read_toml
-from recal.errors import InputError, UsageError
+from recal.declared import did_you_mean, pick
+from recal.errors import UsageError
 from recal.resources import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,23 @@ class Cell:
     def name(self) -> str:
         """`clean`, or such as `contrast-3`; the name of the cell's file."""
         return "clean" if self.corruption is None else f"{self.corruption}-{self.severity}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanSet:
+    """The images that a suite's clean cell is of.
+
+    Attributes:
+        data: The data set's name for `recal data fetch`; empty for none.
+        folders: Usual names of its folder.
+        arrays: Names of the .npy files of images and labels, where it comes as these.
+        count: Number of images as published; 0 where it is not known.
+    """
+
+    data: str
+    folders: tuple[str, ...]
+    arrays: tuple[str, ...]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +66,48 @@ class Suite:
     Attributes:
         name: The file's name without `.toml`.
         title: One line for people.
+        source: Where it was published.
         family: Family of policies; its clean policy prepares the clean images.
-        classes: Number of classes.
+        classes: Number of logits of the networks that it is for.
+        order: How folders name classes: `sorted` (the n-th name is class n), `wnids` (ImageNet's
+            1000 in their own order) or `numbers` (`0`, `1`, ...).
+        subset: Only these ImageNet classes have images (`imagenet_a`, `imagenet_r`): the other
+            logits are left out. Empty for all.
+        first: Only the first so many images, in the published order; 0 for all.
+        names: A file that lists the images to use, `<class>/<file>` a line; empty for all.
+        clean: The clean images.
         corruptions: Their names, in order; empty for a clean suite.
         severities: Severities of each corruption.
-        parameters: Family of corruption parameters: cifar, tiny or imagenet.
-        folders: Usual names of the folder with the published corrupted images.
-        rows: Images a severity in the published .npy files.
+        parameters: Family of corruption parameters (cifar, tiny or imagenet) to corrupt clean
+            images by; empty where only published images will do.
+        data: The corrupted data set's name for `recal data fetch`; empty for none.
+        layout: Of the published corrupted images: `arrays` (`<corruption>.npy`, severity after
+            severity, and `labels.npy`) or `folders` (`<corruption>/<severity>/<class>/*`).
+        folders: Usual names of the folder with them, or of the tar file.
+        rows: Images a severity; 0 where it is not known.
+        size: Side of the published corrupted images in pixels. They are used as they are.
         reference: The errors that mCE is relative to; None where none are published.
         text: The file's text.
     """
 
     name: str
     title: str
+    source: str
     family: str
     classes: int
+    order: str
+    subset: str
+    first: int
+    names: str
+    clean: CleanSet
     corruptions: tuple[str, ...]
     severities: tuple[int, ...]
     parameters: str
+    data: str
+    layout: str
     folders: tuple[str, ...]
     rows: int
+    size: int
     reference: Reference | None
     text: str
 
@@ -97,12 +136,25 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """Read a shipped suite.
+    """Read a shipped suite, or a file of one's own.
+
+    Args:
+        name: Its name, or the path of a .toml file.
 
     Raises:
         UsageError: There is none of this name.
+        InputError: The file cannot be read or says what it must not.
     """
-    return read_suite(shipped("evals") / f"{pick(name, suite_names(), '--suite')}.toml")
+    from recal.evaluation.suite_file import read_suite
+
+    if name.endswith(".toml") or "/" in name:
+        return read_suite(Path(name))
+    if name not in suite_names():
+        raise UsageError(
+            f"--suite: expected one of {', '.join(suite_names())}, or a .toml file, got '{name}'."
+            f"{did_you_mean(name, suite_names())} `recal suites` says what each is."
+        )
+    return read_suite(shipped("evals") / f"{name}.toml")
 
 
 def usual_suite(family: str, classes: int) -> Suite:
@@ -118,50 +170,4 @@ def usual_suite(family: str, classes: int) -> Suite:
     raise UsageError(
         f"no suite for networks of family {family} with {classes} classes. Give one with --suite: "
         f"{', '.join(suite_names())}."
-    )
-
-
-def read_suite(path: Path) -> Suite:
-    """Read a suite file.
-
-    Raises:
-        InputError: It cannot be read or has unknown or missing keys.
-    """
-    table = read_toml(path)
-    required = ("title", "family", "classes")
-    check_keys(table, (*required, "corrupted", "reference"), str(path), required)
-    corrupted: dict[str, Any] = table.get("corrupted", {})
-    keys = ("corruptions", "severities", "parameters")
-    where = f"{path}: [corrupted]"
-    check_keys(corrupted, (*keys, "folders", "rows"), where, keys if corrupted else ())
-    return Suite(
-        name=path.stem,
-        title=table["title"],
-        family=table["family"],
-        classes=table["classes"],
-        corruptions=tuple(corrupted.get("corruptions", ())),
-        severities=tuple(corrupted.get("severities", ())),
-        parameters=corrupted.get("parameters", ""),
-        folders=tuple(corrupted.get("folders", ())),
-        rows=corrupted.get("rows", 0),
-        reference=_read_reference(table.get("reference"), corrupted, path),
-        text=path.read_text(encoding="utf-8"),
-    )
-
-
-def _read_reference(
-    table: Mapping[str, Any] | None, corrupted: Mapping[str, Any], path: Path
-) -> Reference | None:
-    if table is None:
-        return None
-    where = f"{path}: [reference]"
-    check_keys(table, ("source", "clean_error", "errors"), where, ("source", "errors"))
-    names = corrupted.get("corruptions", ())
-    check_keys(table["errors"], names, f"{where} errors", names)
-    for name, error in {**table["errors"], "clean_error": table.get("clean_error", 0.0)}.items():
-        check_type(error, float, f"{where} {name}")
-        if not 0 <= error <= 1:
-            raise InputError(f"{where} {name}: expected a fraction from 0 to 1, got {error}.")
-    return Reference(
-        source=table["source"], clean_error=table.get("clean_error"), errors=table["errors"]
     )

@@ -61,7 +61,7 @@ def summarise_run(folder: str | Path, *, seed: int = 0) -> dict[str, Any]:
         "title": run.title,
         "provenance": run.provenance,
         "reference": None if run.reference is None else run.reference.source,
-        "images": max((m.images for m in measured.values()), default=0),
+        "images": max((max(m.images) for m in measured.values()), default=0),
         "cells_done": len({(row["corruption"], row["severity"]) for row in rows}),
         "cells_of_suite": len(run.standard) + 1,
         "cells": rows,
@@ -101,10 +101,12 @@ def _cell_rows(measured: Measured) -> list[dict[str, Any]]:
                 "target": measured.target.name,
                 "corruption": cell.corruption,
                 "severity": cell.severity,
-                "n": measured.images,
+                "n": measured.images[i],
                 **dict(zip(METRICS, values, strict=True)),
                 "intervals": {
-                    name: list(_interval(name, value, measured.resampled[:, i, k], measured.images))
+                    name: list(
+                        _interval(name, value, measured.resampled[:, i, k], measured.images[i])
+                    )
                     for k, (name, value) in enumerate(zip(METRICS, values, strict=True))
                 },
             }

@@ -4,163 +4,316 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.distributed import ALONE
 from recal.errors import InputError, RecalError
-from recal.evaluation.backends import make_predictors
+from recal.evaluation.backends import Batch, Predictors
+from recal.evaluation.class_order import kept_logits
 from recal.evaluation.metrics import score
 from recal.evaluation.runs import cell_file, json_digest, read_cell, write_cell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.backends import Predictor
+    from recal.distributed import World
+    from recal.evaluation.backends import Execution
     from recal.evaluation.images import SuiteImages
     from recal.evaluation.runs import Columns
-    from recal.evaluation.suites import Cell
+    from recal.evaluation.suites import Cell, Suite
     from recal.evaluation.targets import Target
 
 # goes into every cell's key: raise it when a change of this code changes a number
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 
 
-def compute_cells(
-    cells: Sequence[Cell],
-    targets: Sequence[Target],
-    images: SuiteImages,
-    *,
-    folder: Path,
-    backend: str,
-    device: str,
-    batch_size: int,
-    progress: Callable[[int, int], None],
-) -> tuple[dict[tuple[str, Cell], Columns], list[str]]:
-    """Find every (target, cell) in the run's folder, or compute and write it there.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All that an evaluation computes.
 
-    Args:
+    Attributes:
+        suite: The benchmark.
         cells: In the order of the work.
         targets: All of the same input size and number of classes.
         images: Where the cells' images come from, and which are used.
+        execution: How networks are run.
         folder: The run's.
-        backend: `onnxruntime` or `torch`.
-        device: For torch.
-        batch_size: Images a batch.
-        progress: Called with cell images done and in total.
+    """
 
-    Returns:
-        The columns by target name and cell, and a line for each cell that failed.
+    suite: Suite
+    cells: Sequence[Cell]
+    targets: Sequence[Target]
+    images: SuiteImages
+    execution: Execution
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Whom to tell how far the work is.
+
+    Attributes:
+        images: Called with cell images done and in total; cells that were there do not count.
+        cell: Called with each cell that is done, and the columns of each target's name that has it.
+    """
+
+    images: Callable[[int, int], None] = lambda _done, _total: None
+    cell: Callable[[Cell, dict[str, Columns]], None] = lambda _cell, _columns: None
+
+
+@dataclass
+class Results:
+    """What has been found and computed so far; complete in the leading process alone.
+
+    Attributes:
+        columns: By target name and cell.
+        failures: A line for each cell or target that failed.
+        computed: Number of (target, cell) pairs that were not there before.
+    """
+
+    columns: dict[tuple[str, Cell], Columns] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    computed: int = 0
+
+
+def compute_cells(work: Work, progress: Progress, world: World = ALONE) -> Results:
+    """Find every (target, cell) in the run's folder, or compute and write it there.
+
+    Several processes share the batches of each cell, the n-th to process n modulo their number;
+    the leading one puts the parts together and writes them. So the cells are those of a single
+    process.
 
     Raises:
-        RecalError: Every cell failed.
+        RecalError: Every cell failed, the disk is full, or another process died.
     """
-    columns: dict[tuple[str, Cell], Columns] = {}
-    failures: list[str] = []
-    predictors: dict[str, Predictor] = {}
-    total = len(cells) * len(images.indices)
-    for number, cell in enumerate(cells):
-        done = number * len(images.indices)
+    results = Results()
+    predictors = Predictors(work.targets, work.execution)
+    total = sum(len(work.images.chosen(cell).indices) for cell in work.cells)
+    done = 0
+    for cell in work.cells:
+        count = len(work.images.chosen(cell).indices)
         try:
-            data = images.fingerprint(cell)
-            missing: dict[str, str] = {}
-            for target in targets:
-                key = _cell_key(target, cell, data, images.indices, backend)
-                found = read_cell(cell_file(folder, target.sha256, cell.name), key)
-                if found is None:
-                    missing[target.name] = key
-                else:
-                    columns[target.name, cell] = found
-            if missing and not predictors:
-                made = make_predictors(targets, backend, device)
-                predictors = {t.name: made[i] for i, t in enumerate(targets)}
-            wanted = {name: predictors[name] for name in missing}
-            scores = _Scores(wanted, images.labels, images.suite.classes)
-            if missing:
-                for batch, pixels in _read_ahead(images, cell, batch_size):
-                    scores.add(batch, pixels)
-                    progress(done + scores.images, total)
+            keys = _cell_keys(work, cell, world)
         except InputError as error:
-            failures.append(f"{cell.name}: {error}")
+            results.failures.append(f"{cell.name}: {error}")
+            total -= count
             continue
-        for target in targets:
-            if target.name in scores.wrong:
-                failures.append(f"{target.label}, {cell.name}: {scores.wrong[target.name]}")
-            elif target.name in missing:
-                result = scores.columns(target.name)
-                path = cell_file(folder, target.sha256, cell.name)
-                write_cell(path, result, missing[target.name])
-                columns[target.name, cell] = result
-        progress(done + len(images.indices), total)
-    if failures and not columns:
-        raise RecalError("every cell failed. " + " ".join(failures[:3]))
-    return columns, failures
+        missing = _find_cells(work, cell, keys, results, world)
+        if missing:
+            told = partial(_tell, progress, done, total)
+            parts = world.gather(_compute_part(work, cell, missing, predictors, world, told))
+            if world.leads:
+                _finish_cell(work, cell, missing, keys, parts, results)
+            done += count
+        else:
+            total -= count
+        progress.images(done, total)
+        names = [target.name for target in work.targets if (target.name, cell) in results.columns]
+        progress.cell(cell, {name: results.columns[name, cell] for name in names})
+    # nobody leaves before the leader has written what is to be written
+    world.wait()
+    if world.leads and results.failures and not results.columns:
+        raise RecalError("every cell failed. " + " ".join(results.failures[:3]))
+    return results
 
 
-def _cell_key(
-    target: Target, cell: Cell, data: str, indices: NDArray[np.int64], backend: str
-) -> str:
-    return json_digest(
-        {
-            "version": EVALUATION_VERSION,
-            "target": target.sha256,
-            "cell": cell.name,
-            "data": data,
-            "images": hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest(),
-            "backend": backend,
-        }
+@dataclass
+class Part:
+    """What one process has computed of a cell; it travels to the leader.
+
+    Attributes:
+        columns: By target name and number of the batch.
+        wrong: What is wrong with a target, by its name.
+        unreadable: What is wrong with the images, or empty.
+    """
+
+    columns: dict[tuple[str, int], Columns] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    unreadable: str = ""
+
+
+def cell_batches(work: Work, cell: Cell) -> list[NDArray[np.int64]]:
+    """Return the indices of a cell's images, cut into batches."""
+    indices, size = work.images.chosen(cell).indices, work.execution.batch_size
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def score_batches(
+    work: Work,
+    cell: Cell,
+    names: Sequence[str],
+    predictors: Predictors,
+    batches: dict[int, NDArray[np.int64]],
+    progress: Callable[[int], None] = lambda _images: None,
+) -> Part:
+    """Score batches of a cell by several targets.
+
+    A target that fails is left out from then on; the others go on.
+
+    Args:
+        work: The evaluation.
+        cell: The cell.
+        names: Of the targets.
+        predictors: Of all targets.
+        batches: Indices of images, by the number of their batch.
+        progress: Called with the number of images done.
+    """
+    part, done = Part(), 0
+    labels, kept = work.images.chosen(cell).labels, kept_logits(work.suite)
+    try:
+        for number, batch, images in _read_ahead(work, cell, batches):
+            for name in names:
+                if name in part.wrong:
+                    continue
+                try:
+                    logits = _checked_logits(predictors[name](images), batch, work.suite)
+                except (RecalError, RuntimeError, MemoryError) as error:
+                    reason = str(error).strip() or type(error).__name__
+                    part.wrong[name] = reason.splitlines()[0]
+                    continue
+                if kept is not None:
+                    logits = logits[:, kept]
+                identity = {"index": batch.astype(np.int32), "label": labels[batch].astype("i4")}
+                part.columns[name, number] = {**identity, **score(logits, labels[batch])}
+            done += len(batch)
+            progress(done)
+    except InputError as error:
+        part.unreadable = str(error)
+    return part
+
+
+def _tell(progress: Progress, before: int, total: int, images: int) -> None:
+    progress.images(min(total, before + images), total)
+
+
+def _compute_part(
+    work: Work,
+    cell: Cell,
+    names: Sequence[str],
+    predictors: Predictors,
+    world: World,
+    progress: Callable[[int], None],
+) -> Part:
+    batches = dict(enumerate(cell_batches(work, cell)))
+    mine = {n: batch for n, batch in batches.items() if n % world.size == world.rank}
+    return score_batches(
+        work, cell, names, predictors, mine, lambda images: progress(images * world.size)
     )
 
 
-class _Scores:
-    """The scores of several targets on one cell, gathered batch by batch."""
+def _finish_cell(
+    work: Work,
+    cell: Cell,
+    names: Sequence[str],
+    keys: dict[str, str],
+    parts: Sequence[Part],
+    results: Results,
+) -> None:
+    """Write what is whole, and note what failed."""
+    unreadable = [part.unreadable for part in parts if part.unreadable]
+    if unreadable:
+        results.failures.append(f"{cell.name}: {unreadable[0]}")
+        return
+    wrong = {name: text for part in reversed(parts) for name, text in part.wrong.items()}
+    pieces = {key: columns for part in parts for key, columns in part.columns.items()}
+    for target in work.targets:
+        if target.name in wrong:
+            results.failures.append(f"{target.label}, {cell.name}: {wrong[target.name]}")
+        elif target.name in names:
+            mine = [pieces[key] for key in sorted(pieces) if key[0] == target.name]
+            columns = {name: np.concatenate([piece[name] for piece in mine]) for name in mine[0]}
+            path = cell_file(work.folder, target.sha256, cell.name)
+            write_cell(path, columns, keys[target.name])
+            results.columns[target.name, cell] = columns
+            results.computed += 1
 
-    def __init__(
-        self, predictors: Mapping[str, Predictor], labels: NDArray[np.int64], classes: int
-    ) -> None:
-        self._predictors = predictors
-        self._labels = labels
-        self._classes = classes
-        self._parts: dict[str, list[Columns]] = {name: [] for name in predictors}
-        self.wrong: dict[str, str] = {}
-        self.images = 0
 
-    def add(self, batch: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
-        """Score a batch; a target whose logits cannot be right is left out from then on."""
-        labels = self._labels[batch]
-        for name, predict in self._predictors.items():
-            if name in self.wrong:
-                continue
-            logits = predict(pixels)
-            finite = np.isfinite(logits).all(axis=1)
-            if not finite.all():
-                self.wrong[name] = f"NaN or infinite logits, first for image {batch[~finite][0]}."
-            elif logits.shape[1] != self._classes:
-                self.wrong[name] = f"expected {self._classes} logits, got {logits.shape[1]}."
-            else:
-                identity = {"index": batch.astype(np.int32), "label": labels.astype(np.int32)}
-                self._parts[name].append({**identity, **score(logits, labels)})
-        self.images += len(batch)
+def _find_cells(
+    work: Work, cell: Cell, keys: dict[str, str], results: Results, world: World
+) -> list[str]:
+    """Read the cells that the leader finds in the run; return the names of the other targets."""
+    missing = []
+    for target in work.targets if world.leads else ():
+        key = keys[target.name]
+        found = read_cell(cell_file(work.folder, target.sha256, cell.name), key)
+        if found is None:
+            missing.append(target.name)
+        else:
+            results.columns[target.name, cell] = found
+    return world.gather(missing)[0]
 
-    def columns(self, name: str) -> Columns:
-        """Return all that was gathered for a target."""
-        parts = self._parts[name]
-        return {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+
+def _cell_keys(work: Work, cell: Cell, world: World) -> dict[str, str]:
+    """Return the hash of all that a cell depends on, for each target; processes share the work.
+
+    Raises:
+        InputError: An image cannot be read, by whichever process.
+    """
+    fault, mine = "", list[str]()
+    try:
+        mine = work.images.fingerprints(cell, slice(world.rank, None, world.size))
+    except (InputError, OSError) as error:
+        fault = str(error)
+    shares = world.gather((fault, mine))
+    for fault, _ in shares:
+        if fault:
+            raise InputError(fault)
+    hashes: list[str] = []
+    for place in range(max(len(share) for _, share in shares)):
+        hashes += [share[place] for _, share in shares if place < len(share)]
+    data = work.images.fingerprint(cell, hashes)
+    indices = work.images.chosen(cell).indices.astype("<i8").tobytes()
+    common = {
+        "version": EVALUATION_VERSION,
+        "cell": cell.name,
+        "data": data,
+        "images": hashlib.sha256(indices).hexdigest(),
+        "logits": [work.suite.classes, work.suite.subset],
+        "execution": work.execution.identity,
+    }
+    return {
+        target.name: json_digest({**common, "target": target.sha256}) for target in work.targets
+    }
+
+
+def _checked_logits(
+    logits: NDArray[np.float32], batch: NDArray[np.int64], suite: Suite
+) -> NDArray[np.float32]:
+    if logits.shape != (len(batch), suite.classes):
+        raise InputError(f"expected logits {(len(batch), suite.classes)}, got {logits.shape}.")
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise InputError(f"NaN or infinite logits, first for image {batch[~finite][0]}.")
+    return logits
 
 
 def _read_ahead(
-    images: SuiteImages, cell: Cell, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Yield the batches of a cell; the next one is read and corrupted while one is in use."""
-    starts = range(0, len(images.indices), batch_size)
-    batches = [images.indices[start : start + batch_size] for start in starts]
+    work: Work, cell: Cell, batches: dict[int, NDArray[np.int64]]
+) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
+    """Yield batches; the next one is read, corrupted and normalised while one is in use."""
+    preparations = {(target.spec.mean, target.spec.std) for target in work.targets}
+
+    def prepare(batch: NDArray[np.int64]) -> Batch:
+        images = Batch(work.images.read(cell, batch))
+        if work.execution.device == "cpu":
+            for mean, std in preparations:
+                images.normalised(mean, std)
+        return images
+
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(images.read, cell, batches[0])
-        for i, batch in enumerate(batches):
-            pixels = ahead.result()
-            if i + 1 < len(batches):
-                ahead = pool.submit(images.read, cell, batches[i + 1])
-            yield batch, pixels
+        ahead = None
+        previous: tuple[int, NDArray[np.int64]] | None = None
+        for number, batch in batches.items():
+            following = pool.submit(prepare, batch)
+            if ahead is not None and previous is not None:
+                yield *previous, ahead.result()
+            ahead, previous = following, (number, batch)
+        if ahead is not None and previous is not None:
+            yield *previous, ahead.result()

@@ -1,0 +1,127 @@
+"""The clean images of a suite: found, labelled by the suite's classes, and counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recal.data.archives import TarSource
+from recal.data.arrays import checked_source, open_array
+from recal.data.finding import candidates, places_searched
+from recal.data.layouts import TEST, open_images
+from recal.data.sources import FileSource
+from recal.errors import InputError
+from recal.evaluation.class_order import class_count, class_numbers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from recal.data.sources import ImageSource
+    from recal.evaluation.suites import Suite
+
+ANNOTATIONS = "val/val_annotations.txt"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CleanImages:
+    """A suite's clean test images.
+
+    Attributes:
+        source: The images.
+        labels: By the suite's classes, int64 (N,).
+        names: `<class folder>/<file>` of each, or None where they are rows of arrays.
+        warnings: What is merely odd about them.
+    """
+
+    source: ImageSource
+    labels: NDArray[np.int64]
+    names: tuple[str, ...] | None
+    warnings: tuple[str, ...]
+
+    @property
+    def where(self) -> Path:
+        """The folder or file that they were read from, for messages."""
+        return self.source.where
+
+
+def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -> CleanImages:
+    """Open a suite's clean test images.
+
+    Args:
+        suite: Says where to look, and what the classes are.
+        data: The user's folder or file, or None to look in the usual places.
+        corrupted: Where the corrupted images are: not among these.
+
+    Raises:
+        InputError: They are nowhere, have no labels, or labels or class folders beyond the
+            suite's classes.
+    """
+    if data is not None and not data.is_dir() and data != corrupted:
+        return _labelled(suite, open_images(data, TEST))
+    problem: InputError | None = None
+    for folder in candidates(data, suite.clean.folders):
+        if folder == corrupted:
+            continue
+        try:
+            return _labelled(suite, _open(suite, folder))
+        except InputError as error:
+            # a folder that the user did not name may hold anything; what they named is the fault
+            problem = problem or error
+    if data is not None and problem is not None:
+        raise problem
+    raise InputError(f"suite {suite.name}: expected images, got none. {places_searched(data)}")
+
+
+def _open(suite: Suite, folder: Path) -> ImageSource:
+    if suite.clean.arrays:
+        images, labels = (folder / name for name in suite.clean.arrays)
+        return checked_source(images, open_array(images), open_array(labels))
+    if (folder / ANNOTATIONS).is_file():  # Tiny-ImageNet's own validation folder
+        from recal.data.regenerating import open_clean
+
+        return open_clean(folder)
+    return open_images(folder, TEST)
+
+
+def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
+    if source.labels is None:
+        raise InputError(
+            f"{source.where}: expected labelled test images (class folders), got plain images."
+        )
+    labels, names, warnings = source.labels, None, []
+    if source.classes is not None:
+        labels = class_numbers(source.classes, suite, source.where)[labels]
+        names = _names(source)
+        count = class_count(suite)
+        if len(source.classes) < count:
+            warnings.append(
+                f"{source.where}: {len(source.classes):,} of the {count:,} classes have images."
+            )
+    highest = class_count(suite) - 1
+    if labels.min() < 0 or labels.max() > highest:
+        raise InputError(
+            f"suite {suite.name}: expected labels 0 to {highest}, got {labels.min()} to "
+            f"{labels.max()}. Is {source.where} another data set?"
+        )
+    if suite.clean.count and len(source) != suite.clean.count:
+        warnings.append(
+            f"{source.where}: {len(source):,} images, where the published set has "
+            f"{suite.clean.count:,}."
+        )
+    return CleanImages(source=source, labels=labels, names=names, warnings=tuple(warnings))
+
+
+def _names(source: ImageSource) -> tuple[str, ...] | None:
+    if isinstance(source, FileSource):
+        files = [path.name for path in source.paths]
+    elif isinstance(source, TarSource):
+        files = [member.name.rpartition("/")[2] for member in source.members]
+    else:
+        return None
+    assert source.classes is not None
+    assert source.labels is not None
+    folders = (source.classes[label] for label in source.labels)
+    return tuple(f"{folder}/{file}" for folder, file in zip(folders, files, strict=True))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from recal.cli.options import choose_device, format_option, model_options
 from recal.cli.reading_options import reading_options
+
+if TYPE_CHECKING:
+    from recal.evaluation.adaptation import Adaptation
 
 
 class Listed(click.ParamType[tuple[str, ...]]):
@@ -40,9 +43,25 @@ class Listed(click.ParamType[tuple[str, ...]]):
     "--limit", type=click.IntRange(1), help="Only so many images: a seeded, stratified sample."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", type=click.IntRange(1), help="Images a batch.  [fitting]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, torch.")
+@click.option(
+    "--adapt", type=click.Choice(["batch", "ema"]),
+    help="Take BatchNorm statistics from the test images: batch by batch, or a moving average.",
+)  # fmt: skip
+@click.option(
+    "--adapt-batch", default=200, show_default=True, type=click.IntRange(1),
+    help="Images a batch of --adapt.",
+)  # fmt: skip
+@click.option(
+    "--prior", type=click.FloatRange(0),
+    help="Images that the network's own statistics count for in --adapt batch.  [0]",
+)  # fmt: skip
+@click.option(
+    "--momentum", type=click.FloatRange(0, 1, min_open=True),
+    help="Weight of a new batch in --adapt ema.  [0.1]",
+)  # fmt: skip
 @format_option
 @reading_options
 @model_options
@@ -54,6 +73,11 @@ def command(
     checkpoint: Path | None,
     severities: tuple[str, ...],
     device: str,
+    seed: int,
+    adapt: str | None,
+    adapt_batch: int,
+    prior: float | None,
+    momentum: float | None,
     form: str,
     reading: dict[str, Any],
     asked: dict[str, Any],
@@ -81,11 +105,12 @@ def command(
     chosen = load_suite(suite) if suite else None
     if not all(text.isdigit() for text in severities):
         raise UsageError(f"--severities: expected whole numbers, got {','.join(severities)}.")
+    adaptation = _adaptation(adapt, adapt_batch, prior, momentum, seed)
     with progress_bar("images") as bar:
         run = evaluate(
             targets, suite=chosen, data=data, output=output, checkpoint=checkpoint,
             severities=[int(text) for text in severities], device=choose_device(device),
-            progress=bar, reading=reading, **options, **asked,
+            seed=seed, adaptation=adaptation, progress=bar, reading=reading, **options, **asked,
         )  # fmt: skip
     document = run.document
     write_report(document, run.folder / "report.html")
@@ -98,6 +123,25 @@ def command(
             f"{len(run.failures)} cells failed; the others are kept in {run.folder}, and the same "
             "command goes on from there."
         )
+
+
+def _adaptation(
+    kind: str | None, batch: int, prior: float | None, momentum: float | None, seed: int
+) -> Adaptation | None:
+    from recal.errors import UsageError
+    from recal.evaluation.adaptation import Adaptation
+
+    fitting = {"batch": "--prior", "ema": "--momentum"}.get(kind or "")
+    for name, value in (("--prior", prior), ("--momentum", momentum)):
+        if value is not None and name != fitting:
+            kind_of = "batch" if name == "--prior" else "ema"
+            raise UsageError(f"{name}: expected --adapt {kind_of} with it.")
+    if kind is None:
+        return None
+    given = {"prior": prior, "momentum": momentum}
+    return Adaptation(
+        kind=kind, batch=batch, seed=seed, **{k: v for k, v in given.items() if v is not None}
+    )
 
 
 def _bundled(suite: str | None, data: Path | None) -> tuple[Path, Path | None, str, str]:

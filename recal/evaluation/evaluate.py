@@ -14,7 +14,8 @@ from torch import nn
 
 from recal import __version__
 from recal.distributed import ALONE
-from recal.errors import InputError
+from recal.errors import InputError, UsageError
+from recal.evaluation.adaptation import adapted
 from recal.evaluation.backends import choose_execution
 from recal.evaluation.metrics import score, summarise
 from recal.evaluation.oddities import odd_preparation, odd_results
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from recal.distributed import World
+    from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.runs import Columns
 
 
@@ -70,6 +72,7 @@ def evaluate(
     autocast: bool = ...,
     device: str = ...,
     backend: str = ...,
+    adaptation: Adaptation | None = ...,
     progress: Callable[[int, int], None] | None = ...,
     on_cell: Callable[[Cell, dict[str, Columns]], None] | None = ...,
     world: World = ...,
@@ -99,11 +102,12 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
             (a seeded stratified sample of so many images); `seed` (of that sample and of
             corruptions made on the fly); `batch_size` and `threads` (chosen for the networks'
             input size and the machine); `device`; `backend` (auto, onnxruntime, torch);
-            `autocast` (half precision where torch holds it to be safe); `progress` (called with
-            cell images done and in total); `on_cell` (called with each cell that is done and its
-            columns by target name); `world` (several processes: only the leading one writes, and
-            has a document); `reading` (options of `load_checkpoint`); fields of `ModelSpec` that
-            the files do not give.
+            `adaptation` (an `Adaptation` to the test images of each cell); `autocast` (half
+            precision where torch holds it to be safe); `progress` (called with cell images done and
+            in total); `on_cell` (called with each cell that is done and its columns by target
+            name); `world` (several processes: only the leading one writes, and has a document);
+            `reading` (options of `load_checkpoint`); fields of `ModelSpec` that the files do not
+            give.
 
     Raises:
         InputError: A file or folder is not what it should be; nothing has been computed then.
@@ -141,6 +145,9 @@ def _evaluate_targets(
     **options: Any,
 ) -> Run:
     work, request = prepare_work(names, output=output, **options)
+    adaptation = work.execution.adaptation
+    if adaptation and adaptation.kind == "ema" and world.size > 1:
+        raise UsageError("--adapt ema: expected one process, because batches follow each other.")
     told = Progress(progress or Progress.images, on_cell or Progress.cell)
     with locked(work.folder) if world.leads else nullcontext():
         if world.leads:
@@ -172,6 +179,7 @@ def prepare_work(
     autocast: bool = False,
     device: str = "cpu",
     backend: str = "auto",
+    adaptation: Adaptation | None = None,
     reading: Mapping[str, Any] | None = None,
     **asked: Any,
 ) -> tuple[Work, dict[str, Any]]:
@@ -188,9 +196,10 @@ def prepare_work(
     suite = suite or usual_suite(targets[0].spec.family, targets[0].spec.classes)
     cells = suite.cells(corruptions, severities)
     _check_targets(targets, suite)
+    targets = adapted(targets, adaptation) if adaptation else targets
     execution = choose_execution(
         backend, device, targets[0].spec.size,
-        batch_size=batch_size, threads=threads, autocast=autocast,
+        batch_size=batch_size, threads=threads, autocast=autocast, adaptation=adaptation,
     )  # fmt: skip
     images = open_suite_images(
         suite, data, targets[0].spec.size, cells,
@@ -214,7 +223,7 @@ def prepare_work(
                 "name": t.name,
                 "label": t.label,
                 "sha256": t.sha256,
-                "adaptation": None,
+                "adaptation": adaptation and adaptation.text,
                 "model": t.spec.to_json(),
             }
             for t in targets

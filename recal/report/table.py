@@ -9,8 +9,6 @@ from recal.report.grid import Grid
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SAW_TEST_DATA = "saw test data"
-
 
 def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
     """Format a fraction for people, with half the width of its interval."""
@@ -46,7 +44,7 @@ def extent(document: Mapping[str, Any]) -> str:
 def heading(document: Mapping[str, Any]) -> str:
     """Return the title of a run's tables; it says so where the targets saw test data."""
     adapted = {row["adaptation"] for row in document["summary"]} - {None}
-    mark = f"; {SAW_TEST_DATA}: {', '.join(sorted(adapted))}" if adapted else ""
+    mark = f"; saw test data: {', '.join(sorted(adapted))}" if adapted else ""
     return f"{document['title']} ({extent(document)}{mark})"
 
 

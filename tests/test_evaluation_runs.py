@@ -177,7 +177,7 @@ def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoi
     everything = np.load(folder / "pixelate.npy")
     found = images.read(Cell("pixelate", 3), np.array([0, 2]))
     assert np.array_equal(found, everything[[8, 10]])
-    assert images.labels.tolist() == [3, 1, 4, 1]
+    assert images.chosen(cells[0]).labels.tolist() == [3, 1, 4, 1]
     run = evaluate([str(split_checkpoint)], suite=suite, data=tmp_path, output=tmp_path / "run")
     assert run.document["summary"][0]["clean_accuracy"] is None
     assert run.document["summary"][0]["mean_corruption_error"] is not None
@@ -186,7 +186,7 @@ def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoi
     (folder / "PROVENANCE.json").write_text('{"label": "regenerated: by somebody"}')
     assert images.provenance == "regenerated: by somebody"
     # in the folder itself, too
-    assert open_suite_images(suite, folder, 32, cells).published == folder
+    assert open_suite_images(suite, folder, 32, cells).published.where == folder
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,55 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total)
 
         yield update
+
+
+class CellProgress:
+    """Shows on standard error how far an evaluation is, with the accuracies so far and time left.
+
+    Args:
+        progress: The bar.
+        labels: What each target is called, by its name.
+    """
+
+    def __init__(self, progress: Progress, labels: Callable[[str], str]) -> None:
+        self._progress, self._labels = progress, labels
+        self._task = progress.add_task("", total=None)
+        self._means: dict[str, list[float]] = {}
+
+    def images(self, done: int, total: int) -> None:
+        """Take how many images of cells are done, and how many there are."""
+        self._progress.update(self._task, completed=done, total=total)
+
+    def cell(self, cell: Any, columns: dict[str, Any]) -> None:
+        """Take a cell that is done, and its columns by target name."""
+        for name, found in columns.items():
+            self._means.setdefault(name, []).append(float((found["rank"] == 0).mean()))
+        shown = [
+            f"{self._labels(name)} {sum(values) / len(values):.1%}"
+            for name, values in list(self._means.items())[:SHOWN]
+        ]
+        more = f" and {len(self._means) - SHOWN} more" if len(self._means) > SHOWN else ""
+        count = max((len(values) for values in self._means.values()), default=0)
+        self._progress.update(
+            self._task, description=f"{cell.name}; over {count} cells {', '.join(shown)}{more}"
+        )
+
+
+SHOWN = 3
+
+
+@contextmanager
+def cell_progress(labels: Callable[[str], str], *, hidden: bool = False) -> Iterator[CellProgress]:
+    """Show the progress of an evaluation while the block runs.
+
+    Args:
+        labels: What each target is called, by its name.
+        hidden: Show nothing; where nobody looks at the terminal, nothing is shown either.
+    """
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
+        MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn(),
+    )  # fmt: skip
+    hidden = hidden or not messages.is_terminal
+    with Progress(*columns, console=messages, transient=True, disable=hidden) as progress:
+        yield CellProgress(progress, labels)

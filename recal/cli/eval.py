@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from recal.cli.adaptation_options import adaptation_options
 from recal.cli.options import choose_device, format_option, model_options
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
-    from recal.evaluation.adaptation import Adaptation
+    from recal.distributed import World
 
 
 class Listed(click.ParamType[tuple[str, ...]]):
@@ -30,9 +31,12 @@ class Listed(click.ParamType[tuple[str, ...]]):
 @click.command("eval")
 @click.argument("targets", nargs=-1)
 @click.option(
-    "--suite", help="Benchmark: sample, cifar10, cifar10c, ...  [clean, of the network's family]"
+    "--suite", help="Benchmark: cifar10c, ... (`recal suites`), or a .toml file.  "
+    "[clean, of the network's family]",
+)  # fmt: skip
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder or tar file of the benchmark's images."
 )
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of the benchmark's images.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Weights of branches and variants."
@@ -43,25 +47,17 @@ class Listed(click.ParamType[tuple[str, ...]]):
     "--limit", type=click.IntRange(1), help="Only so many images: a seeded, stratified sample."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--batch-size", type=click.IntRange(1), help="Images a batch.  [fitting]")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Images a batch.  [256; fewer of large ones]"
+)
+@click.option(
+    "--threads", type=click.IntRange(1), help="Of each process.  [its share of the cores]"
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, torch.")
-@click.option(
-    "--adapt", type=click.Choice(["batch", "ema"]),
-    help="Take BatchNorm statistics from the test images: batch by batch, or a moving average.",
-)  # fmt: skip
-@click.option(
-    "--adapt-batch", default=200, show_default=True, type=click.IntRange(1),
-    help="Images a batch of --adapt.",
-)  # fmt: skip
-@click.option(
-    "--prior", type=click.FloatRange(0),
-    help="Images that the network's own statistics count for in --adapt batch.  [0]",
-)  # fmt: skip
-@click.option(
-    "--momentum", type=click.FloatRange(0, 1, min_open=True),
-    help="Weight of a new batch in --adapt ema.  [0.1]",
-)  # fmt: skip
+@click.option("--autocast", is_flag=True, help="Half precision where torch holds it to be safe.")
+@click.option("--plan", is_flag=True, help="Say what it would take, and do nothing.")
+@adaptation_options
 @format_option
 @reading_options
 @model_options
@@ -69,15 +65,10 @@ def command(
     targets: tuple[str, ...],
     suite: str | None,
     data: Path | None,
-    output: Path | None,
     checkpoint: Path | None,
     severities: tuple[str, ...],
     device: str,
-    seed: int,
-    adapt: str | None,
-    adapt_batch: int,
-    prior: float | None,
-    momentum: float | None,
+    plan: bool,
     form: str,
     reading: dict[str, Any],
     asked: dict[str, Any],
@@ -86,34 +77,53 @@ def command(
     """Evaluate TARGETS over a benchmark, clean and corrupted.
 
     A TARGET is a checkpoint (its main branch), CHECKPOINT:BRANCH, a variant file or an .onnx file;
-    with
-    --checkpoint or a recal.toml also a branch's name. Without any, every branch is evaluated;
+    with --checkpoint or a recal.toml also a branch's name. Without any, every branch is evaluated;
     without a checkpoint, the bundled sample. Cells that the run's folder already holds are not
-    computed again.
+    computed again. Under torchrun, the processes share the work.
     """
-    from recal.cli.console import console, messages, print_document, progress_bar
-    from recal.errors import RecalError, UsageError
-    from recal.evaluation.evaluate import evaluate
+    from recal.cli.console import console, messages
+    from recal.distributed import joined, local_device
+    from recal.errors import UsageError
     from recal.evaluation.suites import load_suite
+
+    note = ""
+    if not targets and checkpoint is None:
+        checkpoint, data, suite, note = _bundled(suite, data)
+    if not all(text.isdigit() for text in severities):
+        raise UsageError(f"--severities: expected whole numbers, got {','.join(severities)}.")
+    request = {
+        "suite": load_suite(suite) if suite else None, "data": data, "checkpoint": checkpoint,
+        "severities": [int(text) for text in severities],
+        "device": local_device(choose_device(device)), "reading": reading, **options, **asked,
+    }  # fmt: skip
+    with joined() as world:
+        if note and world.leads:
+            (console if form == "plain" else messages).print(note)
+        if plan:
+            if world.leads:
+                _show_plan(targets, request, form == "json", world.size)
+            return
+        _evaluate(targets, request, form, world)
+
+
+def _evaluate(targets: tuple[str, ...], request: dict[str, Any], form: str, world: World) -> None:
+    from recal.cli.console import cell_progress, console, messages, print_document
+    from recal.errors import RecalError
+    from recal.evaluation.evaluate import evaluate
     from recal.evaluation.summary import flat
     from recal.report.page import write_report
     from recal.report.text import run_text
 
-    if not targets and checkpoint is None:
-        checkpoint, data, suite, note = _bundled(suite, data)
-        (console if form == "plain" else messages).print(note)
-    chosen = load_suite(suite) if suite else None
-    if not all(text.isdigit() for text in severities):
-        raise UsageError(f"--severities: expected whole numbers, got {','.join(severities)}.")
-    adaptation = _adaptation(adapt, adapt_batch, prior, momentum, seed)
-    with progress_bar("images") as bar:
+    with cell_progress(_short, hidden=not world.leads) as shown:
         run = evaluate(
-            targets, suite=chosen, data=data, output=output, checkpoint=checkpoint,
-            severities=[int(text) for text in severities], device=choose_device(device),
-            seed=seed, adaptation=adaptation, progress=bar, reading=reading, **options, **asked,
+            targets, progress=shown.images, on_cell=shown.cell, world=world, **request
         )  # fmt: skip
+    if not world.leads:
+        return
     document = run.document
     write_report(document, run.folder / "report.html")
+    for warning in document["warnings"]:
+        messages.print(f"warning: {warning}")
     print_document(document, flat(document["summary"]), run_text, form)
     (console if form == "plain" else messages).print(f"Report: {run.folder / 'report.html'}")
     for failure in run.failures:
@@ -125,23 +135,62 @@ def command(
         )
 
 
-def _adaptation(
-    kind: str | None, batch: int, prior: float | None, momentum: float | None, seed: int
-) -> Adaptation | None:
-    from recal.errors import UsageError
-    from recal.evaluation.adaptation import Adaptation
+def _show_plan(
+    targets: tuple[str, ...], request: dict[str, Any], as_json: bool, processes: int
+) -> None:
+    import json
+    from dataclasses import asdict
 
-    fitting = {"batch": "--prior", "ema": "--momentum"}.get(kind or "")
-    for name, value in (("--prior", prior), ("--momentum", momentum)):
-        if value is not None and name != fitting:
-            kind_of = "batch" if name == "--prior" else "ema"
-            raise UsageError(f"{name}: expected --adapt {kind_of} with it.")
-    if kind is None:
-        return None
-    given = {"prior": prior, "momentum": momentum}
-    return Adaptation(
-        kind=kind, batch=batch, seed=seed, **{k: v for k, v in given.items() if v is not None}
-    )
+    from recal.cli.console import console, messages, progress_bar
+    from recal.errors import RecalError
+    from recal.evaluation.evaluate import prepare_work
+    from recal.evaluation.plan import make_plan
+
+    work, _ = prepare_work(targets, **request)
+    with progress_bar("corruptions timed") as bar:
+        plan = make_plan(work, processes=processes, progress=bar)
+    for warning in work.images.warnings:
+        messages.print(f"warning: {warning}")
+    if as_json:
+        click.echo(json.dumps({"suite": work.suite.name, **asdict(plan)}, indent=1))
+        return
+    console.print(f"{work.suite.title}: nothing has been evaluated yet.")
+    console.print(f"  cells     {plan.cells} of each of {plan.targets} targets")
+    if plan.kept:
+        console.print(
+            f"            {plan.kept} of {plan.cells * plan.targets} are in {work.folder}"
+        )
+    console.print(f"  images    {plan.images:,}, each read once; {plan.forwards:,} forward passes")
+    console.print(f"  bytes     {_size(plan.bytes)}")
+    console.print(f"  by        {work.execution.describe()}, {plan.processes} process(es)")
+    if plan.rates:
+        slowest = sorted(plan.rates.items(), key=lambda item: item[1])
+        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in slowest[:3])
+        console.print(f"  images/s  {rates}; fastest: {slowest[-1][0]} {slowest[-1][1]:,.0f}")
+        console.print(f"  time      about {_duration(plan.seconds)}, from a few batches timed now")
+    console.print(f"  folder    {work.folder}")
+    for name, fault in plan.faults.items():
+        messages.print(f"would fail: {name}: {fault}")
+    if plan.faults:
+        raise RecalError(f"{', '.join(plan.faults)} would fail; the others would go on.")
+
+
+def _size(count: int) -> str:
+    if not count:
+        return "only the clean images; corrupted ones are made while they are evaluated"
+    return f"about {count / 1e9:,.1f} GB" if count >= 1e8 else f"about {count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _short(target: str) -> str:
+    """Return a target's name as it fits a line."""
+    path, colon, branch = target.rpartition(":")
+    return branch if colon else Path(target).stem if not path else target
 
 
 def _bundled(suite: str | None, data: Path | None) -> tuple[Path, Path | None, str, str]:

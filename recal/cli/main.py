@@ -21,6 +21,7 @@ COMMANDS = {
     "policies": ("recal.cli.policies", "List the augmentation policies; draw what one does."),
     "calibrate": ("recal.cli.calibrate", "Re-estimate BatchNorm statistics; write a variant."),
     "mix": ("recal.cli.mix", "Mix variants: the path between branches, or towards a prior."),
+    "suites": ("recal.cli.suites", "List the benchmarks, and what of them is on this machine."),
     "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),
     "compare": ("recal.cli.compare", "Say whether targets of a run differ beyond noise."),
     "select": ("recal.cli.select", "Choose a target of a run; report it on other images."),

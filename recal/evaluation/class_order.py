@@ -38,8 +38,7 @@ def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[
     if suite.order == "sorted":
         if len(folders) != suite.classes:
             raise InputError(
-                f"{where}: expected {suite.classes} class folders for suite {suite.name}, got "
-                f"{len(folders)}."
+                f"{where}: expected {suite.classes} class folders, got {len(folders)}."
             )
         # folders 0 to 99 stand in the order of their numbers, not of their letters
         counted = all(name.isdecimal() for name in folders)

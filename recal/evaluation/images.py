@@ -112,6 +112,18 @@ class SuiteImages:
         parts = np.split(batch, range(READ, len(batch), READ))
         return np.concatenate(list(self._pool.map(lambda part: self._read(cell, part), parts)))
 
+    def check(self, cell: Cell) -> None:
+        """Read a cell's first image, before it is corrupted.
+
+        Raises:
+            InputError: It cannot be decoded, or is not of the networks' size.
+        """
+        first = self.chosen(cell).indices[:1]
+        if cell.corruption is not None and self.published is None:
+            self._each(self._to_corrupt, self._corrupted_here.read, first)
+        else:
+            self.read(cell, first)
+
     def fingerprints(self, cell: Cell, part: slice = slice(None)) -> list[str]:
         """Return hashes of the images and labels that are used of a cell, one for each 512.
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recal.data.finding import places_searched
-from recal.data.published import PUBLISHED
 from recal.errors import InputError
 from recal.evaluation.clean import find_clean
 from recal.evaluation.images import Chosen, SuiteImages
+from recal.evaluation.places import how_to_get
 from recal.evaluation.published import find_published
 from recal.evaluation.sampling import choose_images
 
@@ -83,13 +83,10 @@ def check_pixels(images: SuiteImages, cells: Sequence[Cell]) -> None:
     Raises:
         InputError: It names the cell and the image.
     """
-    for cell in cells:
-        # what is corrupted here has been clean before
-        if cell.corruption is None or images.published is not None:
-            images.read(cell, images.chosen(cell).indices[:1])
     corrupted = [cell for cell in cells if cell.corruption is not None]
-    if corrupted and images.published is None:
-        images.read(corrupted[0], images.chosen(corrupted[0]).indices[:1])
+    # what is corrupted here is the same in every cell before it is
+    for cell in cells if images.published is not None else [*cells[:1], *corrupted[:1]]:
+        images.check(cell)
 
 
 def _choose(suite: Suite, images: CleanImages | Published, limit: int | None, seed: int) -> Chosen:
@@ -114,20 +111,11 @@ def _alike(clean: CleanImages, published: Published) -> bool:
 def _how_to_get(suite: Suite, data: Path | None, error: InputError | None) -> str:
     ways = []
     if suite.corruptions and suite.folders:
-        ways.append(f"the published images ({_getting(suite.data, suite.folders[0])})")
+        ways.append(f"the published images ({how_to_get(suite.data, suite.folders[0])})")
     if suite.parameters or not suite.corruptions:
-        purpose = " to corrupt" if suite.corruptions else ""
+        purpose = " to regenerate them from" if suite.corruptions else ""
         folder = suite.clean.folders[0] if suite.clean.folders else "class folders"
-        ways.append(f"clean test images{purpose} ({_getting(suite.clean.data, folder)})")
+        ways.append(f"clean test images{purpose} ({how_to_get(suite.clean.data, folder)})")
     reason = f"({error})" if data is not None and error is not None else places_searched(data)
     got = "neither" if len(ways) == 2 else "none"
     return f"suite {suite.name}: expected {', or '.join(ways)}, got {got}. {reason}"
-
-
-def _getting(data: str, folder: str) -> str:
-    """Return how a set is got, in a few words."""
-    if not data:
-        return f"{folder}/"
-    known = PUBLISHED[data]
-    way = f"`recal data fetch {data}`" if known.downloads else f"from {known.page}"
-    return f"{folder}/, {way}"

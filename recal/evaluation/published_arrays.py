@@ -87,6 +87,11 @@ def _checked(suite: Suite, where: Path, arrays: Mapping[str, NDArray[Any]]) -> P
             f"{place}: expected the same {rows:,} labels for each severity, got others. Are these "
             "the labels of another set?"
         )
+    if checked.min() < 0 or checked.max() >= suite.classes:
+        raise InputError(
+            f"{place}: expected labels 0 to {suite.classes - 1}, got {checked.min()} to "
+            f"{checked.max()}. Is this another data set?"
+        )
     for name, array in arrays.items():
         side = suite.size or (array.shape[1] if array.ndim == 4 else 0)
         expected = (rows * count, side, side, 3)

@@ -19,7 +19,8 @@ def run_text(document: Mapping[str, Any], layout: Layout) -> str:
     grids = [summary_table(document), calibration_table(document), corruption_table(document)]
     notes = [
         *verdicts(document),
-        "Accuracies and ECE in percent, NLL in nats; ± half the width of the 95 % interval.",
+        f"Accuracies and ECE in percent, NLL in nats; ± half the width of the 95 % interval. "
+        f"By {document['execution']}.",
     ]
     return _joined([layout.table(grid) for grid in grids if grid.rows], notes, document, layout)
 

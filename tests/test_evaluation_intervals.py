@@ -69,12 +69,11 @@ def test_bootstrap_of_groups_has_the_standard_error_of_images():
         assert high == pytest.approx(values.mean() + 1.96 * expected, abs=0.15 * expected)
 
 
-@pytest.mark.parametrize(("n", "share"), [(50, 0.9), (1000, 0.5), (10_000, 0.97)])
+@pytest.mark.parametrize(("n", "share"), [(50, 0.9), (1000, 0.5), (2000, 0.97)])
 def test_interval_of_a_share_covers_it(n, share):
     chances = stats.binom.pmf(np.arange(n + 1), n, share)
-    covers = [
-        low <= share <= high for low, high in (wilson_interval(k / n, n) for k in range(n + 1))
-    ]
+    ends = np.array([wilson_interval(k / n, n) for k in range(n + 1)])
+    covers = (ends[:, 0] <= share) & (share <= ends[:, 1])
     # exact; counts are whole, so that it cannot be 0.95 everywhere
     assert 0.94 < chances[covers].sum() < 0.975
 

@@ -80,7 +80,7 @@ def published(counts, clean):
 
 @pytest.fixture(scope="module")
 def imagenet_c(tmp_path_factory):
-    """Summary of a run with the published counts of two networks; clean accuracies 76.72 and 79.76 %."""
+    """Summary of a run with two networks' published counts; clean accuracies 76.72, 79.76 %."""
     columns = {"resnet50": published(RESNET50, 3836), "deit_s": published(DEIT_S, 3988)}
     folder = tmp_path_factory.mktemp("imagenet_c")
     return summarise_run(write_run(folder, columns, reference=REFERENCE))
@@ -237,7 +237,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="what this version of recal writes"):
         summarise_run(run)
     (run / "run.json").write_text("[" * 50)
-    with pytest.raises(InputError, match="no readable run.json"):
+    with pytest.raises(InputError, match=r"no readable run\.json"):
         summarise_run(run)
 
 

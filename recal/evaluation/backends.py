@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from recal.bn.variant import Variant
     from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.targets import Target
 
@@ -227,7 +228,8 @@ class Predictors:
             return _TorchPredictor(target, self._execution)
         key = (target.checkpoint.weights_sha256, target.spec.arch)
         if key not in self._traced:
-            network = build(target.checkpoint, target.variant)
+            # tensors that are equal would become one in the graph, and no variant could part them
+            network = build(target.checkpoint, _with_distinct_tensors(target.variant))
             self._traced[key] = to_onnx(network, target.spec.size, fold=False)
         model = with_tensors(self._traced[key], dict(target.variant.tensors))
         return _OnnxPredictor(OnnxNetwork(model.SerializeToString(), 1), target, self._pool)
@@ -257,6 +259,15 @@ class _OnnxPredictor:
             inputs = images.normalised(self._mean, self._std)
         pieces = [inputs[i : i + self._piece] for i in range(0, len(inputs), self._piece)]
         return np.concatenate(list(self._pool.map(self._network.logits, pieces)))
+
+
+def _with_distinct_tensors(variant: Variant) -> Variant:
+    generator = torch.Generator().manual_seed(0)
+    distinct = {
+        name: torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5
+        for name, tensor in variant.tensors.items()
+    }
+    return replace(variant, tensors=distinct)
 
 
 class _TorchPredictor:

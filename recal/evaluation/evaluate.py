@@ -20,7 +20,7 @@ from recal.evaluation.backends import choose_execution
 from recal.evaluation.metrics import score, summarise
 from recal.evaluation.oddities import odd_preparation, odd_results
 from recal.evaluation.opening import check_pixels, open_suite_images
-from recal.evaluation.runs import csv_text, json_digest, write_json
+from recal.evaluation.runs import csv_text, json_digest, sweep, write_json
 from recal.evaluation.saved import declared
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
 from recal.evaluation.summary import flat, summarise_run
@@ -151,6 +151,7 @@ def _evaluate_targets(
     told = Progress(progress or Progress.images, on_cell or Progress.cell)
     with locked(work.folder) if world.leads else nullcontext():
         if world.leads:
+            sweep(work.folder)
             write_json(work.folder / "run.json", request)
         results = compute_cells(work, told, world)
         document: dict[str, Any] = {}

@@ -43,6 +43,12 @@ def write_cell(path: Path, columns: Columns, key: str) -> None:
         pq.write_table(table, partial, compression="zstd")
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left of a cell that it was writing; the folder is locked."""
+    for path in (folder / "cells").rglob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def read_cell(path: Path, key: str | None = None) -> Columns | None:
     """Read a cell, or return None where there is none, or one of another key.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recal.bn.variant import Variant, branch_variant, load_variant
 from recal.bn.variant_file import is_variant_file
 from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from recal.deploy.predict import network_spec
 from recal.deploy.runtime import OnnxNetwork
 from recal.errors import InputError, UsageError
 from recal.files import require_file
@@ -133,8 +134,11 @@ class _Resolver:
 
     def onnx_target(self, name: str, path: Path) -> Target:
         network = OnnxNetwork(path)
-        recorded = network.metadata.get("model", {})
-        spec = _onnx_spec(path, {**recorded, **_given(self.asked)}, network)
+        spec = network_spec(network, self.asked, str(path))
+        if network.size not in (None, spec.size):
+            raise InputError(
+                f"{path}: expected an input of {spec.size} pixels, got {network.size}."
+            )
         digest = hashlib.sha256(path.read_bytes())
         digest.update(repr(spec).encode())
         return Target(name=name, label=path.name, spec=spec, sha256=digest.hexdigest(), onnx=path)
@@ -145,21 +149,6 @@ def _variant_target(name: str, label: str, checkpoint: Checkpoint, variant: Vari
         name=name, label=label, spec=variant.spec, sha256=variant.sha256,
         checkpoint=checkpoint, variant=variant,
     )  # fmt: skip
-
-
-def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in asked.items() if value is not None}
-
-
-def _onnx_spec(path: Path, known: Mapping[str, Any], network: OnnxNetwork) -> ModelSpec:
-    from recal.checkpoint.spec import complete_spec
-
-    if "family" not in known and not {"mean", "std"} <= set(known):
-        raise UsageError(
-            f"{path}: was not written by recal, so that its preprocessing is unknown. Give "
-            "--family, or --mean and --std."
-        )
-    return complete_spec({"arch": "onnx", "classes": network.classes, **known}, {}, {})
 
 
 def _with_distinct_labels(targets: Sequence[Target]) -> list[Target]:

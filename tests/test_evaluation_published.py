@@ -1,0 +1,266 @@
+"""Published sets: folders, arrays and tar files give the same images; faults are named."""
+
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from published_sets import SUITE, add_member, pack, pictures, write_folders, write_suite
+
+from recal import evaluate
+from recal.data.tarred_arrays import tarred_arrays
+from recal.errors import InputError
+from recal.evaluation.opening import check_pixels, open_suite_images
+from recal.evaluation.suite_file import read_suite
+from recal.evaluation.suites import Cell, load_suite
+
+EVERY = np.arange(20)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A suite of two corruptions at two severities, in ImageNet-C's layout: 20 images a cell."""
+    return read_suite(write_suite(tmp_path)), write_folders(tmp_path / "data" / "Small-C")
+
+
+def opened(suite, data, **options):
+    cells = suite.cells()
+    images = open_suite_images(suite, data, 32, cells, **options)
+    check_pixels(images, cells)
+    return images
+
+
+def test_folders_are_read_as_their_files_say(small, tmp_path):
+    suite, folder = small
+    images = opened(suite, folder.parent)
+    assert images.clean is None
+    cell = Cell("snow", 2)
+    assert images.chosen(cell).labels.tolist() == np.repeat(range(10), 2).tolist()
+    paths = sorted((folder / "snow" / "2").rglob("*.JPEG"))
+    expected = np.stack([np.asarray(Image.open(path)) for path in paths])
+    assert np.array_equal(images.read(cell, EVERY), expected)
+    assert np.array_equal(images.read(cell, np.array([7, 3])), expected[[7, 3]])
+
+
+@pytest.mark.parametrize("form", ["beside", "inside", "several", "named", "deeper"])
+def test_tar_files_are_read_in_place_as_their_folders_are(small, tmp_path, form):
+    """Wherever the archive is and whatever lies above the corruptions in it."""
+    suite, folder = small
+    plain = opened(suite, folder)
+    data = tmp_path / "packed"
+    if form == "deeper":
+        for name in ("fog", "snow"):
+            shutil.copytree(folder / name, data / "Small-C" / "weather" / name)
+        where = data
+    else:
+        (data / "Small-C").mkdir(parents=True)
+        where = data
+        if form == "beside":
+            (data / "Small-C").rmdir()
+            pack(folder, data / "Small-C.tar", "Small-C/")
+        elif form == "inside":
+            pack(folder, data / "Small-C" / "weather.tar", "./")
+        elif form == "several":
+            for name in ("fog", "snow"):
+                pack(folder / name, data / "Small-C" / f"{name}.tar", f"{name}/")
+        else:
+            where = pack(folder, data / "any.tar", "a/b/")
+    images = opened(suite, where)
+    for cell in suite.cells():
+        assert np.array_equal(images.read(cell, EVERY), plain.read(cell, EVERY))
+        assert images.fingerprint(cell) == plain.fingerprint(cell)
+        assert images.size_in_bytes(cell) == plain.size_in_bytes(cell)
+
+
+def test_arrays_inside_a_tar_file_are_mapped_where_they_stand(tmp_path, split_checkpoint):
+    text = SUITE.replace('"folders"', '"arrays"').replace("rows = 20", "rows = 4")
+    suite = read_suite(write_suite(tmp_path, text))
+    folder = tmp_path / "data" / "Small-C"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(suite.corruptions):
+        np.save(folder / f"{name}.npy", pictures(8, seed))
+    np.save(folder / "labels.npy", np.array([3, 1, 4, 1] * 2, np.uint8))
+    archive = pack(folder, tmp_path / "Small-C.tar", "Small-C/")
+    plain, packed = opened(suite, folder), opened(suite, archive)
+    for cell in suite.cells():
+        assert isinstance(packed.source(cell).images.base, np.memmap)
+        assert np.array_equal(packed.read(cell, np.arange(4)), plain.read(cell, np.arange(4)))
+        assert packed.fingerprint(cell) == plain.fingerprint(cell)
+    one = evaluate([str(split_checkpoint)], suite=suite, data=folder, output=tmp_path / "a")
+    two = evaluate([str(split_checkpoint)], suite=suite, data=archive, output=tmp_path / "b")
+    assert one.document["cells"] == two.document["cells"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: shutil.rmtree(f / "snow"), "got one without snow"),
+        (lambda f: (f / "snow").rename(f / "snwo"), "without snow. Is it 'snwo'"),
+        (lambda f: shutil.rmtree(f / "fog" / "2"),
+         "fog: expected the severities 1, 2 as folders, got 1"),
+        (lambda f: (f / "fog" / "0").mkdir(), "got 0, 1, 2"),
+        (lambda f: (f / "fog" / "1" / "class3" / "007.JPEG").unlink(),
+         "fog-1: expected 20 images, got 19"),
+        (lambda f: (f / "fog" / "1" / "class3" / "007.JPEG").rename(f / "fog/1/class3/070.JPEG"),
+         r"the same images in every cell, got 'class3/007\.JPEG' in fog-2 and not in fog-1"),
+        (lambda f: (f / "snow" / "2" / "class0").rename(f / "snow" / "2" / "class00"),
+         "in snow-2 and not in fog-1|in fog-1 and not in snow-2"),
+        (lambda f: Image.new("RGB", (40, 32)).save(f / "snow" / "1" / "class0" / "000.JPEG"),
+         "snow-1, image 0: expected 32x32 pixels, which the networks take, got 40x32"),
+        (lambda f: (f / "snow" / "1" / "class0" / "000.JPEG").write_bytes(b"\xff\xd8no"),
+         r"000\.JPEG: expected an image, got a file that cannot be decoded"),
+    ],
+)  # fmt: skip
+def test_structural_faults_are_refused_before_any_work(
+    small, tmp_path, split_checkpoint, change, message
+):
+    suite, folder = small
+    change(folder)
+    with pytest.raises(InputError, match=message):
+        evaluate([str(split_checkpoint)], suite=suite, data=folder, output=tmp_path / "run")
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_part_of_a_set_is_enough_for_a_part_of_the_cells(small, tmp_path):
+    suite, folder = small
+    shutil.rmtree(folder / "snow")
+    cells = suite.cells(["fog"], [2])
+    assert open_suite_images(suite, folder, 32, cells).provenance == "published files"
+
+
+def test_a_class_too_few_is_refused(small):
+    suite, folder = small
+    for cell in suite.cells():
+        base = folder / cell.corruption / str(cell.severity)
+        for path in (base / "class9").iterdir():
+            path.rename(base / "class8" / f"x{path.name}")
+        (base / "class9").rmdir()
+    with pytest.raises(InputError, match="expected 10 class folders, got 9"):
+        opened(suite, folder)
+
+
+def test_regenerated_sets_may_be_smaller_and_say_so(small):
+    suite, folder = small
+    for path in folder.rglob("00[13579].JPEG"):
+        path.unlink()
+    for path in folder.rglob("01[13579].JPEG"):
+        path.unlink()
+    with pytest.raises(InputError, match="expected 20 images, got 10"):
+        opened(suite, folder)
+    (folder / "PROVENANCE.json").write_text('{"label": "regenerated: by somebody"}')
+    assert opened(suite, folder).provenance == "regenerated: by somebody"
+
+
+def test_a_corrupt_image_is_named_and_fails_its_cell_alone(small, tmp_path, split_checkpoint):
+    suite, folder = small
+    (folder / "snow" / "2" / "class7" / "015.JPEG").write_bytes(b"no image")
+    targets = [str(split_checkpoint), f"{split_checkpoint}:aux0"]
+    run = evaluate(targets, suite=suite, data=folder, output=tmp_path / "run", batch_size=8)
+    (failure,) = run.failures
+    assert failure.startswith("snow-2: ")
+    assert "class7/015.JPEG" in failure
+    assert len(run.document["cells"]) == 3 * 2
+
+
+ODD = [
+    ({"name": "fog/1/class0/x.JPEG", "type": tarfile.SYMTYPE, "linkname": "/x"}, "no plain file"),
+    ({"name": "fog/1/class0/x.JPEG", "type": tarfile.LNKTYPE, "linkname": "a"}, "no plain file"),
+    ({"name": "fog/1/class0/x.JPEG", "type": tarfile.FIFOTYPE}, "no plain file"),
+    ({"name": "../fog/1/class0/x.JPEG"}, "leads out of it"),
+]
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [*ODD, ({"name": "fog/1/class0/000.JPEG"}, "fog/1: holds the same name twice")],
+)
+def test_odd_members_of_a_tar_file_of_images_are_refused(small, tmp_path, member, message):
+    suite, folder = small
+    archive = pack(folder, tmp_path / "x.tar")
+    add_member(archive, **member)
+    with pytest.raises(InputError, match=message):
+        opened(suite, archive)
+
+
+@pytest.mark.parametrize(("member", "message"), [*ODD, ({"name": "x/fog.npy"}, "twice|NumPy")])
+def test_odd_members_of_a_tar_file_of_arrays_are_refused(tmp_path, member, message):
+    np.save(tmp_path / "fog.npy", np.zeros(3))
+    archive = pack(tmp_path, tmp_path / "x.tar")
+    add_member(archive, **member)
+    with pytest.raises(InputError, match=message):
+        tarred_arrays(archive)
+
+
+def test_arrays_of_objects_or_cut_off_are_refused(tmp_path):
+    np.save(tmp_path / "fog.npy", np.array([{}]), allow_pickle=True)
+    np.save(tmp_path / "snow.npy", np.zeros(5))
+    with pytest.raises(InputError, match=r"fog\.npy: expected a whole NumPy file without pickled"):
+        tarred_arrays(pack(tmp_path, tmp_path / "objects.tar"))
+    (tmp_path / "objects.tar").unlink()
+    (tmp_path / "fog.npy").write_bytes((tmp_path / "snow.npy").read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"fog\.npy: expected a whole NumPy file"):
+        tarred_arrays(pack(tmp_path, tmp_path / "short.tar"))
+
+
+def test_labels_that_differ_between_severities_are_refused(tmp_path):
+    text = SUITE.replace('"folders"', '"arrays"').replace("rows = 20", "rows = 4")
+    suite = read_suite(write_suite(tmp_path, text))
+    for name in suite.corruptions:
+        np.save(tmp_path / f"{name}.npy", pictures(8))
+    np.save(tmp_path / "labels.npy", np.array([3, 1, 4, 1, 5, 9, 2, 6]))
+    with pytest.raises(InputError, match="expected the same 4 labels for each severity"):
+        opened(suite, tmp_path)
+
+
+def test_clean_images_in_another_order_keep_their_own_labels(tmp_path, split_checkpoint):
+    """Class folders are sorted by class, the published rows are not: each cell has its labels."""
+    text = SUITE.replace('"folders"', '"arrays"')
+    suite = read_suite(write_suite(tmp_path, text))
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 2))
+    shown = pictures(20)
+    (tmp_path / "Small-C").mkdir()
+    for name in suite.corruptions:
+        np.save(tmp_path / "Small-C" / f"{name}.npy", np.concatenate([shown, shown]))
+    np.save(tmp_path / "Small-C" / "labels.npy", np.tile(labels, 2))
+    for i, (image, label) in enumerate(zip(shown, labels, strict=True)):
+        path = tmp_path / "small" / f"class{label}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    run = evaluate([str(split_checkpoint)], suite=suite, data=tmp_path, output=tmp_path / "run")
+    accuracies = {cell["accuracy"] for cell in run.document["cells"]}
+    assert len(run.document["cells"]) == 5
+    assert len(accuracies) == 1, "all five are of the same pictures with the same labels"
+    assert any("not paired" in warning for warning in run.document["warnings"])
+
+
+def test_clean_images_of_the_same_names_are_paired(small, tmp_path):
+    suite, folder = small
+    shutil.copytree(folder / "fog" / "1", tmp_path / "data" / "small")
+    images = open_suite_images(suite, tmp_path / "data", 32, suite.cells(), limit=10)
+    assert images.of_clean.indices.tolist() == images.of_corrupted.indices.tolist()
+    assert not images.warnings
+
+
+def test_on_the_fly_images_are_those_that_generate_writes(tmp_path):
+    """Of ImageNet-C's kind too: prepared as the generator does, and JPEG-coded."""
+    from recal.data.generating import generate
+
+    rng = np.random.default_rng(0)
+    for wnid in ("n01440764", "n02123045"):
+        (tmp_path / "imagenet" / wnid).mkdir(parents=True)
+        small = rng.integers(0, 256, (5, 6, 3), np.uint8)
+        picture = Image.fromarray(small).resize((310, 260), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / "imagenet" / wnid / "a.JPEG", quality=95)
+    out = tmp_path / "ImageNet-C"
+    generate("imagenetc", tmp_path / "imagenet", out, lambda *_: None, corruptions=["contrast"])
+    suite = load_suite("imagenetc")
+    cells = suite.cells(["contrast"])
+    written = open_suite_images(suite, tmp_path / "ImageNet-C", 224, cells)
+    here = open_suite_images(suite, tmp_path / "imagenet", 224, cells)
+    assert written.published is not None
+    assert here.published is None
+    for cell in cells:
+        both = (images.read(cell, np.arange(2)) for images in (written, here))
+        assert np.array_equal(*both)
+        assert written.chosen(cell).labels.tolist() == here.chosen(cell).labels.tolist() == [0, 281]

@@ -1,0 +1,222 @@
+"""Targets of one command: one that fails leaves the others going; backends agree."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+from published_sets import write_suite
+
+from recal import build, evaluate, export_onnx, load_checkpoint
+from recal.architectures import create_network
+from recal.errors import InputError, UsageError
+from recal.evaluation.backends import Batch, choose_execution
+from recal.evaluation.class_order import wnids
+from recal.evaluation.evaluate import prepare_work
+from recal.evaluation.plan import make_plan
+from recal.evaluation.runs import read_target_cell
+from recal.sample_data import sample_checkpoint, sample_images
+
+
+def onnx_model(path, nodes, classes=10, side=32, kind=TensorProto.FLOAT):
+    """Write a network from images to vectors that ends in `logits`."""
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("input", kind, ["batch", 3, side, side])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        [helper.make_tensor("weight", TensorProto.FLOAT, [3, classes],
+                            np.linspace(-1, 1, 3 * classes).tolist()),
+         helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+LINEAR = [
+    helper.make_node("ReduceMean", ["input", "axes"], ["pooled"], keepdims=0),
+    helper.make_node("MatMul", ["pooled", "weight"], ["logits"]),
+]
+# takes batches of up to 8 images and fails on others when it runs
+FAILING = [
+    helper.make_node("ReduceMean", ["input", "axes"], ["pooled"], keepdims=0),
+    helper.make_node("Constant", [], ["eight"], value_ints=[8, 3]),
+    helper.make_node("Reshape", ["pooled", "eight"], ["shaped"]),
+    helper.make_node("MatMul", ["shaped", "weight"], ["logits"]),
+]
+NAN = [
+    helper.make_node("ReduceMean", ["input", "axes"], ["pooled"], keepdims=0),
+    helper.make_node("Log", ["pooled"], ["logs"]),
+    helper.make_node("MatMul", ["logs", "weight"], ["logits"]),
+]
+
+
+def test_targets_that_fail_are_named_and_the_others_go_on(
+    split_checkpoint, class_folders, tmp_path
+):
+    fails = onnx_model(tmp_path / "fails.onnx", FAILING)
+    nan = onnx_model(tmp_path / "nan.onnx", NAN)
+    targets = [str(fails), str(split_checkpoint), str(nan)]
+    run = evaluate(
+        targets, suite="cifar10c", data=class_folders, output=tmp_path / "run", family="cifar",
+        corruptions=["contrast"], severities=[1], arch="wrn10_1",
+    )  # fmt: skip
+    found = sorted(failure.partition(": ")[0] for failure in run.failures)
+    assert found == [f"{name}, {cell}" for name in ("fails.onnx", "nan.onnx")
+                     for cell in ("clean", "contrast-1")]  # fmt: skip
+    assert all("NaN or infinite logits, first for image " in f for f in run.failures if "nan" in f)
+    assert all("ONNX Runtime" in f for f in run.failures if "fails" in f)
+    assert {cell["target"] for cell in run.document["cells"]} == {str(split_checkpoint)}
+    alone = evaluate(
+        [str(split_checkpoint)], suite="cifar10c", data=class_folders, output=tmp_path / "alone",
+        corruptions=["contrast"], severities=[1],
+    )  # fmt: skip
+    assert alone.document["cells"] == run.document["cells"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"classes": 7}, r"expected a network of 10 classes for suite cifar10, got 7"),
+        ({"kind": TensorProto.DOUBLE}, "expected one float input"),
+        ({"side": 64}, "expected 64x64 pixels after the policy"),
+    ],
+)
+def test_onnx_files_of_other_classes_or_inputs_are_refused(class_folders, tmp_path, model, message):
+    nodes = LINEAR
+    if "kind" in model:
+        nodes = [helper.make_node("Cast", ["input"], ["x"], to=TensorProto.FLOAT),
+                 helper.make_node("ReduceMean", ["x", "axes"], ["pooled"], keepdims=0),
+                 LINEAR[1]]  # fmt: skip
+    path = onnx_model(tmp_path / "other.onnx", nodes, **model)
+    with pytest.raises(InputError, match=message):
+        evaluate([str(path)], suite="cifar10", data=class_folders, family="cifar",
+                 output=tmp_path / "run")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_subset_counts_the_largest_of_its_own_logits(tmp_path):
+    """ImageNet-A's way: a network of 1000 classes, images of 200 of them."""
+    torch.manual_seed(0)
+    network = create_network("wrn10_1", 1000).eval()
+    torch.save({"arch": "wrn10_1", "state_dict": network.state_dict()}, tmp_path / "n.pth")
+    order = wnids("imagenet")
+    kept = [order.index(wnid) for wnid in wnids("imagenet_a")]
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    chosen = wnids("imagenet_a")[5:197:16]
+    for wnid, image in zip(chosen, pixels, strict=True):
+        (tmp_path / "a" / wnid).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "a" / wnid / "x.png")
+    suite = write_suite(
+        tmp_path,
+        'title="A"\nfamily="cifar"\nclasses=1000\norder="wnids"\nsubset="imagenet_a"\n'
+        '[clean]\nfolders=["a"]\nimages=7500',
+    )
+    run = evaluate(
+        [str(tmp_path / "n.pth")], suite=str(suite), data=tmp_path, output=tmp_path / "run",
+    )  # fmt: skip
+    cell = read_target_cell(run.folder, str(tmp_path / "n.pth"), "clean")
+    checkpoint = load_checkpoint(tmp_path / "n.pth")
+    spec = checkpoint.spec()
+    with torch.no_grad():
+        images = torch.from_numpy(Batch(pixels).normalised(spec.mean, spec.std))
+        logits = build(checkpoint)(images)[:, kept]
+    assert cell["label"].tolist() == list(range(5, 197, 16))
+    assert cell["prediction"].tolist() == logits.argmax(1).tolist()
+    p = torch.softmax(logits.double(), 1)[range(12), cell["label"].astype(int)]
+    np.testing.assert_allclose(cell["nll"], -p.log(), rtol=1e-4)
+    warnings = " ".join(run.document["warnings"])
+    assert "12 of the 200 classes have images" in warnings
+    assert "12 images, where the published set has 7,500" in warnings
+
+
+def test_odd_preparation_and_guessing_are_warned_of(split_checkpoint, class_folders, tmp_path):
+    options = {"suite": "cifar10", "data": class_folders}
+    run = evaluate(
+        [str(split_checkpoint)], output=tmp_path / "a", mean=(0.1,) * 3, std=(0.1,) * 3,
+        **options,
+    )  # fmt: skip
+    warnings = run.document["warnings"]
+    assert any("mean 0.1,0.1,0.1 and std 0.1,0.1,0.1 do not fit" in line for line in warnings)
+    # 40 images of random colours: a network of random weights guesses
+    assert any("is that of guessing (10.0%)" in line for line in warnings)
+    # images as they are, and -1 to 1, are conventions whatever the images
+    for mean, std in (((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3)):
+        work, _ = prepare_work([str(split_checkpoint)], mean=mean, std=std, **options)
+        assert not any("do not fit" in line for line in work.images.warnings)
+
+
+def test_backends_predict_alike_on_9999_of_10000_images(tmp_path):
+    """On real images, clean and corrupted, by a trained network and its other branch."""
+    names = ["main", "aux0"]
+    options = {
+        "suite": "sample", "data": sample_images(), "checkpoint": sample_checkpoint(),
+        "corruptions": ["contrast", "gaussian_noise"], "severities": [3],
+    }  # fmt: skip
+    runs = [
+        evaluate(names, backend=backend, output=tmp_path / backend, **options)
+        for backend in ("onnxruntime", "torch")
+    ]
+    different = total = 0
+    for name in names:
+        for cell in ("clean", "contrast-3", "gaussian_noise-3"):
+            a, b = (read_target_cell(run.folder, name, cell) for run in runs)
+            different += int((a["prediction"] != b["prediction"]).sum())
+            total += len(a["prediction"])
+            np.testing.assert_allclose(a["nll"], b["nll"], atol=1e-3)
+    assert total >= 10_000
+    assert different <= total / 10_000
+
+
+def test_numbers_do_not_depend_on_batches_or_threads(split_checkpoint, class_folders, tmp_path):
+    cells = []
+    for batch_size, threads in ((7, 1), (40, 3), (1, 2)):
+        run = evaluate(
+            [str(split_checkpoint)], suite="cifar10", data=class_folders, batch_size=batch_size,
+            threads=threads, output=tmp_path / f"{batch_size}",
+        )  # fmt: skip
+        cells.append(read_target_cell(run.folder, str(split_checkpoint), "clean"))
+    for other in cells[1:]:
+        assert all(np.array_equal(cells[0][name], other[name]) for name in cells[0])
+
+
+def test_an_exported_file_of_fixed_batch_and_of_pixels_is_evaluated(
+    split_checkpoint, class_folders, tmp_path
+):
+    from recal.deploy.export import ExportOptions
+
+    checkpoint = load_checkpoint(split_checkpoint)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    names = [str(split_checkpoint)]
+    for name, options in (("b", ExportOptions(batch=3)), ("u", ExportOptions(uint8=True))):
+        names.append(str(tmp_path / f"{name}.onnx"))
+        export_onnx(checkpoint, "main", tmp_path / f"{name}.onnx", pixels, options=options)
+    run = evaluate(names, suite="cifar10", data=class_folders, output=tmp_path / "run")
+    first, *others = (read_target_cell(run.folder, name, "clean") for name in names)
+    for other in others:
+        np.testing.assert_allclose(first["nll"], other["nll"], rtol=1e-3)
+
+
+def test_plan_counts_and_writes_nothing(split_checkpoint, class_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work, _ = prepare_work(
+        [str(split_checkpoint), f"{split_checkpoint}:aux0"], suite="cifar10c", data=class_folders,
+        corruptions=["contrast", "fog"], limit=20,
+    )  # fmt: skip
+    plan = make_plan(work, processes=4)
+    assert (plan.targets, plan.cells, plan.images, plan.forwards) == (2, 11, 220, 440)
+    assert set(plan.rates) == {"clean", "contrast", "fog"}
+    by_hand = 20 / plan.rates["clean"] + 100 / plan.rates["contrast"] + 100 / plan.rates["fog"]
+    assert plan.seconds == pytest.approx(by_hand / 4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_execution_is_chosen_by_size_and_device():
+    small, large = (choose_execution("auto", "cpu", size) for size in (32, 224))
+    assert (small.backend, small.batch_size, large.batch_size) == ("onnxruntime", 256, 64)
+    assert choose_execution("auto", "cuda", 224).backend == "torch"
+    assert choose_execution("auto", "cpu", 32, autocast=True).backend == "torch"
+    assert choose_execution("auto", "cpu", 32, batch_size=5, threads=3).threads == 3
+    with pytest.raises(UsageError, match="expected --backend torch"):
+        choose_execution("onnxruntime", "cpu", 32, autocast=True)

@@ -7,6 +7,7 @@ import pytest
 from saved_runs import columns_of, simulated, write_run
 
 from recal.errors import InputError, UsageError
+from recal.evaluation.classes import class_rows
 from recal.evaluation.measured import measure
 from recal.evaluation.runs import cell_file, read_cell, write_cell
 from recal.evaluation.saved import open_run
@@ -239,6 +240,57 @@ def test_what_is_no_run_is_refused(tmp_path):
     (run / "run.json").write_text("[" * 50)
     with pytest.raises(InputError, match=r"no readable run\.json"):
         summarise_run(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cells", ["../../clean-1"]), ("cells", ["fog"]), ("targets", [{"name": "a"}]), ("cells", 3)],
+)
+def test_run_files_that_lead_elsewhere_or_nowhere_are_refused(tmp_path, key, value):
+    run = write_run(tmp_path, simulated({"a": 0.8}, 20))
+    content = json.loads((run / "run.json").read_text())
+    content[key] = value
+    (run / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="what this version of recal writes"):
+        summarise_run(run)
+    content["targets"] = [{"name": "a", "label": "a", "adaptation": None, "sha256": "../" * 22}]
+    (run / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="what this version of recal writes"):
+        summarise_run(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": None}, "expected a cell of a run, got no rank in it"),
+        ({"nll": np.full(20, np.nan, np.float32)}, "expected numbers as nll, got others"),
+        ({"confidence": np.array(["x"] * 20)}, "expected numbers as confidence, got others"),
+    ],
+)
+def test_cells_that_are_none_are_refused(tmp_path, change, message):
+    columns = simulated({"a": 0.8}, 20)
+    columns["a"]["clean"] |= change
+    columns["a"]["clean"] = {k: v for k, v in columns["a"]["clean"].items() if v is not None}
+    with pytest.raises(InputError, match=message):
+        summarise_run(write_run(tmp_path, columns))
+
+
+def test_classes_have_the_metrics_of_their_images(tmp_path):
+    columns = simulated({"a": 0.8, "b": 0.6}, 500)
+    rows = class_rows(write_run(tmp_path, columns))
+    assert len(rows) == 2 * 2 * 10
+    found = {(row["target"], row["part"], row["class"]): row for row in rows}
+    for target, of in columns.items():
+        for part in ("clean", "corrupted"):
+            cells = [of[name] for name in of if (name == "clean") == (part == "clean")]
+            for label in range(10):
+                row = found[target, part, label]
+                own = [{k: v[c["label"] == label] for k, v in c.items()} for c in cells]
+                assert row["n"] == 50
+                for name in ("accuracy", "top5_accuracy", "nll", "brier"):
+                    expected = np.mean([PLAIN[name](c) for c in own])
+                    assert row[name] == pytest.approx(expected, abs=1e-9)
+                    assert row[f"{name}_low"] <= expected <= row[f"{name}_high"]
 
 
 def test_targets_are_picked_by_name_or_label(tmp_path):

@@ -17,6 +17,7 @@ from recal.distributed import ALONE
 from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import adapted
 from recal.evaluation.backends import choose_execution
+from recal.evaluation.classes import class_rows
 from recal.evaluation.metrics import score, summarise
 from recal.evaluation.oddities import odd_preparation, odd_results
 from recal.evaluation.opening import check_pixels, open_suite_images
@@ -161,6 +162,7 @@ def _evaluate_targets(
             document["warnings"] = [*work.images.warnings, *odd_results(work, results.columns)]
             write_json(work.folder / "summary.json", document)
             write_whole(work.folder / "summary.csv", csv_text(flat(document["cells"])))
+            write_whole(work.folder / "classes.csv", csv_text(class_rows(work.folder)))
     return Run(folder=work.folder, document=document, failures=tuple(results.failures))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVEL = 0.95
+Z = float(special.ndtri((1 + LEVEL) / 2))
 RESAMPLES = 2000
 GROUPS = 2000
 
@@ -28,7 +29,7 @@ def wilson_interval(share: float, n: float) -> Interval:
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927), 209-212.
     """
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    z = Z
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # exact where rounding would leave out a share of 0 or 1
@@ -42,14 +43,27 @@ def bounded_mean_interval(values: NDArray[np.float64]) -> Interval:
 
     It is Wilson's with the number of yes-or-no cases that would have the variance found. For
     values of 0 and 1 that is their number; an image's mean over several cells varies less and
-    counts for more. Values without any spread count once each.
+    counts for more, less what the variance of few images is uncertain by. Values without any spread
+    count once each.
 
     Source: the effective sample size of Korn and Graubard, Survey Methodology 24 (1998), 193-201.
     """
     share, n = float(values.mean()), len(values)
     variance = float(values.var())
-    size = n * share * (1 - share) / variance if variance > 0 else n
-    return wilson_interval(min(max(share, 0.0), 1.0), max(size, n))
+    size = float(n)
+    if variance > 0 and not np.isin(values, (0, 1)).all():
+        uncertain = Z / special.stdtrit(n - 1, (1 + LEVEL) / 2)
+        size = n * share * (1 - share) / variance * uncertain**2
+    return wilson_interval(min(max(share, 0.0), 1.0), size)
+
+
+def mean_interval(values: NDArray[np.float64]) -> Interval:
+    """Return Student's interval of a mean of independent values; a single one has no spread."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return mean, mean
+    half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(n))
+    return mean - half, mean + half
 
 
 def deal(n: int, *, seed: int = 0) -> NDArray[np.int64]:
@@ -87,5 +101,5 @@ def normal_interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     is the value with 1.96 standard errors on each side: it covers what runs of as many images give
     on average.
     """
-    half = float(stats.norm.ppf((1 + LEVEL) / 2) * resampled.std(ddof=1))
+    half = float(Z * resampled.std(ddof=1))
     return value - half, value + half

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,10 +70,16 @@ class SavedRun:
     targets: tuple[SavedTarget, ...]
 
     def columns(self, target: SavedTarget, cell: Cell) -> Columns | None:
-        """Read a cell; None where the run does not hold it for the images that it was asked for."""
-        columns = read_cell(cell_file(self.folder, target.sha256, cell.name))
+        """Read a cell; None where the run does not hold it for the images that it was asked for.
+
+        Raises:
+            InputError: The file is damaged, or holds other things than a cell.
+        """
+        path = cell_file(self.folder, target.sha256, cell.name)
+        columns = read_cell(path)
         if columns is None:
             return None
+        _check_columns(columns, path)
         kind = "clean" if cell.corruption is None else "corrupted"
         found = images_digest(columns["index"], columns["label"])
         return columns if found == self.images[kind] else None
@@ -115,14 +122,9 @@ def open_run(folder: Path) -> SavedRun:
             standard=tuple(_cell(name) for name in declared["standard"]),
             reference=None if reference is None else Reference(**reference),
             images=dict(declared["images"]),
-            targets=tuple(
-                SavedTarget(
-                    name=t["name"], label=t["label"], sha256=t["sha256"], adaptation=t["adaptation"]
-                )
-                for t in content["targets"]
-            ),
+            targets=tuple(_target(target) for target in content["targets"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: expected what this version of recal writes, got something else ({error}). "
             "Say the same `recal eval` again: it writes the file anew and keeps the cells."
@@ -157,4 +159,28 @@ def _cell(name: str) -> Cell:
     if name == "clean":
         return Cell(None, None)
     corruption, _, severity = name.rpartition("-")
+    # names become paths, which must stay in the folder
+    if not re.fullmatch(r"\w[\w.-]*", corruption):
+        raise ValueError(f"cell {name!r}")
     return Cell(corruption, int(severity))
+
+
+def _target(content: Mapping[str, Any]) -> SavedTarget:
+    if not re.fullmatch(r"[0-9a-f]{64}", content["sha256"]):
+        raise ValueError(f"sha256 {content['sha256']!r}")
+    return SavedTarget(
+        **{name: content[name] for name in ("name", "label", "sha256", "adaptation")}
+    )
+
+
+def _check_columns(columns: Columns, path: Path) -> None:
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise InputError(f"{path}: expected a cell of a run, got no {', '.join(missing)} in it.")
+    for name in COLUMNS:
+        column = columns[name]
+        if column.dtype.kind not in "iuf" or not np.isfinite(column.astype(np.float64)).all():
+            raise InputError(f"{path}: expected numbers as {name}, got others. Evaluate it again.")
+
+
+COLUMNS = ("index", "label", "rank", "confidence", "nll", "sum_p2")

@@ -73,7 +73,7 @@ def _rows_of(run: SavedRun, target: SavedTarget) -> list[dict[str, Any]]:
 
 
 def _with_intervals(values: NDArray[np.float64]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for k, name in enumerate(OF_A_CLASS):
         share = name.endswith("accuracy")
         low, high = (bounded_mean_interval if share else mean_interval)(values[:, k])

@@ -157,6 +157,11 @@ def _evaluate_targets(
         results = compute_cells(work, told, world)
         document: dict[str, Any] = {}
         if world.leads:
+            request["held"] = {
+                target.name: [c.name for c in work.cells if (target.name, c) in results.columns]
+                for target in work.targets
+            }
+            write_json(work.folder / "run.json", request)
             document = summarise_run(work.folder)
             document["execution"] = work.execution.describe()
             document["warnings"] = [*work.images.warnings, *odd_results(work, results.columns)]

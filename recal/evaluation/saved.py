@@ -57,6 +57,8 @@ class SavedRun:
         images: Hash of the numbers and labels of the images that are used, of the clean cell and of
             the corrupted ones.
         targets: In the order of the command.
+        held: Names of the cells that hold, by target; None for a run that was not finished. Others
+            may lie in the folder from another request.
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class SavedRun:
     reference: Reference | None
     images: Mapping[str, str | None]
     targets: tuple[SavedTarget, ...]
+    held: Mapping[str, Sequence[str]] | None = None
 
     def columns(self, target: SavedTarget, cell: Cell) -> Columns | None:
         """Read a cell; None where the run does not hold it for the images that it was asked for.
@@ -75,6 +78,8 @@ class SavedRun:
         Raises:
             InputError: The file is damaged, or holds other things than a cell.
         """
+        if self.held is not None and cell.name not in self.held.get(target.name, ()):
+            return None
         path = cell_file(self.folder, target.sha256, cell.name)
         columns = read_cell(path)
         if columns is None:
@@ -123,6 +128,7 @@ def open_run(folder: Path) -> SavedRun:
             reference=None if reference is None else Reference(**reference),
             images=dict(declared["images"]),
             targets=tuple(_target(target) for target in content["targets"]),
+            held=content.get("held"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -168,9 +174,8 @@ def _cell(name: str) -> Cell:
 def _target(content: Mapping[str, Any]) -> SavedTarget:
     if not re.fullmatch(r"[0-9a-f]{64}", content["sha256"]):
         raise ValueError(f"sha256 {content['sha256']!r}")
-    return SavedTarget(
-        **{name: content[name] for name in ("name", "label", "sha256", "adaptation")}
-    )
+    fields = ("name", "label", "sha256", "adaptation")
+    return SavedTarget(**{name: content[name] for name in fields})
 
 
 def _check_columns(columns: Columns, path: Path) -> None:

@@ -104,6 +104,21 @@ def test_all_against_the_first_or_each_against_each(tmp_path):
     assert found == pytest.approx(holm(np.array(tests)).tolist())
 
 
+def test_each_family_of_tests_is_corrected_for_itself(tmp_path):
+    columns = simulated({"a": 0.7, "b": 0.72, "c": 0.69}, 600)
+    pairs = compare(write_run(tmp_path, columns), every_pair=True).pairs
+    families = (["clean", "corrupted"], ["fog", "contrast", "gaussian_noise"])
+    for family in families:
+        found = [pair.differences[f"{name}_accuracy"] for pair in pairs for name in family]
+        expected = holm(np.array([difference.p for difference in found]))
+        assert [difference.p_holm for difference in found] == pytest.approx(expected.tolist())
+    right = [np.stack([columns[t][f"fog-{s}"]["rank"] == 0 for s in (1, 2)]) for t in "ab"]
+    change = right[1].mean(axis=0) - right[0].mean(axis=0)
+    fog = pairs[0].differences["fog_accuracy"]
+    assert fog.p == pytest.approx(stats.ttest_1samp(change, 0).pvalue)
+    assert pairs[0].differences["clean_nll"].p is None
+
+
 def test_one_target_or_none_is_refused(tmp_path):
     columns = simulated({"a": 0.7, "b": 0.8}, 30)
     run = write_run(tmp_path, columns)

@@ -11,12 +11,12 @@ import numpy as np
 
 from recal.errors import InputError, UsageError
 from recal.evaluation.measured import measure
-from recal.evaluation.quantities import quantities_of
+from recal.evaluation.quantities import parts_of, quantities_of
 from recal.evaluation.saved import open_run
 from recal.evaluation.significance import ALPHA, holm, mcnemar, paired_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from recal.evaluation.measured import Measured
     from recal.evaluation.saved import SavedRun, SavedTarget
@@ -34,7 +34,8 @@ class Difference:
         low: Lower end of the interval of a paired bootstrap over images.
         high: Its upper end.
         p: Of no difference; None where it was not tested.
-        p_holm: The same, corrected for all the tests of its kind in the comparison.
+        p_holm: The same, corrected for all the tests of its family: clean and corrupted accuracy of
+            every pair, or the corruptions of every pair.
     """
 
     of_first: float
@@ -85,7 +86,8 @@ class Pair:
         first: The target that the other is compared with.
         second: The other.
         images: How many there are.
-        differences: By name of the quantity; `clean_accuracy` and `corrupted_accuracy` are tested.
+        differences: By name of the quantity. The accuracies `clean`, `corrupted` and those of each
+            corruption are tested.
         cells: One test a cell.
     """
 
@@ -168,30 +170,28 @@ def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) 
         InputError: Two targets share no cell.
     """
     compared = [_Compared(run, *pair) for pair in pairs]
-    corrected = iter(holm(np.array([p for c in compared for p in c.tested.values()])))
-    in_cells = iter(holm(np.concatenate([[], *(c.p for c in compared)])))
+    # three families of tests: what is said of a target, of its corruptions, and of its cells
+    headlines, corruptions, cells = (
+        iter(holm(np.concatenate([[], *families])).tolist())
+        for families in (
+            [list(c.headlines.values()) for c in compared],
+            [list(c.corruptions.values()) for c in compared],
+            [c.p for c in compared],
+        )
+    )
     return tuple(
         Pair(
-            first=c.first.target, second=c.second.target, images=max(c.first.images),
-            differences={
-                name: Difference(
-                    of_first=of_first, of_second=of_second, value=value, low=low, high=high,
-                    p=c.tested.get(name),
-                    p_holm=float(next(corrected)) if name in c.tested else None,
-                )
-                for name, (of_first, of_second, value, (low, high)) in c.differences.items()
-            },
-            cells=tuple(
-                CellTest(
-                    cell=cell, only_first=int(c.only_first[i]), only_second=int(c.only_second[i]),
-                    difference=float(c.only_second[i] - c.only_first[i]) / c.first.images[i],
-                    p=float(c.p[i]), p_holm=float(next(in_cells)),
-                )
-                for i, cell in enumerate(c.first.cells)
+            first=c.first.target,
+            second=c.second.target,
+            images=max(c.first.images),
+            differences=c.tested(
+                {name: (p, next(headlines)) for name, p in c.headlines.items()}
+                | {name: (p, next(corruptions)) for name, p in c.corruptions.items()}
             ),
+            cells=c.cell_tests(cells),
         )
         for c in compared
-    )  # fmt: skip
+    )
 
 
 class _Compared:
@@ -204,35 +204,57 @@ class _Compared:
                 f"{run.folder}: expected cells of both {first.target.label} and "
                 f"{second.target.label}, got none. Say their `recal eval` again."
             )
-        self.first, self.second = first.over(shared), second.over(shared)
-        value = self.second.value - self.first.value
-        resampled = self.second.resampled - self.first.resampled
-        self.differences = {
-            name: (
-                float(quantity.of(self.first.value)[0]), float(quantity.of(self.second.value)[0]),
-                *quantity.difference(value, resampled),
-            )
-            for name, quantity in quantities_of(run, shared).items()
-        }  # fmt: skip
+        self.run, self.first, self.second = run, first.over(shared), second.over(shared)
         both = zip(self.first.correct, self.second.correct, strict=True)
-        gained = [second.astype(np.int8) - first for first, second in both]
+        gained = [after.astype(np.int8) - before for before, after in both]
         self.only_first = np.array([(change < 0).sum() for change in gained])
         self.only_second = np.array([(change > 0).sum() for change in gained])
         self.p = mcnemar(self.only_first, self.only_second)
-        self.tested = {
-            f"{name}_accuracy": float(self.p[rows[0]]) if len(rows) == 1
-            else paired_mean(np.mean([gained[row] for row in rows], axis=0))
-            for name, rows in _headline_rows(run, shared).items()
-        }  # fmt: skip
 
+        def p_of(cells: Sequence[Cell]) -> float:
+            rows = [shared.index(cell) for cell in cells]
+            if len(rows) == 1:
+                return float(self.p[rows[0]])
+            return paired_mean(np.mean([gained[row] for row in rows], axis=0))
 
-def _headline_rows(run: SavedRun, cells: Sequence[Cell]) -> dict[str, list[int]]:
-    # in the order of `quantities_of`, by which corrected values are dealt out
-    rows = {
-        "clean": [i for i, cell in enumerate(cells) if cell.corruption is None],
-        "corrupted": [i for i, cell in enumerate(cells) if cell in run.standard],
-    }
-    return {name: found for name, found in rows.items() if found}
+        parts = parts_of(run, shared)
+        self.headlines = {
+            f"{part.name}_accuracy": p_of(part.cells)
+            for part in parts
+            if part.by in ("clean", "corrupted")
+        }
+        self.corruptions = {
+            f"{part.name}_accuracy": p_of(part.cells) for part in parts if part.by == "corruption"
+        }
+
+    def tested(self, p_values: Mapping[str, tuple[float, float]]) -> dict[str, Difference]:
+        """Return every difference, with the p-values of those that were tested."""
+        value = self.second.value - self.first.value
+        resampled = self.second.resampled - self.first.resampled
+        differences = {}
+        for name, quantity in quantities_of(self.run, self.first.cells).items():
+            found, (low, high) = quantity.difference(value, resampled)
+            p, p_holm = p_values.get(name, (None, None))
+            differences[name] = Difference(
+                of_first=float(quantity.of(self.first.value)[0]),
+                of_second=float(quantity.of(self.second.value)[0]),
+                value=found, low=low, high=high, p=p, p_holm=p_holm,
+            )  # fmt: skip
+        return differences
+
+    def cell_tests(self, corrected: Iterator[float]) -> tuple[CellTest, ...]:
+        """Return the cells' tests; takes as many corrected p-values as there are cells."""
+        return tuple(
+            CellTest(
+                cell=cell,
+                only_first=int(self.only_first[i]),
+                only_second=int(self.only_second[i]),
+                difference=float(self.only_second[i] - self.only_first[i]) / self.first.images[i],
+                p=float(self.p[i]),
+                p_holm=next(corrected),
+            )
+            for i, cell in enumerate(self.first.cells)
+        )
 
 
 def _pair_document(pair: Pair) -> dict[str, Any]:

@@ -16,20 +16,17 @@ HEADLINES = ("clean", "corrupted")
 def compared_parts(pair: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the differences of accuracy that are shown: clean, corrupted, and each corruption.
 
-    Each has besides `beyond_noise` a sentence, `said`. A corruption is beyond noise where McNemar's
-    test finds a difference in any of its severities.
+    Each has besides a text, `said`: whether it is beyond noise, and in how many cells.
     """
+    corruptions = dict.fromkeys(cell["corruption"] for cell in pair["cells"])
     parts = {}
-    for part in HEADLINES:
+    for part in (*HEADLINES, *(name for name in corruptions if name is not None)):
         difference = pair["differences"].get(f"{part}_accuracy")
-        if difference is not None and "p" in difference:
-            said = "yes" if difference["beyond_noise"] else "no"
-            parts[part] = {**difference, "said": f"{said} (p = {difference['p_holm']:.2g})"}
-    for corruption in dict.fromkeys(cell["corruption"] for cell in pair["cells"]):
-        if corruption is not None:
-            cells = [cell for cell in pair["cells"] if cell["corruption"] == corruption]
-            difference = pair["differences"][f"{corruption}_accuracy"]
-            parts[corruption] = {**difference, **_of_cells(cells)}
+        if difference is None:
+            continue
+        said = f"{'yes' if difference['beyond_noise'] else 'no'} (p = {difference['p_holm']:.2g})"
+        cells = [cell for cell in pair["cells"] if cell["corruption"] == part]
+        parts[part] = {**difference, "said": said, "cells": _of_cells(cells)}
     return parts
 
 
@@ -42,6 +39,7 @@ def comparison_table(document: Mapping[str, Any], pair: Mapping[str, Any]) -> Gr
             percent(found["of_second"]),
             points(found),
             found["said"],
+            found["cells"],
         )
         for part, found in compared_parts(pair).items()
     )
@@ -50,12 +48,9 @@ def comparison_table(document: Mapping[str, Any], pair: Mapping[str, Any]) -> Gr
         f"({pair['images']:,} images)"
     )
     header = (
-        "accuracy",
-        pair["first_label"],
-        pair["second_label"],
-        "difference [95 %]",
-        "beyond noise",
-    )
+        "accuracy", pair["first_label"], pair["second_label"], "difference [95 %]",
+        "beyond noise", "in cells",
+    )  # fmt: skip
     return Grid(title, header, rows)
 
 
@@ -103,8 +98,6 @@ def _found(cells: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return better, sum(cell["beyond_noise"] for cell in cells) - better
 
 
-def _of_cells(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    better, worse = _found(cells)
-    words = ((better, "better"), (worse, "worse"))
-    said = ", ".join(f"{word} in {count} of {len(cells)}" for count, word in words if count)
-    return {"beyond_noise": bool(better or worse), "said": said or "-"}
+def _of_cells(cells: Sequence[Mapping[str, Any]]) -> str:
+    words = zip(_found(cells), ("better", "worse"), strict=True)
+    return ", ".join(f"{word} in {count} of {len(cells)}" for count, word in words if count)

@@ -72,8 +72,7 @@ def trade_off_figure(document: Mapping[str, Any]) -> Figure:
 def difference_figure(document: Mapping[str, Any]) -> Figure:
     """Draw the differences of accuracy of a comparison, a row for each part of the suite.
 
-    Filled marks are beyond noise: for `clean` and `corrupted` by their own test, for a corruption
-    by McNemar's test in at least one of its severities; all tests are corrected by Holm.
+    Filled marks are beyond noise by their own tests, corrected by Holm.
 
     Args:
         document: A comparison's.

@@ -36,8 +36,8 @@ def comparison_text(document: Mapping[str, Any], layout: Layout) -> str:
     notes = [
         *(conclusion(pair) for pair in document["pairs"]),
         "Differences in percentage points with 95 % intervals of a paired bootstrap over images; "
-        "beyond noise: McNemar's exact test for a cell, Student's for an image's mean over cells, "
-        "corrected by Holm, at 5 %.",
+        "beyond noise at 5 %: McNemar's exact test for one cell, Student's for each image's mean "
+        "over several, corrected by Holm.",
     ]
     return _joined(blocks, notes, document, layout)
 

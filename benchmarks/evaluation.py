@@ -1,0 +1,277 @@
+"""Evaluation against RobustBench's, against ONNX Runtime alone, and the ways to run it.
+
+    python benchmarks/evaluation.py CHECKPOINT IMAGES [--rounds 5] [--images 10000] [--ways]
+
+CHECKPOINT is a CIFAR-10 network with several branches; IMAGES a folder of CIFAR-10. A set in
+CIFAR-10-C's layout is made of them once. All are timed in turn in one run, with the same network,
+images and threads, and compared by the median of the rounds' ratios, since other work on the
+machine slows neighbours alike. Peak memory is that of a process of its own. RobustBench is
+optional.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+CORRUPTION, SEVERITIES = "contrast", (1, 3, 5)
+BATCH = 256
+Timed = dict[str, Callable[[], object]]
+
+
+def main() -> None:
+    """Time and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=10_000, help="images of a cell")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--ways", action="store_true", help="also compare ways to run ONNX Runtime")
+    parser.add_argument("--alone", choices=("recal", "robustbench"), help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        run_alone(options)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        options.data = Path(scratch)
+        make_set(options.images, options.data / "CIFAR-10-C", options.count)
+        if options.rounds:
+            compare(options)
+        if options.ways:
+            compare_ways(options)
+        compare_memory(options)
+
+
+def make_set(images: Path, folder: Path, count: int) -> None:
+    """Write one corruption of the test images, and labels, in the published layout."""
+    from recal.corruptions import corrupt
+    from recal.data.layouts import open_images
+
+    source = open_images(images, "test")
+    assert source.labels is not None
+    # files come sorted by class: the rows of the published files do not
+    order = np.random.default_rng(0).permutation(len(source))
+    rows = np.resize(order, 10_000)
+    clean = np.stack([source[int(i)] for i in rows[: min(count, len(order))]])
+    clean = np.resize(clean, (10_000, 32, 32, 3))
+    folder.mkdir(parents=True)
+    shown = [corrupt(clean, CORRUPTION, severity, family="cifar") for severity in range(1, 6)]
+    np.save(folder / f"{CORRUPTION}.npy", np.concatenate(shown))
+    np.save(folder / "labels.npy", np.tile(source.labels[rows], 5))
+
+
+def recal_runs(options: argparse.Namespace, targets: list[str], scratch: Path) -> None:
+    """Evaluate with recal: read, check, score, write the cells."""
+    from recal.evaluation.evaluate import prepare_work
+    from recal.evaluation.work import Progress, compute_cells
+
+    work, _ = prepare_work(
+        targets, suite="cifar10c", data=options.data, checkpoint=options.checkpoint,
+        corruptions=[CORRUPTION], severities=SEVERITIES, threads=options.threads,
+        output=scratch / next(FOLDERS), batch_size=BATCH,
+        limit=options.count if options.count < 10_000 else None,
+    )  # fmt: skip
+    compute_cells(work, Progress())
+
+
+FOLDERS = (f"run{i}" for i in itertools.count())
+
+
+def robustbench_run(options: argparse.Namespace) -> Callable[[], object]:
+    """Evaluate with RobustBench's loader and `clean_accuracy`, the network normalising inside."""
+    import torch
+
+    from recal.architectures import robustbench
+    from recal.bn.build import build
+    from recal.checkpoint.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(options.checkpoint)
+    spec = checkpoint.spec()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+
+    class Normalised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = build(checkpoint, "main")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.network((images - mean) / std)
+
+    network = Normalised().eval()
+    torch.set_num_threads(options.threads)
+    accuracy = robustbench._module("robustbench.utils").clean_accuracy
+
+    def run() -> list[float]:
+        found = []
+        for severity in SEVERITIES:
+            x, y = robustbench.load_cifar10c(options.data, CORRUPTION, severity, options.count)
+            found.append(accuracy(network, x, y, batch_size=BATCH))
+        return found
+
+    return run
+
+
+def model_bytes(checkpoint: Path) -> bytes:
+    """Return the main branch's graph, as evaluation runs it."""
+    from recal.bn.build import build
+    from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.deploy.graph import to_onnx
+
+    return bytes(to_onnx(build(load_checkpoint(checkpoint)), 32, fold=False).SerializeToString())
+
+
+def session(model: bytes, threads: int) -> object:
+    """Open an ONNX Runtime session."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def bare_runs(options: argparse.Namespace) -> Timed:
+    """Run ONNX Runtime alone on ready batches: as it is used, and as recal uses it."""
+    model = model_bytes(options.checkpoint)
+    images = np.random.default_rng(0).standard_normal((options.count, 3, 32, 32), np.float32)
+    together, single = session(model, options.threads), session(model, 1)
+    pool = ThreadPoolExecutor(options.threads)
+
+    def run(sessions: object, piece: int, apply: Callable[..., object]) -> None:
+        for _ in SEVERITIES:
+            list(apply(
+                lambda i: sessions.run(None, {"input": images[i : i + piece]}),
+                range(0, options.count, piece),
+            ))  # fmt: skip
+
+    return {
+        "session.run, all threads": lambda: run(together, BATCH, map),
+        "session.run, one thread each": lambda: run(single, 16, pool.map),
+    }
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print images a second and ratios."""
+    from recal.checkpoint.checkpoint import load_checkpoint
+
+    branches = list(load_checkpoint(options.checkpoint).branches)
+    paths = [f"{options.checkpoint}:{branch}" for branch in branches]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        timed: Timed = {
+            **bare_runs(options),
+            "recal, 1 variant": lambda: recal_runs(options, paths[:1], scratch),
+            f"recal, {len(paths)} variants": lambda: recal_runs(options, paths, scratch),
+        }
+        if importlib.util.find_spec("robustbench"):
+            timed["RobustBench"] = robustbench_run(options)
+        times = in_turn(timed, options.rounds)
+    base = times["recal, 1 variant"]
+    print(f"{options.count:,} images x {len(SEVERITIES)} cells, {options.threads} threads")
+    for name, seconds in times.items():
+        rate = options.count * len(SEVERITIES) / np.median(seconds)
+        print(f"  {name:30} {rate:8,.0f} images/s   time / recal's {np.median(seconds / base):.2f}")
+    more = (times[f"recal, {len(paths)} variants"] - base) / (len(paths) - 1) / base
+    print(f"  each further variant costs {np.median(more):.2f} of the first")
+    for name in list(timed)[:2]:
+        print(f"  recal over {name}: {np.median(base / times[name]) - 1:+.1%}")
+
+
+def compare_ways(options: argparse.Namespace) -> None:
+    """Print what other ways to run the same network give: threads, pieces, sessions."""
+    model = model_bytes(options.checkpoint)
+    images = np.random.default_rng(0).standard_normal((2048, 3, 32, 32), np.float32)
+    pool = ThreadPoolExecutor(options.threads)
+    sessions = {threads: session(model, threads) for threads in {1, options.threads}}
+    several = [session(model, 1) for _ in range(options.threads)]
+    results = {}
+
+    def run(name: str, choose: Callable[[int], object], piece: int, apply: object) -> None:
+        parts = apply(
+            lambda i: choose(i).run(None, {"input": images[i : i + piece]})[0],
+            range(0, len(images), piece),
+        )
+        results[name] = np.concatenate(list(parts))
+
+    timed: Timed = {}
+    for piece in (16, 64, 256):
+        name = f"{options.threads} threads in one session, pieces of {piece}"
+        timed[name] = lambda n=name, p=piece: run(n, lambda _: sessions[options.threads], p, map)
+    for piece in (4, 8, 16, 32, 64, 128):
+        name = f"{options.threads} x 1 thread, one session, pieces of {piece}"
+        timed[name] = lambda n=name, p=piece: run(n, lambda _: sessions[1], p, pool.map)
+    name = f"{options.threads} x 1 thread, a session each, pieces of 16"
+    timed[name] = lambda n=name: run(n, lambda i: several[i // 16 % len(several)], 16, pool.map)
+    times = in_turn(timed, options.rounds)
+    base = times[f"{options.threads} threads in one session, pieces of 256"]
+    reference = results[f"{options.threads} threads in one session, pieces of 256"]
+    print("ways to run ONNX Runtime on 2,048 ready images")
+    for name, seconds in times.items():
+        same = "same bits" if np.array_equal(results[name], reference) else "other bits"
+        print(f"  {name:48} speed {np.median(base / seconds):.2f}   {same}")
+
+
+def in_turn(timed: Timed, rounds: int) -> dict[str, np.ndarray]:
+    """Time each in turn, after a first round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    for number in range(rounds + 1):
+        for name, run in timed.items():
+            begun = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - begun)
+    return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def compare_memory(options: argparse.Namespace) -> None:
+    """Print the peak memory of a process that evaluates and does nothing else."""
+    kinds = ["recal"] + (["robustbench"] if importlib.util.find_spec("robustbench") else [])
+    for kind in kinds:
+        done = subprocess.run(
+            [sys.executable, __file__, str(options.checkpoint), str(options.images),
+             "--alone", kind, "--data", str(options.data), "--threads", str(options.threads),
+             "--count", str(options.count)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(f"  {kind:12} peak {found['megabytes']:,.0f} MB, imports {found['imports']:.1f} s")
+
+
+def run_alone(options: argparse.Namespace) -> None:
+    """Evaluate once, and say what it took."""
+    begun = time.perf_counter()
+    if options.alone == "recal":
+        importlib.import_module("recal.evaluation.evaluate")
+    else:
+        from recal.architectures import robustbench
+
+        robustbench._module("robustbench.data")
+        robustbench._module("robustbench.utils")
+    imports = time.perf_counter() - begun
+    if options.alone == "recal":
+        with tempfile.TemporaryDirectory() as folder:
+            recal_runs(options, [str(options.checkpoint)], Path(folder))
+    else:
+        robustbench_run(options)()
+    # not getrusage: that counts what the parent held when it forked
+    status = Path("/proc/self/status").read_text()
+    kilobytes = int(status.split("VmHWM:")[1].split()[0])
+    print(json.dumps({"megabytes": kilobytes / 1024, "imports": imports}))
+
+
+if __name__ == "__main__":
+    main()

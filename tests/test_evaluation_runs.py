@@ -328,3 +328,22 @@ def test_what_lies_in_the_folder_but_failed_now_is_not_of_the_run(
     assert len(list((tmp_path / "run").rglob("*.parquet"))) == 5
     document = summarise_run(tmp_path / "run")
     assert {row["corruption"] for row in document["cells"]} == {None, "contrast"}
+
+
+def test_labels_are_as_short_as_tells_targets_apart(split_checkpoint, tmp_path):
+    import shutil
+
+    from recal.evaluation.targets import resolve_targets
+
+    files = [tmp_path / "a" / "x.pth", tmp_path / "b" / "x.pth", tmp_path / "b" / "y.pth"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        shutil.copy(split_checkpoint, file)
+    x, other_x, y = map(str, files)
+
+    def labels(*names):
+        return [target.label for target in resolve_targets(names, None, {})]
+
+    assert labels(x, f"{x}:aux0") == ["main", "aux0"]
+    assert labels(x, y, f"{y}:aux0") == ["x.pth", "y.pth", "aux0"]
+    assert labels(x, other_x) == [x, other_x]

@@ -1,5 +1,8 @@
 """Whether targets differ: intervals, tests and their correction, computed independently."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -130,6 +133,17 @@ def test_one_target_or_none_is_refused(tmp_path):
     columns["b"] = {"snow-1": columns_of(np.ones(30))}
     with pytest.raises(InputError, match="expected cells of both a and b, got none"):
         compare(write_run(tmp_path / "apart", columns))
+
+
+def test_no_network_is_needed_to_compare_and_select(tmp_path):
+    run = write_run(tmp_path, simulated({"a": 0.7, "b": 0.8}, 30))
+    program = (
+        "import sys; from recal import compare, select\n"
+        f"compare({str(run)!r}); select({str(run)!r}, 'clean')\n"
+        "print(*{'torch', 'timm', 'onnx', 'onnxruntime'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 def test_levels_and_coverage_hold_in_simulation(benchmark_statistics):

@@ -4,7 +4,9 @@ In float64 here, where only the method counts; test_calibration.py has float32 o
 """
 
 import copy
+import threading
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +16,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recal import calibrate
-from recal.bn.estimators import ESTIMATORS, consistent, ema, mean_of_batches, pooled
+from recal.bn.consistent import consistent
+from recal.bn.estimators import ESTIMATORS, merge_found, one_pass
+from recal.bn.observing import MAX_LANES, Listener, observe
 from recal.errors import InputError
+
+pooled = partial(one_pass, estimator="pooled")
+mean_of_batches = partial(one_pass, estimator="mean-of-batches")
+ema = partial(one_pass, estimator="ema")
+
+
+def run(name, network, batches):
+    if name == "consistent":
+        return consistent(network, batches).layers
+    return one_pass(network, batches, estimator=name)
 
 
 class Small(nn.Module):
@@ -110,10 +124,13 @@ def test_pooled_matches_float64_on_any_split(split):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_consistent_is_one_forward_of_all_images_whatever_the_split(split):
+@pytest.mark.parametrize(("memory", "passes"), [(None, 1), (0, 3)])
+def test_consistent_is_one_forward_of_all_images_whatever_the_split(split, memory, passes):
     images, network = make_images(32).double(), make_network().double()
     expected = float64_reference(network, [images], together=True)
-    assert_statistics(consistent(network, list(images.split(split))), expected, 1e-12)
+    found = consistent(network, list(images.split(split)), memory=memory)
+    assert_statistics(found.layers, expected, 1e-12)
+    assert found.passes == passes
     assert_statistics(pooled(network, [images]), expected, 1e-12)
 
 
@@ -121,8 +138,8 @@ def test_consistent_is_one_forward_of_all_images_whatever_the_split(split):
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(0, 100))
 def test_consistent_does_not_depend_on_the_split(sizes, seed):
     images, network = make_images(sum(sizes) + 1, seed).double(), make_network(seed).double()
-    whole = consistent(network, [images])
-    parts = consistent(network, list(images.split([*sizes, 1])))
+    whole = consistent(network, [images]).layers
+    parts = consistent(network, list(images.split([*sizes, 1]))).layers
     for name, moments in whole.items():
         np.testing.assert_allclose(parts[name].mean, moments.mean, atol=1e-11)
         np.testing.assert_allclose(parts[name].variance, moments.variance, rtol=1e-9, atol=1e-14)
@@ -140,8 +157,8 @@ def test_estimating_leaves_the_network_as_it_was_even_after_an_error(name):
         raise RuntimeError("no more images")
 
     with pytest.raises(RuntimeError, match="no more images"):
-        ESTIMATORS[name](network, batches())
-    ESTIMATORS[name](network, [make_images(4)])
+        run(name, network, batches())
+    run(name, network, [make_images(4)])
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert modes == [module.training for module in network.modules()]
     assert not network.bn1._forward_hooks
@@ -153,7 +170,7 @@ def test_a_layer_without_data_is_left_out_and_a_stored_nan_does_no_harm(name):
     network = make_network()
     if name != "ema":  # which goes on from what is stored
         network.bn1.running_mean.fill_(float("nan"))
-    moments = ESTIMATORS[name](network, [make_images(8)])
+    moments = run(name, network, [make_images(8)])
     assert set(moments) == {"bn1", "bn2", "bn3"}
     assert all(m.mean.isfinite().all() for m in moments.values())
 
@@ -230,3 +247,83 @@ def test_pooled_counts_what_lies_between_batches_and_the_mean_of_batches_does_no
     truth = values.var()
     np.testing.assert_allclose(pooled(network.double(), batches)["0"].variance, [truth], rtol=1e-12)
     assert float(mean_of_batches(network, batches)["0"].variance) < 0.2 * truth
+
+
+@pytest.mark.parametrize("by_batch", [True, False])
+def test_nothing_leaves_the_device_while_batches_run(by_batch):
+    # tensors on the meta device hold no values: whatever asks for one fails
+    network = make_network().to("meta")
+    listening = Listener(network, by_batch=by_batch)
+    found = [listening(make_images(4).to("meta")) for _ in range(2)]
+    merged = merge_found(found)
+    assert set(merged) == {"bn1", "bn2", "bn3"}
+    assert all(moments.sums.device.type == "meta" for moments in merged.values())
+
+
+def test_batches_are_read_only_as_fast_as_they_are_used():
+    # memory must not grow with the number of images
+    started, finished = [], []
+
+    def batches():
+        for number in range(40):
+            started.append(number)
+            assert len(started) - len(finished) <= MAX_LANES + 2
+            yield {"a": make_images(2)}
+
+    network = make_network()
+    for _ in observe({"a": network}, batches(), listen=partial(Listener, by_batch=False)):
+        finished.append(None)
+    assert len(finished) == 40
+
+
+def test_threads_are_given_back_whatever_happens():
+    before = torch.get_num_threads()
+
+    def fails():
+        yield make_images(4)
+        raise RuntimeError("no more")
+
+    for estimator in ESTIMATORS:
+        with pytest.raises(RuntimeError, match="no more"):
+            run(estimator, make_network(), fails())
+        assert torch.get_num_threads() == before
+
+
+class OddOrder(nn.Module):
+    """Visits its two layers in an order that depends on the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        layers = [self.one, self.two] if float(x.mean()) > 0 else [self.two, self.one]
+        return layers[1](layers[0](x))
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+def test_a_network_without_one_order_of_layers_is_refused_by_consistent(memory):
+    images = make_images(8).abs()
+    with pytest.raises(InputError, match="in the same order"):
+        consistent(OddOrder(), [images, -images], memory=memory)
+
+
+def test_an_error_in_one_of_many_waiting_passes_ends_them_all():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            x = self.norm(x)
+            if float(x.max()) > 20:
+                raise RuntimeError("too bright")
+            return x
+
+    batches = [make_images(4, seed) for seed in range(6)]
+    batches[3] = batches[3].clone()
+    batches[3][0, 0, 0, 0] = 1e6
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="too bright"):
+        consistent(Fails(), batches)
+    assert threading.active_count() == before

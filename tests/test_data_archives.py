@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from recal.data.archives import open_tars
+from recal.data.finding import find_images
 from recal.data.layouts import open_images
-from recal.data.loading import PolicyImages, load_batches
+from recal.data.loading import Batches
 from recal.data.policies import load_policy
+from recal.data.prepared import PreparedTogether
 from recal.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -91,6 +93,30 @@ def test_tars_named_for_splits_are_the_splits(tmp_path):
     assert len(open_images(tmp_path, "train")) == 2
 
 
+def test_a_packed_folder_of_plain_images_is_read_as_that_folder(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(png(i))
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(folder, arcname="trip/photos")
+    packed, unpacked = (open_images(tmp_path / n, "train") for n in ("photos.tar", "photos"))
+    assert packed.labels is None
+    assert packed.fingerprint([0, 1, 2]) == unpacked.fingerprint([0, 1, 2])
+
+
+def test_tars_in_a_place_for_data_sets_are_taken_by_name_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECAL_DATA", str(tmp_path))
+    pack(tmp_path / "blur.tar", {"blur/1/n0/1.png": png(1)})
+    with pytest.raises(InputError, match="expected images, got none"):
+        find_images(None, ["imagenet"], "train", classes=None, what="images")
+    (tmp_path / "imagenet").mkdir()
+    pack(tmp_path / "imagenet" / "n0.tar", {"1.png": png(7)})
+    for data in (None, tmp_path):
+        source = find_images(data, ["imagenet"], "train", classes=None, what="images")
+        assert int(source[0][0, 0, 0]) == 7
+
+
 def test_images_without_folders_have_no_labels_and_other_files_are_passed_over(tmp_path):
     path = pack(
         tmp_path / "a.tar", {"2.png": png(2), "1.png": png(1), "._1.png": b"", "list.txt": b"1"}
@@ -104,11 +130,11 @@ def test_workers_read_a_tar_as_this_process_does(class_folders, tmp_path):
     path = tmp_path / "all.tar"
     with tarfile.open(path, "w") as tar:
         tar.add(class_folders, arcname="")
-    images = PolicyImages(open_images(path, "train"), load_policy("cifar", "weak"), 0, 32)
-    images[0]
+    images = PreparedTogether(open_images(path, "train"), [load_policy("cifar", "weak")], 0, 32)
+    images.read_all(0)
     batches = [np.arange(8), np.arange(8, 20), np.arange(20, 60)]
-    here, there = (list(load_batches(images, batches, workers)) for workers in (0, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
+    here, there = (list(Batches(images, batches, workers=workers)) for workers in (0, 2))
+    assert all(np.array_equal(a, b) for (a,), (b,) in zip(here, there, strict=True))
 
 
 def linked(kind):

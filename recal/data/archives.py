@@ -63,8 +63,12 @@ class TarSource:
         return len(self.members)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return decode(_content(self.members[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the archive's path and the image's path in it."""
         member = self.members[index]
-        return decode(_content(member), f"{member.archive}: {member.name}")
+        return f"{member.archive}: {member.name}"
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels, in hexadecimal.
@@ -136,7 +140,7 @@ def _content(member: Member) -> bytes:
     with member.archive.open("rb") as file:
         file.seek(member.offset)
         content = file.read(member.size)
-    if len(content) != member.size:
+    if len(content) != member.size:  # it has changed since it was listed
         raise InputError(f"{member.archive}: ends in the middle of '{member.name}'.")
     return content
 
@@ -157,7 +161,7 @@ def images_in(archive: Path) -> Iterator[Member]:
         with tarfile.open(archive, "r:") as tar:
             size = archive.stat().st_size
             yield from _images(tar, archive, start=0, size=size, prefix="", nested=True)
-    except (tarfile.TarError, OSError, EOFError, UnicodeError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise InputError(
             f"{archive}: expected a whole tar archive without compression, got another file "
             f"({error}). Unpack it and name the folder."

@@ -48,8 +48,10 @@ def find_images(
         return open_images(data, split)  # says what is wrong with it
     problem = None
     for folder in candidates(data, names):
+        # a place for data sets may hold archives of any: only those of a named folder are meant
+        named = data is not None or folder.name in names
         try:
-            source = open_images(folder, split)
+            source = open_images(folder, split, archives=named)
         except InputError as error:
             problem = error
             continue

@@ -22,7 +22,7 @@ TRAIN, TEST = "train", "test"
 SPLIT_FOLDERS = {TRAIN: ("train",), TEST: ("test", "val", "validation")}
 
 
-def open_images(folder: Path, split: str) -> ImageSource:
+def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSource:
     """Open one split of the images in a folder or file, whatever its layout.
 
     Args:
@@ -31,6 +31,7 @@ def open_images(folder: Path, split: str) -> ImageSource:
             idx files; class folders, below `train/` and `test/` (or `val/`) or directly; images; or
             tar files with any of these folders in them. It may also be an .npy, .npz or .tar file.
         split: `train` or `test`. What has no splits is used for either.
+        archives: Whether tar files that lie in the folder count.
 
     Raises:
         InputError: There is nothing, no image in it, or what is there is malformed.
@@ -44,13 +45,15 @@ def open_images(folder: Path, split: str) -> ImageSource:
             f"file.{hint}"
         )
     for read in LAYOUTS if folder.is_dir() else (FILES[folder.suffix.lower()],):
-        source = read(folder, split)
+        source = read(folder, split) if archives or read is not _tars else None
         if source is not None:
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return source
+    others = _split_names() & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+    found = f"only {', '.join(sorted(others))}" if others else "none"
     raise InputError(
-        f"{folder}: expected images for '{split}', got none. It may hold CIFAR's own files, "
+        f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
         "images, or tar files of them."
     )
@@ -114,7 +117,7 @@ def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
     """Return a split's images; a folder that all of them lie in, the packed one, is passed over."""
     while len(tops := source.folders()) == 1 and not tops & _split_names():
         inner = source.below("/".join(filter(None, (source.folder, *tops))))
-        if len(inner) < len(source) or not inner.folders():
+        if len(inner) < len(source):
             break
         source = inner
     name = _split_name(tops, split)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from recal.errors import InputError
+from recal.errors import BrokenImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,6 +50,10 @@ class ImageSource(Protocol):
         """Return image `index`, uint8 (H, W, 3)."""
         ...
 
+    def name(self, index: int) -> str:
+        """Return what image `index` is called in messages."""
+        ...
+
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels, in hexadecimal."""
         ...
@@ -70,6 +74,10 @@ class ArraySource:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         image = np.asarray(self.images[index])
         return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+
+    def name(self, index: int) -> str:
+        """Return the file's path and the image's number in it."""
+        return f"{self.where}: image {index}"
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' contents and labels, in hexadecimal."""
@@ -94,7 +102,11 @@ class FileSource:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return decode(self.paths[index], str(self.paths[index]))
+        return decode(self.paths[index], self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the file's path."""
+        return str(self.paths[index])
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels, in hexadecimal."""
@@ -127,7 +139,7 @@ def decode(file: Path | bytes, name: str) -> NDArray[np.uint8]:
         uint8 (H, W, 3).
 
     Raises:
-        InputError: It is no whole image, one of more than 179 million pixels, or one whose
+        BrokenImageError: It is no whole image, one of more than 179 million pixels, or one whose
             samples are of 32 bits.
     """
     opened: Path | IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file
@@ -141,8 +153,10 @@ def decode(file: Path | bytes, name: str) -> NDArray[np.uint8]:
             image.info.pop("transparency", None)  # Pillow warns of what is dropped
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{name}: expected an image, got a file that cannot be decoded ({error}). "
+        # Pillow's own words are the path again, or the address of a buffer
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise BrokenImageError(
+            f"{name}: expected an image, got a file that cannot be decoded ({reason}). "
             "Replace or remove it."
         ) from error
 

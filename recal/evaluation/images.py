@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +109,9 @@ class SuiteImages:
         source = self.source(cell)
         as_they_are = self._uses_pixels_of(cell)
         if isinstance(source, ArraySource) and as_they_are and source.images.ndim == 4:
-            return self._checked(cell, source.images[batch], batch)
+            images = self._checked(cell, source.images[batch], batch)
+            forget_pages(source.images)
+            return images
         parts = np.split(batch, range(READ, len(batch), READ))
         return np.concatenate(list(self._pool.map(lambda part: self._read(cell, part), parts)))
 
@@ -137,6 +140,8 @@ class SuiteImages:
             some = chosen.indices[start : start + HASHED]
             labels = chosen.labels[some].astype("<i8").tobytes()
             content = source.fingerprint(some.tolist())
+            if isinstance(source, ArraySource):
+                forget_pages(source.images)
             return hashlib.sha256(labels + content.encode()).hexdigest()
 
         return list(self._pool.map(of_part, range(0, len(chosen.indices), HASHED)[part]))
@@ -240,3 +245,15 @@ class SuiteImages:
     @cached_property
     def _to_corrupt(self) -> dict[int, NDArray[np.uint8]]:
         return self._clean if self._corrupted_here.as_clean else {}
+
+
+def forget_pages(array: NDArray[np.uint8]) -> None:
+    """Let go of what was read of a mapped file: a set of many cells would add up to its size.
+
+    The system keeps it while there is room, so that reading it again costs little.
+    """
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)

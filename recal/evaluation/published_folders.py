@@ -93,7 +93,11 @@ class TarredCell:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return decode(self._content(index), f"{self.places.archive}: {self.names[index]}")
+        return decode(self._content(index), self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the archive and the path inside it."""
+        return f"{self.places.archive}: {self.names[index]}"
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels: that of the unpacked files."""

@@ -11,11 +11,12 @@ from recal.evaluation.classes import class_rows
 from recal.evaluation.measured import measure
 from recal.evaluation.runs import cell_file, read_cell, write_cell
 from recal.evaluation.saved import open_run
+from recal.evaluation.suites import load_suite
 from recal.evaluation.summary import flat, summarise_run
 
 # Correct answers of 5,000, severities 1 to 5, as RobustBench publishes them for its subset of
-# ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv, 2025), and AlexNet's errors
-# there, means over severities. Its mCE of the two, in percent: 76.38 and 47.61.
+# ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv, 2025). Its mCE of the two, in
+# percent: 76.38 and 47.61.
 RESNET50 = {
     "gaussian_noise": (3010, 2439, 1562, 711, 144),
     "shot_noise": (2914, 2243, 1428, 513, 176),
@@ -50,24 +51,12 @@ DEIT_S = {
     "pixelate": (3752, 3664, 3442, 2837, 1943),
     "jpeg_compression": (3684, 3596, 3523, 3296, 2953),
 }
-ALEXNET = {
-    "gaussian_noise": 0.8816,
-    "shot_noise": 0.88832,
-    "impulse_noise": 0.91724,
-    "defocus_blur": 0.82204,
-    "glass_blur": 0.8308,
-    "motion_blur": 0.78724,
-    "zoom_blur": 0.79572,
-    "snow": 0.868,
-    "frost": 0.83148,
-    "fog": 0.82364,
-    "brightness": 0.55848,
-    "contrast": 0.85432,
-    "elastic_transform": 0.64804,
-    "pixelate": 0.71856,
-    "jpeg_compression": 0.6068,
+ALEXNET = load_suite("robustbench-imagenetc").reference
+REFERENCE = {
+    "source": ALEXNET.source,
+    "clean_error": ALEXNET.clean_error,
+    "errors": dict(ALEXNET.errors),
 }
-REFERENCE = {"source": "AlexNet", "clean_error": 0.4376, "errors": ALEXNET}
 
 
 def published(counts, clean):
@@ -101,7 +90,7 @@ def test_relative_mce_is_its_formula(imagenet_c):
         clean = 1 - row["clean_accuracy"]
         terms = [
             sum(1 - count / 5000 - clean for count in counts[name])
-            / sum(ALEXNET[name] - 0.4376 for _ in range(5))
+            / sum(ALEXNET.errors[name] - 0.4376 for _ in range(5))
             for name in counts
         ]
         assert row["relative_mce"] == pytest.approx(np.mean(terms))

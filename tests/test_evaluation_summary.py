@@ -15,8 +15,8 @@ from recal.evaluation.suites import load_suite
 from recal.evaluation.summary import flat, summarise_run
 
 # Correct answers of 5,000, severities 1 to 5, as RobustBench publishes them for its subset of
-# ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv, 2025). Its mCE of the two, in
-# percent: 76.38 and 47.61.
+# ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv, 2025). Its mCE of the two,
+# in percent: 76.38 and 47.61.
 RESNET50 = {
     "gaussian_noise": (3010, 2439, 1562, 711, 144),
     "shot_noise": (2914, 2243, 1428, 513, 176),
@@ -233,7 +233,14 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("cells", ["../../clean-1"]), ("cells", ["fog"]), ("targets", [{"name": "a"}]), ("cells", 3)],
+    [
+        ("cells", ["../../clean-1"]),
+        ("cells", ["fog"]),
+        ("cells", 3),
+        ("targets", [{"name": "a"}]),
+        ("held", 3),
+        ("declared", {"title": "", "images": {}, "standard": ["fog-1"], "reference": {}}),
+    ],
 )
 def test_run_files_that_lead_elsewhere_or_nowhere_are_refused(tmp_path, key, value):
     run = write_run(tmp_path, simulated({"a": 0.8}, 20))

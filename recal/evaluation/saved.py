@@ -117,18 +117,18 @@ def open_run(folder: Path) -> SavedRun:
                          "run.json in it.") from error  # fmt: skip
     try:
         declared = content["declared"]
-        reference = declared["reference"]
+        standard = tuple(_cell(name) for name in declared["standard"])
         return SavedRun(
             folder=folder,
             suite=content["suite"],
             title=declared["title"],
             provenance=content["provenance"],
             cells=tuple(_cell(name) for name in content["cells"]),
-            standard=tuple(_cell(name) for name in declared["standard"]),
-            reference=None if reference is None else Reference(**reference),
+            standard=standard,
+            reference=_reference(declared["reference"], standard),
             images=dict(declared["images"]),
             targets=tuple(_target(target) for target in content["targets"]),
-            held=content.get("held"),
+            held=dict(content["held"]) if "held" in content else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -169,6 +169,16 @@ def _cell(name: str) -> Cell:
     if not re.fullmatch(r"\w[\w.-]*", corruption):
         raise ValueError(f"cell {name!r}")
     return Cell(corruption, int(severity))
+
+
+def _reference(content: Mapping[str, Any] | None, standard: Sequence[Cell]) -> Reference | None:
+    if content is None:
+        return None
+    reference = Reference(**content)
+    wanted = {cell.corruption for cell in standard}
+    if not all(0 < float(reference.errors[name or ""]) <= 1 for name in wanted):
+        raise ValueError("reference errors beyond 0 to 1")
+    return reference
 
 
 def _target(content: Mapping[str, Any]) -> SavedTarget:

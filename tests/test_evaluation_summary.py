@@ -105,7 +105,8 @@ def test_without_reference_or_a_whole_suite_nothing_is_called_mce(tmp_path):
     assert row["relative_mce"] is None
     assert row["mean_corruption_error"] is not None
     whole = [*columns["a"], "snow-1"][1:]
-    reference = {"source": "x", "clean_error": 0.1, "errors": {"fog": 0.5}}
+    errors = dict.fromkeys(("fog", "contrast", "gaussian_noise", "snow"), 0.5)
+    reference = {"source": "x", "clean_error": 0.1, "errors": errors}
     write_run(tmp_path, columns, standard=whole, reference=reference)
     (row,) = summarise_run(tmp_path)["summary"]
     assert row["mean_corruption_error"] is None

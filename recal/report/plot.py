@@ -98,7 +98,9 @@ def difference_figure(document: Mapping[str, Any]) -> Figure:
             label=f"{pair['second_label']} against {pair['first_label']}",
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for row in range(0, len(rows), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="#f6f6f6", zorder=0)
     axes.set_xlabel(
         "difference of accuracy, percentage points\n"
         "bars: 95 % intervals, same images; filled: beyond noise after Holm's correction",
@@ -109,7 +111,7 @@ def difference_figure(document: Mapping[str, Any]) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     return figure
 
 

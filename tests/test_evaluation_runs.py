@@ -168,6 +168,48 @@ def test_changed_inputs_never_reuse_a_cell(split_checkpoint, class_folders, tmp_
     assert computed() == 1, "a damaged file"
 
 
+def test_changed_weights_labels_and_classes_never_reuse_a_cell(
+    split_checkpoint, published, tmp_path
+):
+    """In one folder, under the same names: each run's cell is of what it was given."""
+    import dataclasses
+    import shutil
+
+    suite, folder = published
+    path = tmp_path / "c.pth"
+    shutil.copy(split_checkpoint, path)
+
+    def evaluated(suite=suite, **options):
+        run = evaluate(
+            [str(path)], suite=suite, data=folder, corruptions=["contrast"], severities=[2],
+            output=tmp_path / "run", **options,
+        )  # fmt: skip
+        files = (run.folder / "cells").rglob("contrast-2.parquet")
+        return max(file.stat().st_mtime_ns for file in files), read_target_cell(
+            run.folder, str(path), "contrast-2"
+        )
+
+    first, before = evaluated()
+    assert evaluated()[0] == first
+    assert evaluated(batch_size=2, threads=3)[0] == first, "batches and threads change no number"
+    labels = np.load(folder / "labels.npy")
+    np.save(folder / "labels.npy", (labels + 1) % 10)
+    second, after = evaluated()
+    assert second != first
+    assert after["label"].tolist() == [4, 2, 5, 2]
+    assert after["prediction"].tolist() == before["prediction"].tolist()
+    np.save(folder / "labels.npy", labels)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["fc.bias"] += torch.arange(10) * 100.0
+    torch.save(content, path)
+    third, changed = evaluated()
+    assert set(changed["prediction"].tolist()) == {9}
+    # a suite of another declaration: half the rows
+    half = dataclasses.replace(suite, first=2)
+    assert len(evaluated(suite=half)[1]["label"]) == 2
+    assert evaluated()[0] != third
+
+
 def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoint):
     suite, folder = published
     cells = suite.cells()

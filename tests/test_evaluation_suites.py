@@ -184,3 +184,15 @@ def test_listed_images_are_chosen_by_class_and_name(tmp_path, monkeypatch):
         choose_images(suite, labels, names, Path(), **options)
     with pytest.raises(InputError, match="got arrays"):
         choose_images(suite, labels, None, Path(), **options)
+
+
+def test_documentation_names_every_suite_and_its_example_loads(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    assert [name for name in suite_names() if f"`{name}`" not in text] == []
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    suite = read_suite(write_suite(tmp_path, example))
+    assert len(suite.cells()) == 9
+    commented = example.replace("\n# [", "\n[").replace("\n# source", "\nsource")
+    commented = commented.replace("\n# clean", "\nclean").replace("\n# errors", "\nerrors")
+    reference = read_suite(write_suite(tmp_path, commented)).reference
+    assert reference.errors == {"rain": 0.5, "fog": 0.4, "dusk": 0.6}

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from recal.data.archives import TarSource
 from recal.data.arrays import checked_source, open_array
 from recal.data.finding import candidates, places_searched
-from recal.data.layouts import TEST, open_images
+from recal.data.layouts import SPLIT_FOLDERS, TEST, open_images
 from recal.data.sources import FileSource
 from recal.errors import InputError
 from recal.evaluation.class_order import class_count, class_numbers
+from recal.resources import data_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -
         return _labelled(suite, open_images(data, TEST))
     problem: InputError | None = None
     for folder in candidates(data, suite.clean.folders):
-        if folder == corrupted:
+        if folder == corrupted or (data is None and _holds_sets(folder)):
             continue
         try:
             return _labelled(suite, _open(suite, folder))
@@ -73,6 +74,14 @@ def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -
     if data is not None and problem is not None:
         raise problem
     raise InputError(f"suite {suite.name}: expected images, got none. {places_searched(data)}")
+
+
+def _holds_sets(folder: Path) -> bool:
+    """Whether a usual place is a folder of data sets and no test set itself: it may be huge."""
+    if folder not in data_folders():
+        return False
+    splits = any((folder / name).is_dir() for name in SPLIT_FOLDERS[TEST])
+    return not splits and not any(path.is_file() for path in folder.iterdir())
 
 
 def _open(suite: Suite, folder: Path) -> ImageSource:

@@ -149,14 +149,14 @@ def test_no_network_is_needed_to_compare_and_select(tmp_path):
 
 def test_levels_and_coverage_hold_in_simulation(benchmark_statistics):
     """A short run of benchmarks/statistics.py, whose long one is in docs/statistics.md."""
-    levels = benchmark_statistics.levels(trials=2000, images=300, cells=5, seed=0)
+    levels = benchmark_statistics.levels(trials=2000, images=200, cells=4, seed=0)
     # 2,000 trials: a standard deviation of 0.0049 at 0.05
     for name in ("McNemar, one cell", "any cell of two pairs (Holm)"):
         assert levels[name] <= 0.05 + 3 * 0.0049, name
     for name in ("paired mean over cells", "any headline of two pairs (Holm)"):
         assert 0.01 < levels[name] <= 0.05 + 3 * 0.0049, name
     assert levels["any cell of two pairs (no correction)"] > 0.2, "or the simulation tests nothing"
-    covered = benchmark_statistics.coverage(trials=120, images=300, cells=3, seed=0)
+    covered = benchmark_statistics.coverage(trials=120, images=150, cells=2, seed=0)
     for name, share in covered.items():
         if not name.endswith("of all images"):
             assert share > 0.95 - 3.5 * 0.0199, name

@@ -76,8 +76,8 @@ def command(
     )  # fmt: skip
     console.print(
         f"On {what}: largest difference of a logit {proof.difference:.1e} (at most "
-        f"{proof.tolerance:.1e}); on {proof.scaled_inputs} scaled inputs "
-        f"{proof.scaled_difference:.1e} of the largest logit."
+        f"{proof.tolerance:.1e}); on {proof.hostile_inputs} hostile inputs "
+        f"{proof.hostile_difference:.1e} of the largest logit."
     )
     for name, rival in proof.rivals.items():
         console.print(

@@ -43,6 +43,7 @@ def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
 
 def test_failed_proof_exits_with_4(recal, split_checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr("recal.deploy.export.FLOAT32", Tolerance(images=1e-12, hostile=1e-3))
+    monkeypatch.setattr("recal.deploy.proof.SLACK", 0.0)
     status, _, err = recal("export", split_checkpoint, "-o", "m.onnx")
     assert status == 4
     assert "No file was written" in err

@@ -95,7 +95,7 @@ def command(
         )
         return
     output = output or Path(f"{checkpoint.stem}-{variant_stem(variant)}.onnx")
-    recorded = {
+    recorded: dict[str, Any] = {
         "options": options,
         "class_names": names,
         "accuracies": None if run is None else run_accuracies(run, chosen.sha256),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.checkpoint.spec import ModelSpec
     from recal.deploy.int8 import Ranges
 
 
@@ -154,9 +155,10 @@ def export_switchable(
         InputError: There are fewer than two, or they do not fit together.
         UsageError: The options do not go together.
     """
-    options = replace((options or ExportOptions()).checked(), patchable=True)
-    if options.fp16:
-        raise UsageError("--switchable does not go with --fp16: variants are float32.")
+    options = (options or ExportOptions()).checked()
+    for name in ("fp16", "int8", "patchable"):
+        if getattr(options, name):
+            raise UsageError(f"--switchable does not go with --{name}: variants are float32.")
     first = next(iter(variants.values()))
     for name, variant in variants.items():
         if variant.spec != first.spec:
@@ -165,31 +167,54 @@ def export_switchable(
                 f"{variant.spec}."
             )
     networks = {name: build(checkpoint, variant) for name, variant in variants.items()}
-    plain = to_model(networks[next(iter(variants))], first, replace(options, uint8=False))
-    arrays = [{k: t.numpy() for k, t in v.tensors.items()} for v in variants.values()]
-    model = switchable(plain, arrays)
-    if options.uint8:
-        accept_uint8(model, first.spec.mean, first.spec.std)
-    form = replace(options, patchable=False)
+    model = switchable_model(next(iter(networks.values())), list(variants.values()), options)
     entries = {
-        **entries_of(checkpoint, first, form, class_names, None),
+        **entries_of(checkpoint, first, options, class_names, None),
         "variants": [
-            {"variant": name, "variant_sha256": v.sha256, "statistics": dict(v.statistics)}
+            {
+                "variant": name,
+                "variant_sha256": v.sha256,
+                "affine": v.affine,
+                "statistics": dict(v.statistics),
+            }
             for name, v in variants.items()
         ],
     }
     write_record(model, entries)
-    content = model.SerializeToString()
-    proofs = {
-        name: prove(
-            content, network, {n: other for n, other in networks.items() if n != name}, images,
-            first.spec, variant=name,
-        )
-        for name, network in networks.items()
-    }  # fmt: skip
+    proofs = prove_switchable(model.SerializeToString(), networks, images, first.spec)
     parity = {name: proof.to_json() for name, proof in proofs.items()}
     finish(model, {**entries, "parity": parity}, path)
     return proofs
+
+
+def switchable_model(
+    network: nn.Module, variants: Sequence[Variant], options: ExportOptions
+) -> onnx.ModelProto:
+    """Trace the first variant's network and make a graph of all of them, without a record."""
+    spec = variants[0].spec
+    plain = to_model(network, variants[0], replace(options, patchable=True, uint8=False))
+    arrays = [{k: t.numpy() for k, t in variant.tensors.items()} for variant in variants]
+    model = switchable(plain, arrays)
+    if options.uint8:
+        accept_uint8(model, spec.mean, spec.std)
+    return model
+
+
+def prove_switchable(
+    model: bytes,
+    networks: Mapping[str, nn.Module],
+    images: NDArray[np.uint8],
+    spec: ModelSpec,
+    where: str = "export",
+) -> dict[str, Proof]:
+    """Prove every variant of a switchable model, with the others as rivals."""
+    return {
+        name: prove(
+            model, network, {n: other for n, other in networks.items() if n != name}, images,
+            spec, variant=name, where=where,
+        )
+        for name, network in networks.items()
+    }  # fmt: skip
 
 
 def to_model(

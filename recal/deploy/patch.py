@@ -72,7 +72,8 @@ def require_patchable(model: onnx.ModelProto, where: str) -> dict[str, Any]:
     """Return the record of a file whose BatchNorm tensors are all there; {} if recal wrote none.
 
     Raises:
-        InputError: BatchNorm was folded into other weights, or there is none.
+        InputError: BatchNorm was folded into other weights, there is none, or it is in training
+            mode.
         VerificationError: The file was changed since it was written.
     """
     record = read_record(model)
@@ -87,6 +88,15 @@ def require_patchable(model: onnx.ModelProto, where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: expected BatchNormalization nodes with statistics of their own, got none."
         )
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and any(
+            attribute.name == "training_mode" and attribute.i for attribute in node.attribute
+        ):
+            raise InputError(
+                f"{where}: node '{node.name}': expected BatchNormalization with stored statistics, "
+                "got one in training mode, which takes each batch's own. Export the network in "
+                "eval mode."
+            )
     return record
 
 

@@ -29,8 +29,9 @@ from torch.nn import functional as F
 from recal.architectures import create_network
 from recal.data.draws import seeded_batches
 from recal.data.layouts import open_images
-from recal.data.loading import PolicyImages, load_batches, normalise
+from recal.data.loading import Batches, normalise
 from recal.data.policies import Family, Policy, load_family, load_policy
+from recal.data.prepared import PreparedTogether
 from recal.errors import RecalError
 
 BATCH = 128
@@ -163,20 +164,19 @@ def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
         # a new draw every epoch: draws are keyed by (seed, image), so the epoch goes into the seed
         seed = recipe.seed * 1_000_003 + epoch
         batches = seeded_batches(len(images), len(images), BATCH, seed)
-        streams = [
-            load_batches(PolicyImages(images, policy, seed, family.size), batches, workers)
-            for policy in (recipe.weak, recipe.strong)
-        ]
+        both = PreparedTogether(images, [recipe.weak, recipe.strong], seed, family.size)
+        stream = Batches(both, batches, workers=workers)
         training.network.train()
         with Progress(*COLUMNS) as progress:
             task = progress.add_task("", total=steps, epoch=epoch + 1, loss=float("nan"))
-            for batch, weak, strong in zip(batches, *streams, strict=True):
+            for batch, (weak, strong) in zip(batches, stream, strict=True):
                 inputs = normalise(torch.cat([weak, strong]), family.mean, family.std, device)
                 loss = training.step(inputs, torch.from_numpy(images.labels[batch]).to(device))
                 progress.update(task, advance=1, loss=loss)
         training.epoch = epoch
         training.save(state_file)
-        clean = PolicyImages(test_images, load_policy(family.name, "clean"), 0, family.size)
+        policies = [load_policy(family.name, "clean")]
+        clean = PreparedTogether(test_images, policies, 0, family.size)
         accuracy = main_accuracy(training.network, clean, family, device)
         click.echo(f"epoch {epoch + 1}/{recipe.epochs}: main BN, clean test images: {accuracy:.2%}")
 
@@ -188,16 +188,16 @@ def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
 
 @torch.inference_mode()
 def main_accuracy(
-    network: nn.Module, images: PolicyImages, family: Family, device: torch.device
+    network: nn.Module, images: PreparedTogether, family: Family, device: torch.device
 ) -> float:
     """Return the top-1 accuracy of the main BN, which timm's split BN uses in eval mode."""
     network.eval()
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / 500))
     predictions = [
         network(normalise(batch, family.mean, family.std, device)).argmax(1).cpu()
-        for batch in load_batches(images, batches, 0)
+        for (batch,) in Batches(images, batches)
     ]
-    return float((torch.cat(predictions).numpy() == images.prepared.source.labels).mean())
+    return float((torch.cat(predictions).numpy() == images.source.labels).mean())
 
 
 def save(path: Path, content: dict) -> None:

@@ -1,36 +1,38 @@
-"""Calibration: from a checkpoint, a policy and images to a variant."""
+"""Calibration: from a checkpoint, policies and images to variants."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from recal.bn.build import build
-from recal.bn.estimators import ESTIMATORS, set_statistics
+from recal.bn.consistent import consistent
+from recal.bn.estimators import CONSISTENT, ESTIMATORS, one_pass
 from recal.bn.layers import batch_norms
+from recal.bn.observing import set_statistics
+from recal.bn.precision import layer_errors
 from recal.bn.variant import Variant, branch_variant
 from recal.checkpoint.checkpoint import Checkpoint
-from recal.data.draws import seeded_batches
 from recal.data.finding import find_images
 from recal.data.layouts import TRAIN
-from recal.data.loading import NormalisedBatches, PolicyImages
 from recal.data.policies import Policy, load_family, load_policy
+from recal.data.prepared import PreparedTogether
 from recal.declared import pick
-from recal.errors import InputError
+from recal.distributed import ALONE, World
+from recal.estimation import Settings, check_finite, estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
 
-    from recal.bn.moments import Moments
     from recal.checkpoint.spec import ModelSpec
     from recal.data.sources import ImageSource
-
-DEFAULT_SAMPLES = 10_000
-DEFAULT_BATCH = 128
+    from recal.estimation import Estimation
 
 
 def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
@@ -53,7 +55,12 @@ def calibration_images(spec: ModelSpec, data: str | Path | None) -> ImageSource:
 
 @overload
 def calibrate(
-    source: nn.Module, batches: Iterable[torch.Tensor], *, estimator: str = ...
+    source: nn.Module,
+    batches: Iterable[torch.Tensor],
+    *,
+    estimator: str = ...,
+    world: World = ...,
+    autocast: torch.dtype | None = ...,
 ) -> nn.Module: ...
 
 
@@ -64,35 +71,31 @@ def calibrate(
     mode: str | Policy = ...,
     affine: str | None = ...,
     data: str | Path | ImageSource | None = ...,
-    estimator: str = ...,
-    samples: int | None = ...,
-    batch_size: int = ...,
-    seed: int = ...,
-    device: str = ...,
-    workers: int = ...,
-    progress: Callable[[int, int], None] | None = ...,
-    **asked: Any,
+    settings: Settings = ...,
+    progress: Callable[[int, int], None] = ...,
+    **options: Any,
 ) -> Variant: ...
 
 
 def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
     """Re-estimate the statistics of every BatchNorm layer.
 
-    With a module and batches of normalised images (float32, (N, 3, H, W), on the module's device;
-    an iterable that can be read again for `consistent`), returns a copy of the module in eval mode
-    with new statistics. The module itself stays as it is.
+    With a module and batches of normalised images ((N, 3, H, W), on the module's device; an
+    iterable that can be read again for `consistent`), returns a copy of the module in eval mode
+    with new statistics. The module itself stays as it is. In a distributed job give `world`, of
+    `recal.distributed.joined`, and to each process its own batches: all get the same statistics.
 
     With a checkpoint, returns a `Variant`. Its options:
 
     Args:
         source: A module or a `Checkpoint`.
         batches: With a module, the images.
-        **options: `estimator` (`pooled` or `consistent`); with a checkpoint also `mode` (a policy
-            or the name of one in the network's family), `affine` (the branch that lends weight and
-            bias), `data` (a folder or an `ImageSource`; by default looked for in the usual
-            places), `samples` (images at most; default 10,000, None for all), `batch_size`, `seed`,
-            `device`, `workers`, `progress` (called with images done and in total), and the fields
-            of `ModelSpec` that the file does not give.
+        **options: With a checkpoint: `mode` (a policy or the name of one in the network's family;
+            default `weak`), `affine` (the branch that lends weight and bias), `data` (a folder or
+            an `ImageSource`; by default looked for in the usual places), `progress` (called with
+            image passes done and expected), any field of `Settings` such as `estimator`, `samples`,
+            `batch_size`, `seed`, `tolerance`, `device`, `workers` (or all of them as `settings`),
+            and the fields of `ModelSpec` that the file does not give.
 
     Raises:
         InputError: No images, too few, or of the wrong size; weights and architecture do not fit.
@@ -104,15 +107,23 @@ def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
 
 
 def _calibrate_module(
-    module: nn.Module, batches: Iterable[torch.Tensor], *, estimator: str = "pooled"
+    module: nn.Module,
+    batches: Iterable[torch.Tensor],
+    *,
+    estimator: str = "pooled",
+    world: World = ALONE,
+    autocast: torch.dtype | None = None,
 ) -> nn.Module:
-    import copy
-
+    if pick(estimator, ESTIMATORS, "--estimator") == CONSISTENT:
+        layers = consistent(module, batches, world=world, autocast=autocast).layers
+    else:
+        layers = one_pass(module, batches, estimator=estimator, world=world, autocast=autocast)
+    check_finite(layers)
     network = copy.deepcopy(module).eval()
-    moments = _estimate(network, batches, estimator)
     for name, layer in batch_norms(network).items():
-        if name in moments:
-            set_statistics(layer, moments[name])
+        if name in layers:
+            with torch.no_grad():
+                set_statistics(layer, layers[name].mean, layers[name].variance)
     return network
 
 
@@ -121,76 +132,114 @@ def _calibrate_checkpoint(
     *,
     mode: str | Policy = "weak",
     affine: str | None = None,
-    data: str | Path | ImageSource | None = None,
-    estimator: str = "pooled",
-    samples: int | None = DEFAULT_SAMPLES,
-    batch_size: int = DEFAULT_BATCH,
-    seed: int = 0,
-    device: str = "cpu",
-    workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> Variant:
-    spec = checkpoint.spec(**asked)
-    policy = mode if isinstance(mode, Policy) else load_policy(spec.family, mode)
-    stored = branch_variant(checkpoint, affine or usual_affine(checkpoint, policy.name), spec)
-    network = build(checkpoint, stored).to(device)
+    name = mode if isinstance(mode, str) else mode.name
+    affine = affine or usual_affine(checkpoint, name)
+    (variant,) = calibrate_matrix(checkpoint, [affine], [mode], **options).values()
+    return variant
+
+
+def calibrate_matrix(
+    checkpoint: Checkpoint,
+    affines: Sequence[str],
+    modes: Sequence[str | Policy],
+    *,
+    data: str | Path | ImageSource | None = None,
+    settings: Settings | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    **options: Any,
+) -> dict[tuple[str, str], Variant]:
+    """Estimate the statistics of every affine under every policy in one reading of the images.
+
+    Each image is decoded once. The variants are those that `calibrate` gives one by one; with a
+    tolerance, all take the images of the one that needs most.
+
+    Args:
+        checkpoint: Lends the weights.
+        affines: Branches that lend weight and bias.
+        modes: Policies, or names of those of the network's family.
+        data: As for `calibrate`.
+        settings: How to estimate; by default made of `options`.
+        progress: Called with image passes done and expected.
+        **options: Fields of `Settings`, and of `ModelSpec` that the file does not give.
+
+    Returns:
+        Variants by affine and policy, in the order given.
+
+    Raises:
+        InputError: As of `calibrate`.
+        UsageError: As of `calibrate`.
+    """
+    if settings is None:
+        given = {name: options.pop(name) for name in Settings.__annotations__ if name in options}
+        settings = Settings(**given)
+    spec = checkpoint.spec(**options)
+    policies = [m if isinstance(m, Policy) else load_policy(spec.family, m) for m in modes]
+    stored = {affine: branch_variant(checkpoint, affine, spec) for affine in affines}
+    built = {a: build(checkpoint, variant).to(settings.device) for a, variant in stored.items()}
+    keys = [(affine, number) for affine in affines for number in range(len(policies))]
     if data is None or isinstance(data, (str, Path)):
         source = calibration_images(spec, data)
     else:
         source = data
-    indices = seeded_batches(len(source), samples or len(source), batch_size, seed)
-    passes = len(batch_norms(network)) if estimator == "consistent" else 1
-    total = sum(map(len, indices)) * passes
-    images = PolicyImages(source, policy, seed, spec.size)
-    done = 0
-
-    def on_batch(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    batches = NormalisedBatches(
-        images, indices, mean=spec.mean, std=spec.std, device=torch.device(device),
-        workers=workers, on_batch=on_batch,
+    images = PreparedTogether(source, policies, settings.seed, spec.size)
+    found = estimate(
+        {key: built[key[0]] for key in keys}, {key: key[1] for key in keys}, images, settings,
+        mean=spec.mean, std=spec.std, progress=progress,
     )  # fmt: skip
-    moments = _estimate(network, batches, estimator)
+    world = settings.world
+    # names below the data's place: a variant says nothing of this machine's folders
+    skipped = [name.removeprefix(str(source.where)).lstrip("/: ") for name in found.skipped]
+    # hashing reads every image's file: one process is enough
+    data_sha256 = world.gather(source.fingerprint(found.used) if world.leads else "")[0]
+    return {
+        (affine, policies[number].name): _calibrated(
+            stored[affine],
+            policies[number],
+            settings,
+            found,
+            (affine, number),
+            data_sha256,
+            skipped,
+        )
+        for affine, number in keys
+    }
+
+
+def _calibrated(
+    stored: Variant,
+    policy: Policy,
+    settings: Settings,
+    found: Estimation[tuple[str, int]],
+    key: tuple[str, int],
+    data_sha256: str,
+    skipped: list[str],
+) -> Variant:
+    layers = found.layers[key]
     tensors = dict(stored.tensors)
-    for layer, found in moments.items():
-        tensors[f"{layer}.running_mean"] = found.mean.float().cpu()
-        tensors[f"{layer}.running_var"] = found.variance.float().cpu()
-    used = [int(index) for batch in indices for index in batch]
-    return Variant(
+    for name, layer in layers.items():
+        tensors[f"{name}.running_mean"] = layer.mean.float()
+        tensors[f"{name}.running_var"] = layer.variance.float()
+    known = {name.rpartition(".")[0] for name in tensors}
+    return replace(
+        stored,
         tensors=tensors,
-        weights_sha256=stored.weights_sha256,
-        spec=spec,
-        affine=stored.affine,
         statistics={
             "source": "policy",
             "policy": policy.name,
             "policy_sha256": policy.sha256,
             "policy_text": policy.text,
-            "data_sha256": source.fingerprint(used),
-            "images": len(used),
-            "batch_size": batch_size,
-            "estimator": estimator,
-            "seed": seed,
-            "layers_without_data": sorted(set(batch_norms(network)) - set(moments)),
+            "data_sha256": data_sha256,
+            "images": len(found.used),
+            "skipped": skipped,
+            "batch_size": settings.batch_size,
+            "estimator": settings.estimator,
+            "passes": found.passes[key],
+            "seed": settings.seed,
+            "tolerance": settings.tolerance,
+            "autocast": None if settings.autocast is None else str(settings.autocast),
+            "errors": {n: asdict(error) for n, error in layer_errors(layers).items()},
+            "layers_without_data": sorted(known - set(layers)),
         },
     )
-
-
-def _estimate(
-    network: nn.Module, batches: Iterable[torch.Tensor], estimator: str
-) -> dict[str, Moments]:
-    moments = ESTIMATORS[pick(estimator, ESTIMATORS, "--estimator")](network, batches)
-    if not moments:
-        raise InputError("calibration: expected at least one image, got none.")
-    for name, found in moments.items():
-        if not (found.mean.isfinite().all() and found.m2.isfinite().all()):
-            raise InputError(
-                f"calibration: layer {name}: expected finite values, got NaN or infinity. Look for "
-                "them in the checkpoint (`recal inspect`) and in the images."
-            )
-    return moments

@@ -19,6 +19,10 @@ class InputError(RecalError):
     exit_code = 3
 
 
+class BrokenImageError(InputError):
+    """An image cannot be decoded."""
+
+
 class VerificationError(RecalError):
     """A result does not agree with what it claims to be."""
 

@@ -5,6 +5,7 @@ In float64 here, where only the method counts; test_calibration.py has float32 o
 
 import copy
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recal import calibrate
-from recal.bn.estimators import ESTIMATORS, consistent, ema, mean_of_batches, pooled
+from recal.bn.consistent import consistent
+from recal.bn.estimators import ESTIMATORS, one_pass
 from recal.errors import InputError
+
+pooled = partial(one_pass, estimator="pooled")
+mean_of_batches = partial(one_pass, estimator="mean-of-batches")
+ema = partial(one_pass, estimator="ema")
+
+
+def run(name, network, batches):
+    if name == "consistent":
+        return consistent(network, batches).layers
+    return one_pass(network, batches, estimator=name)
 
 
 class Small(nn.Module):
@@ -110,10 +122,13 @@ def test_pooled_matches_float64_on_any_split(split):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_consistent_is_one_forward_of_all_images_whatever_the_split(split):
+@pytest.mark.parametrize(("memory", "passes"), [(None, 1), (0, 3)])
+def test_consistent_is_one_forward_of_all_images_whatever_the_split(split, memory, passes):
     images, network = make_images(32).double(), make_network().double()
     expected = float64_reference(network, [images], together=True)
-    assert_statistics(consistent(network, list(images.split(split))), expected, 1e-12)
+    found = consistent(network, list(images.split(split)), memory=memory)
+    assert_statistics(found.layers, expected, 1e-12)
+    assert found.passes == passes
     assert_statistics(pooled(network, [images]), expected, 1e-12)
 
 
@@ -121,8 +136,8 @@ def test_consistent_is_one_forward_of_all_images_whatever_the_split(split):
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(0, 100))
 def test_consistent_does_not_depend_on_the_split(sizes, seed):
     images, network = make_images(sum(sizes) + 1, seed).double(), make_network(seed).double()
-    whole = consistent(network, [images])
-    parts = consistent(network, list(images.split([*sizes, 1])))
+    whole = consistent(network, [images]).layers
+    parts = consistent(network, list(images.split([*sizes, 1]))).layers
     for name, moments in whole.items():
         np.testing.assert_allclose(parts[name].mean, moments.mean, atol=1e-11)
         np.testing.assert_allclose(parts[name].variance, moments.variance, rtol=1e-9, atol=1e-14)
@@ -140,8 +155,8 @@ def test_estimating_leaves_the_network_as_it_was_even_after_an_error(name):
         raise RuntimeError("no more images")
 
     with pytest.raises(RuntimeError, match="no more images"):
-        ESTIMATORS[name](network, batches())
-    ESTIMATORS[name](network, [make_images(4)])
+        run(name, network, batches())
+    run(name, network, [make_images(4)])
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert modes == [module.training for module in network.modules()]
     assert not network.bn1._forward_hooks
@@ -153,7 +168,7 @@ def test_a_layer_without_data_is_left_out_and_a_stored_nan_does_no_harm(name):
     network = make_network()
     if name != "ema":  # which goes on from what is stored
         network.bn1.running_mean.fill_(float("nan"))
-    moments = ESTIMATORS[name](network, [make_images(8)])
+    moments = run(name, network, [make_images(8)])
     assert set(moments) == {"bn1", "bn2", "bn3"}
     assert all(m.mean.isfinite().all() for m in moments.values())
 

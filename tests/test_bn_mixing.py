@@ -80,22 +80,22 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
     pooled = [calibrate(checkpoint, mode="clean", data=part, batch_size=30) for part in parts]
     mixed = mix(pooled, [0.5, 0.5])
     from recal.bn.build import build
-    from recal.bn.estimators import pooled as estimate
+    from recal.bn.estimators import one_pass
     from recal.data.draws import seeded_batches
-    from recal.data.loading import PolicyImages, load_batches, normalise
+    from recal.data.loading import Batches, normalise
     from recal.data.policies import load_policy
+    from recal.data.prepared import PreparedTogether
 
     spec = checkpoint.spec()
     batches = [
         normalise(batch, spec.mean, spec.std, torch.device("cpu"))
         for part in parts
-        for batch in load_batches(
-            PolicyImages(part, load_policy("cifar", "clean"), 0, 32),
+        for (batch,) in Batches(
+            PreparedTogether(part, [load_policy("cifar", "clean")], 0, 32),
             seeded_batches(30, 30, 30, 0),
-            0,
         )
     ]
-    for name, moments in estimate(build(checkpoint), batches).items():
+    for name, moments in one_pass(build(checkpoint), batches).items():
         found = mixed.tensors[f"{name}.running_var"]
         np.testing.assert_allclose(found, moments.variance, rtol=1e-5)
 

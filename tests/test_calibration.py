@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from recal import build, calibrate, load_checkpoint
 from recal.bn.variant import load_variant, save_variant
+from recal.calibration import calibrate_matrix
 from recal.data.layouts import open_images
 from recal.errors import InputError, UsageError
 
@@ -93,7 +94,7 @@ def test_progress_ends_at_the_total(split_checkpoint, class_folders):
         load_checkpoint(split_checkpoint), mode="clean", data=class_folders, batch_size=16,
         estimator="consistent", progress=lambda *call: calls.append(call),
     )  # fmt: skip
-    assert calls[-1] == (420, 420)  # 7 layers, 60 images
+    assert calls[-1] == (60, 60)
     assert calls == sorted(calls)
 
 
@@ -107,3 +108,87 @@ def test_wrong_requests_are_refused(split_checkpoint, class_folders, tmp_path):
         calibrate(checkpoint, data=class_folders, size=64)
     with pytest.raises(InputError, match="got none"):
         calibrate(checkpoint, data=tmp_path)
+
+
+@pytest.mark.parametrize("estimator", ["pooled", "consistent", "ema", "mean-of-batches"])
+def test_the_matrix_gives_each_variant_as_it_is_estimated_alone(
+    split_checkpoint, class_folders, estimator
+):
+    checkpoint = load_checkpoint(split_checkpoint)
+    options = {"data": class_folders, "batch_size": 25, "estimator": estimator, "seed": 3}
+    modes = ["clean", "strong_noise"]
+    table = calibrate_matrix(checkpoint, ["main", "aux0"], modes, **options)
+    assert list(table) == [(a, m) for a in ("main", "aux0") for m in modes]
+    for (affine, mode), variant in table.items():
+        alone = calibrate(checkpoint, affine=affine, mode=mode, **options)
+        assert variant.sha256 == alone.sha256
+        assert variant.record() == alone.record()
+
+
+class CountedImages:
+    """A source that counts how often each image is decoded."""
+
+    def __init__(self, source):
+        self._source = source
+        self.decoded = [0] * len(source)
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __getitem__(self, index):
+        self.decoded[index] += 1
+        return self._source[index]
+
+
+@pytest.mark.parametrize("estimator", ["pooled", "consistent"])
+def test_the_matrix_decodes_each_image_once(split_checkpoint, class_folders, estimator):
+    images = CountedImages(open_images(class_folders, "train"))
+    calibrate_matrix(
+        load_checkpoint(split_checkpoint), ["main", "aux0"], ["clean", "weak", "strong"],
+        data=images, estimator=estimator,
+    )  # fmt: skip
+    assert images.decoded == [1] * 60
+
+
+@pytest.fixture(scope="module")
+def many_images(tmp_path_factory):
+    """6,000 pictures in one array, each of a colour and contrast of its own."""
+    rng = np.random.default_rng(0)
+    level, contrast = rng.uniform(40, 200, (6000, 1, 1, 3)), rng.uniform(2, 50, (6000, 1, 1, 1))
+    folder = tmp_path_factory.mktemp("many")
+    small = level + contrast * rng.normal(size=(6000, 8, 8, 3))
+    pixels = np.clip(small, 0, 255).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    np.save(folder / "images.npy", pixels)
+    return folder
+
+
+@pytest.mark.parametrize("estimator", ["pooled", "consistent"])
+def test_tolerance_stops_when_every_layer_is_within_it(split_checkpoint, many_images, estimator):
+    checkpoint = load_checkpoint(split_checkpoint)
+    options = {"mode": "clean", "data": many_images, "estimator": estimator, "samples": None}
+    variant = calibrate(checkpoint, tolerance=0.025, **options)
+    errors = variant.statistics["errors"].values()
+    largest = max(max(e["mean_bound"], e["log_variance_bound"]) for e in errors)
+    assert 0.02 < largest <= 0.025  # not many more images than needed
+    images = variant.statistics["images"]
+    assert 1024 <= images < 6000
+    # the same as asking for so many images
+    alone = calibrate(checkpoint, **{**options, "samples": images})
+    for name, tensor in variant.tensors.items():
+        assert torch.allclose(tensor, alone.tensors[name], rtol=1e-6, atol=1e-7)
+    everything = calibrate(checkpoint, tolerance=0.001, **options)
+    assert everything.statistics["images"] == 6000
+
+
+def test_what_cannot_be_estimated_from_is_refused(split_checkpoint, class_folders, tmp_path):
+    checkpoint = load_checkpoint(split_checkpoint)
+    with pytest.raises(InputError, match="expected at least 8 images, got 7"):
+        calibrate(checkpoint, data=class_folders, samples=7)
+    assert calibrate(checkpoint, data=class_folders, samples=7, min_images=7)
+    with pytest.raises(UsageError, match="--tolerance: expected a relative error"):
+        calibrate(checkpoint, data=class_folders, tolerance=0.0)
+    with pytest.raises(TypeError, match="simples"):
+        calibrate(checkpoint, data=class_folders, simples=5)

@@ -139,7 +139,7 @@ def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_fold
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recal.calibration.calibrate", interrupted)
+    monkeypatch.setattr("recal.cli.calibrated.calibrate", interrupted)
     status, _, err = recal("calibrate", split_checkpoint, "--data", class_folders)
     assert status == 130
     assert err.strip() == "recal: interrupted"
@@ -186,3 +186,98 @@ def test_code_named_by_a_variant_file_is_not_run(recal, split_checkpoint, class_
     status, _, err = recal(*used, "--suite", "cifar10", "--arch", "python:mine.py:make")
     assert (status, err) == (0, "")
     assert (tmp_path / "ran").exists()
+
+
+def test_matrix_writes_every_affine_with_every_statistics(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    arguments = [split_checkpoint, "--data", class_folders, "--workers", 0]
+    status, out, err = recal("calibrate", *arguments, "--matrix", "-o", "table")
+    assert (status, err) == (0, "")
+    names = {path.stem for path in (tmp_path / "table").iterdir()}
+    policies = {f"{a}-{m}" for a in ("main", "aux0") for m in ("clean", "weak", "strong")}
+    assert names == policies | {"main-aux0", "aux0-main"}
+    crossed = load_variant(tmp_path / "table/main-aux0.safetensors")
+    assert crossed.label == "main, statistics of aux0"
+    assert "Wrote 8 variants" in out
+    recal("calibrate", *arguments, "--mode", "strong", "-o", "alone.safetensors")
+    table = tmp_path / "table/aux0-strong.safetensors"
+    assert table.read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
+
+
+def test_a_branchs_stored_statistics_go_with_anothers_affine(recal, split_checkpoint, tmp_path):
+    status, out, _ = recal(
+        "calibrate", split_checkpoint, "--affine", "aux0", "--statistics", "main", "-o", "v"
+    )
+    assert status == 0
+    assert "Wrote v: aux0, statistics of main." in out
+    assert load_variant(tmp_path / "v").statistics == {"source": "branch", "branch": "main"}
+
+
+def test_precision_is_said_and_so_is_a_tolerance_out_of_reach(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    arguments = [split_checkpoint, "--data", class_folders, "--workers", 0, "-o", "v"]
+    status, out, err = recal("calibrate", *arguments, "--tolerance", "0.01")
+    assert status == 0
+    assert "95 % error bounds: means within" in out
+    assert "tolerance 0.01 is not reached: all 60 images give a bound of" in err
+    status, out, err = recal("calibrate", *arguments, "--tolerance", "0.95")
+    assert (status, err) == (0, "")
+    assert "Stopped after 60 images" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "clean,weak"], "--mode: expected one without --matrix, got 2"),
+        (["--affine", "main,aux0"], "--affine: expected one without --matrix, got 2"),
+        (["--statistics", "aux0", "--mode", "weak"], "--statistics takes no --mode"),
+        (["--autocast", "int8"], "'int8' is not one of"),
+        (["--tolerance", "2"], "--tolerance: expected a relative error between 0 and 1"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    recal, split_checkpoint, class_folders, tmp_path, arguments, message
+):
+    status, _, err = recal("calibrate", split_checkpoint, "--data", class_folders, *arguments)
+    assert status == 2
+    assert message in err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_autocast_changes_the_forward_pass_and_is_recorded(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    arguments = [split_checkpoint, "--data", class_folders, "--workers", 0, "--mode", "clean"]
+    assert recal("calibrate", *arguments, "-o", "full")[0] == 0
+    assert recal("calibrate", *arguments, "-o", "half", "--autocast", "bfloat16")[0] == 0
+    full, half = (load_variant(tmp_path / name) for name in ("full", "half"))
+    assert half.statistics["autocast"] == "torch.bfloat16"
+    assert full.sha256 != half.sha256
+    for name, tensor in full.tensors.items():
+        if name.endswith("running_var"):
+            assert ((half.tensors[name] / tensor) - 1).abs().max() < 0.05
+
+
+def test_broken_images_are_named_and_left_out_only_on_request(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for i, path in enumerate(sorted(class_folders.glob("train/*/*.png"))[:30]):
+        (folder / f"{i:02d}.png").write_bytes(path.read_bytes()[: 40 if i in (4, 9) else None])
+    arguments = [split_checkpoint, "--data", folder, "--batch-size", 10, "-o", "v"]
+    status, _, err = recal("calibrate", *arguments)
+    assert status == 3
+    assert "2 out of 30 that cannot be decoded" in err
+    assert "04.png" in err
+    assert not (tmp_path / "v").exists()
+    status, out, err = recal("calibrate", *arguments, "--skip-broken")
+    assert status == 0
+    assert "from 28 images" in out
+    assert "warning: 2 images cannot be decoded and were left out:" in err
+    assert set(load_variant(tmp_path / "v").statistics["skipped"]) == {"04.png", "09.png"}
+    status, _, err = recal("calibrate", *arguments, "--skip-broken", "--min-images", 29)
+    assert status == 3
+    assert "expected at least 29 images, got 28" in err

@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from recal.bn.variant import load_variant
-from recal.data.draws import keyed_draws
-from recal.data.policies import read_policy
+from recal.data.draws import keyed_draws, seeded_batches
+from recal.data.layouts import open_images
+from recal.data.policies import load_policy, read_policy
+from recal.data.prepared import PreparedImages
 from recal.errors import InputError
 
 SMALL = "summary = 'The middle.'\n[[op]]\nname = 'center_crop'\nsize = 16\n"
@@ -28,7 +30,7 @@ def mix_file(tmp_path):
 def test_list_names_every_policy(recal):
     status, out, _ = recal("policies")
     assert status == 0
-    for name in ("trivialaugment", "augmix", "strong_noise", "half_strong"):
+    for name in ("trivialaugment", "augmix", "strong_noise", "half_strong", "randaugment"):
         assert name in out
 
 
@@ -75,20 +77,54 @@ def test_calibrate_takes_a_policy_file(recal, split_checkpoint, class_folders, m
     assert FLIPPED in load_variant(tmp_path / "v.safetensors").statistics["policy_text"]
 
 
-def test_show_draws_a_sheet_with_the_clean_image_first(recal, class_folders, tmp_path):
+def cells_of(path, rows, side, scale):
+    """Take the sheet apart: (rows, columns, side, side, 3)."""
+    sheet = np.asarray(Image.open(path))
+    width = side * scale
+    columns = (sheet.shape[1] - 6) // (width + 6)
+    return np.stack(
+        [
+            [
+                sheet[top : top + width : scale, left : left + width : scale]
+                for left in range(6, sheet.shape[1] - 6, width + 6)
+            ]
+            for top in (48 + 18 + row * (width + 24) for row in range(rows))
+        ]
+    ).reshape(rows, columns, side, side, 3)
+
+
+def test_show_draws_the_clean_image_and_what_calibration_sees(recal, class_folders, tmp_path):
     status, out, _ = recal(
-        "policies", "show", "strong", "--data", class_folders, "--images", 3, "-o", "sheet.png"
-    )
+        "policies", "show", "strong", "--data", class_folders, "--images", 3, "-o", "sheet.png",
+        "--seed", 5,
+    )  # fmt: skip
     assert status == 0
-    assert "sheet.png: 612x204 pixels" in out  # 9 x 3 cells of 34, twice as large
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    cells = sheet[::2, ::2].reshape(3, 34, 9, 34, 3).transpose(0, 2, 1, 3, 4)[:, :, 1:33, 1:33]
-    found = {cell.tobytes() for cell in cells[:, 0]}
-    assert len(found) == 3
-    originals = {
-        np.asarray(Image.open(path)).tobytes() for path in (class_folders / "train").rglob("*.png")
-    }
-    assert found <= originals
+    assert "sheet.png: 924x408 pixels" in out  # 9 x 3 cells of 32, three times as large
+    cells = cells_of(tmp_path / "sheet.png", 3, 32, 3)
+    source = open_images(class_folders, "train")
+    seen = seeded_batches(len(source), 3, 3, 5)[0]
+    for row, index in zip(cells, seen, strict=True):
+        assert np.array_equal(row[0], source[int(index)])
+        for draw in range(8):
+            images = PreparedImages(source, load_policy("cifar", "strong"), 5 + draw, 32)
+            assert np.array_equal(row[1 + draw], images.read(int(index)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["strong"], "RandAugment rand-m9-n3-mstd0.5, then Gaussian noise"),
+        (["weak", "--data", "large", "--images", 1], "Random resized crop to 224x224"),
+        (["weak", "--data", "large", "--images", 1, "--family", "cifar"], "4-pixel reflected"),
+    ],
+)
+def test_show_takes_the_family_that_suits_the_images(recal, tmp_path, arguments, said):
+    (tmp_path / "large").mkdir()
+    Image.new("RGB", (260, 230)).save(tmp_path / "large" / "1.png")
+    status, out, _ = recal("policies", "show", *arguments, "-o", "sheet.jpg")
+    assert (status, said in out) == (0, True)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.format == "JPEG"
 
 
 def test_show_refuses_images_that_do_not_suit_the_policy(recal, tmp_path):
@@ -96,7 +132,9 @@ def test_show_refuses_images_that_do_not_suit_the_policy(recal, tmp_path):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
     status, _, err = recal("policies", "show", "clean", "--data", ".")
     assert status == 3
-    assert "expected images of one size" in err
+    assert "1.png: expected 20x20 pixels after the policy 'clean', got 30x30" in err or (
+        "0.png: expected 30x30 pixels after the policy 'clean', got 20x20" in err
+    )
     assert not (tmp_path / "policy.png").exists()
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from recal.compiled import compiled
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, Corruption, corrupt
-from recal.corruptions.compiled import compiled
 from recal.corruptions.digital import pixelate
 from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import FAMILIES

@@ -8,8 +8,9 @@ import torch
 
 from recal.data.draws import keyed_draws, seeded_batches
 from recal.data.layouts import open_images
-from recal.data.loading import PolicyImages, load_batches
+from recal.data.loading import Batches
 from recal.data.policies import load_policy
+from recal.data.prepared import PreparedImages, PreparedTogether
 from recal.errors import InputError
 
 
@@ -47,12 +48,43 @@ def test_the_generators_go_on_as_if_nothing_had_been_drawn():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_augmented_batches_do_not_depend_on_workers(class_folders, workers):
     source = open_images(class_folders, "train")
-    images = PolicyImages(source, load_policy("cifar", "strong_noise"), seed=3, size=32)
+    images = PreparedTogether(source, [load_policy("cifar", "strong_noise")], seed=3, size=32)
     batches = seeded_batches(len(source), 20, 8, seed=1)
-    here = list(load_batches(images, batches, 0))
-    there = list(load_batches(images, batches, workers))
+    here = [batch for (batch,) in Batches(images, batches)]
+    there = [batch for (batch,) in Batches(images, batches, workers=workers)]
     assert [len(batch) for batch in here] == [8, 8, 4]
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_several_policies_read_together_draw_as_each_does_alone(class_folders):
+    source = open_images(class_folders, "train")
+    reads = []
+
+    class Counted:
+        where = source.where
+
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            reads.append(index)
+            return source[index]
+
+    names = ["strong_noise", "clean", "weak", "half_strong", "augmix", "cutout"]
+    policies = [load_policy("cifar", name) for name in names]
+    indices = np.array([11, 3, 59, 0])
+    torch.manual_seed(1)
+    together = PreparedTogether(Counted(), policies, 7, 32).batch_all(indices)
+    assert reads == indices.tolist(), "each image is decoded once"
+    after = draw()
+    for policy, batch in zip(policies, together, strict=True):
+        alone = PreparedImages(source, policy, 7, 32)
+        assert np.array_equal(batch, np.stack([alone.read(int(i)) for i in indices]))
+        assert np.array_equal(batch, alone.batch(indices[::-1])[::-1])
+    one = PreparedTogether(source, policies, 7, 32).read_all(59)
+    assert all(np.array_equal(a, b[2]) for a, b in zip(one, together, strict=True))
+    torch.manual_seed(1)
+    assert float(torch.rand(())) == after[2]
 
 
 def test_weak_policy_is_a_shifted_window_of_the_reflected_image():
@@ -88,6 +120,6 @@ def test_gaussian_noise_has_the_declared_spread():
 
 def test_an_image_of_another_size_is_refused(class_folders):
     source = open_images(class_folders, "test")
-    images = PolicyImages(source, load_policy("cifar", "clean"), 0, size=64)
-    with pytest.raises(InputError, match=r"image 0: expected 64x64 .* got 32x32"):
-        images[0]
+    images = PreparedImages(source, load_policy("cifar", "clean"), 0, size=64)
+    with pytest.raises(InputError, match=r"class0/0\.png: expected 64x64 .* got 32x32"):
+        images.read(0)

@@ -47,6 +47,9 @@ def test_cifar10c_has_the_15_standard_corruptions():
     assert len(load_suite("cifar10c").cells()) == 75
 
 
+RAND = "summary='a'\n[[op]]\nname='rand_augment'\ntranslate=1\nfill=[0, 0, 0]\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -58,11 +61,22 @@ def test_cifar10c_has_the_15_standard_corruptions():
         ("summery = 'a'", "Did you mean 'summary'?"),
         ("summary = ", "expected TOML"),
         ("summary = 'a'\nop = 3", "expected list, got 3"),
+        (RAND + "magnitud=9", "op 1: rand_augment: expected one of fill, increasing, magnitude"),
+        (RAND + "magnitud=9", "Did you mean 'magnitude'?"),
+        (RAND + "magnitude=15", "rand_augment: magnitude: expected 0 to 10, got 15."),
+        (RAND + "mstd=nan", "mstd: expected 0 to 100, got nan."),
+        (RAND + "n=0", "n: expected 1 to 16, got 0."),
+        (RAND + "increasing=1", "increasing: expected bool, got 1."),
+        (RAND.replace("[0, 0, 0]", "[0]"), "fill: expected 3 numbers of 0 to 255, got [0]."),
+        (RAND.replace("[0, 0, 0]", "[0, 0, 256]"), "fill: expected 3 numbers of 0 to 255, got"),
+        (RAND.replace("[0, 0, 0]", "[0, 0, 0.5]"), "fill: expected int, got 0.5."),
+        ("summary='a'\n[[op]]\nname='resize'\nsize=9\ninterpolation='x'", "of bicubic, bilinear,"),
         (
-            "summary='a'\n[[op]]\nname='rand_augment'\nconfig='rnd-m9'\ntranslate=1\nfill=[0]",
-            "rand_augment cannot be built",
+            "summary='a'\n[[op]]\nname='resize'\nsize=9\ninterpolation='bicubc'",
+            "Did you mean 'bicubic'?",
         ),
-        ("summary='a'\n[[op]]\nname='resize'\nsize=9\ninterpolation='x'", "resize cannot be built"),
+        ("summary='a'\n[[op]]\nname='gaussian_noise'\nsigma=-0.1", "expected 0 to 1, got -0.1."),
+        ("summary='a'\n[[op]]\nname='color_jitter'\nhue=0.6", "hue: expected 0 to 0.5, got 0.6."),
     ],
 )
 def test_policy_file_with_a_slip_is_refused_by_place(tmp_path, text, message):

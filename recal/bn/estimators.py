@@ -1,191 +1,180 @@
 """Estimating BatchNorm statistics from images.
 
-An estimator takes a network and batches, and returns the moments of the values that reach each
-BatchNorm layer. It works on a copy: the network that it is given is never changed. To add one:
-write the function and add one line to the table at the foot.
+An estimator takes a network and batches, and returns statistics for each BatchNorm layer. It works
+on copies: the network that it is given is never changed. `pooled`, `mean-of-batches` and `ema` see
+every batch once, normalised by its own statistics as in training, and differ in how they combine
+what the batches give: to add one of these, write how it combines and add one line to the table at
+the foot. `consistent` is another matter, in a module of its own.
 """
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from recal.bn.layers import batch_norms
-from recal.bn.moments import Moments
-from recal.errors import InputError
+from recal.bn.observing import Found, Listener, observe
+from recal.distributed import ALONE, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from recal.bn.moments import Moments
+
+MOMENTUM = 0.1
+# of one batch, for each layer: its mean and unbiased variance
+Row = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-@torch.inference_mode()
-def pooled(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
-    """Pool the moments of training-mode batches, in one pass.
+@dataclass(frozen=True)
+class Estimate:
+    """The statistics of one layer.
 
-    Each layer's input comes from earlier layers that normalise by *batch* statistics, as in
-    training, so the result depends on which images share a batch. Variances are biased and include
-    the variance between batches.
+    Attributes:
+        mean: float64 (C,).
+        variance: float64 (C,); biased for `pooled` and `consistent`, of unbiased batch variances
+            for the others, as PyTorch has it.
+        moments: Pooled moments of all that the layer saw, float64, on the CPU.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    moments: Moments
+
+    @classmethod
+    def of(cls, moments: Moments) -> Estimate:
+        """Take the pooled moments as they are."""
+        return cls(moments.mean, moments.variance, moments)
+
+
+class OnePass:
+    """What one estimator has gathered from the batches of one network.
 
     Args:
-        network: Any module with BatchNorm layers; not changed.
-        batches: Normalised images, float32 (N, 3, H, W), on the network's device; read once.
-
-    Returns:
-        Moments of the values at each BatchNorm layer that saw any, by path.
+        network: Lends the statistics from which `ema` goes on.
+        combine: Turns the batches' rows, in order, into statistics; None pools the moments, for
+            which no rows need be kept.
     """
-    found: dict[str, Moments] = {}
 
-    def collect(name: str, count: int, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
-        batch = Moments(count, mean, unbiased * (count - 1))
-        seen = found.get(name)
-        found[name] = batch if seen is None else seen.merge(batch)
+    def __init__(self, network: nn.Module, combine: Callable[[list[Row], Row], Row] | None) -> None:
+        self._stored = {
+            name: (layer.running_mean.cpu().double(), layer.running_var.cpu().double())
+            for name, layer in batch_norms(network).items()
+            if layer.running_mean is not None and layer.running_var is not None
+        }
+        self._combine = combine
+        self._moments: Found = {}
+        self._rows: dict[int, Row] = {}
 
-    # with momentum 1 the running statistics are those of the batch, at no further cost
-    _train_statistics(network, batches, collect, momentum=1.0, reset=True)
-    return found
+    def add(self, number: int, found: Found) -> None:
+        """Take the moments of batch `number`, counted over all processes."""
+        self._moments = merge_found([self._moments, found])
+        if self._combine is not None:
+            self._rows[number] = {
+                name: (m.mean.cpu().double(), m.unbiased_variance.cpu().double())
+                for name, m in found.items()
+            }
+
+    def estimates(self, world: World = ALONE) -> dict[str, Estimate]:
+        """Return the statistics of the batches of all processes, by layer, the same in each."""
+        mine = {name: moments.on_cpu() for name, moments in self._moments.items()}
+        moments = merge_found(world.gather(mine))
+        if self._combine is None:
+            return {name: Estimate.of(m) for name, m in moments.items()}
+        numbered = sorted(item for rows in world.gather(self._rows) for item in rows.items())
+        combined = self._combine([row for _, row in numbered], self._stored)
+        return {name: Estimate(*combined[name], moments[name]) for name in moments}
 
 
-@torch.inference_mode()
-def mean_of_batches(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
-    """Average means and unbiased variances of training-mode batches, each batch counting alike.
+def merge_found(parts: Iterable[Mapping[str, Moments]]) -> Found:
+    """Merge the moments of several batches or processes, layer by layer."""
+    merged: Found = {}
+    for part in parts:
+        for name, moments in part.items():
+            merged[name] = merged[name].merge(moments) if name in merged else moments
+    return merged
+
+
+def _average(rows: list[Row], _stored: Row) -> Row:
+    """Average means and unbiased variances, each batch counting alike.
 
     What `torch.optim.swa_utils.update_bn` computes, for comparison: the variance between batches is
     missing, and a small last batch counts as a whole one.
     """
-    return _last_statistics(network, batches, momentum=None, reset=True)
+    return {name: _mean([row[name] for row in rows if name in row]) for name in _names(rows)}
 
 
-@torch.inference_mode()
-def ema(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
+def _mean(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    means, variances = zip(*pairs, strict=True)
+    return torch.stack(means).mean(0), torch.stack(variances).mean(0)
+
+
+def _moving_average(rows: list[Row], stored: Row) -> Row:
     """Go on with training's moving average from the stored statistics, for comparison.
 
-    Every batch's mean and unbiased variance enter with PyTorch's default momentum, 0.1.
+    Every batch's mean and unbiased variance enter with PyTorch's default momentum.
     """
-    return _last_statistics(network, batches, momentum=0.1, reset=False)
+    current = dict(stored)
+    for row in rows:
+        for name, pair in row.items():
+            mean, variance = (
+                (1 - MOMENTUM) * old + MOMENTUM * new
+                for old, new in zip(current[name], pair, strict=True)
+            )
+            current[name] = (mean, variance)
+    return {name: current[name] for name in _names(rows)}
 
 
-def _last_statistics(
-    network: nn.Module, batches: Iterable[torch.Tensor], *, momentum: float | None, reset: bool
-) -> dict[str, Moments]:
-    """Return the running statistics after the last batch, as moments of all values seen."""
-    found: dict[str, Moments] = {}
-
-    def collect(name: str, count: int, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        total = count + (found[name].count if name in found else 0)
-        found[name] = Moments(total, mean, variance * total)
-
-    _train_statistics(network, batches, collect, momentum=momentum, reset=reset)
-    return found
+def _names(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _train_statistics(
+def one_pass(
     network: nn.Module,
     batches: Iterable[torch.Tensor],
-    collect: Callable[[str, int, torch.Tensor, torch.Tensor], None],
     *,
-    momentum: float | None,
-    reset: bool,
-) -> None:
-    """Run batches with the BatchNorm layers of a copy in training mode, all else in eval mode.
+    estimator: str = "pooled",
+    world: World = ALONE,
+    autocast: torch.dtype | None = None,
+) -> dict[str, Estimate]:
+    """Estimate in one pass, every batch normalised by its own statistics, as in training.
 
-    Calls `collect` after each layer with its path, the values a channel, and the layer's running
-    mean and variance, float64 copies.
-    """
-    network = copy.deepcopy(network).eval()
-
-    def after(name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        # copied, because the next batch writes into the same tensors
-        mean = layer.running_mean.to(torch.float64, copy=True)
-        variance = layer.running_var.to(torch.float64, copy=True)
-        collect(name, values.numel() // values.shape[1], mean, variance)
-
-    for name, layer in batch_norms(network).items():
-        layer.train()
-        layer.momentum = momentum
-        if reset:
-            layer.reset_running_stats()  # a stored NaN would survive its weight of zero
-        layer.register_forward_hook(
-            lambda layer, inputs, _, name=name: after(name, layer, inputs[0])
-        )
-    for batch in batches:
-        try:
-            network(batch)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise InputError(
-                "calibration: expected more than one value per channel in every batch, got a batch "
-                f"of {len(batch)}. Use more images, another batch size, or --estimator consistent."
-            ) from error
-
-
-class _LayerReachedError(Exception):
-    """The forward pass has come to the layer whose moments are wanted."""
-
-
-@torch.inference_mode()
-def consistent(network: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, Moments]:
-    """Take each layer's moments as the network in eval mode sees them.
-
-    Every pass takes the moments of one layer, the first in order of execution whose statistics are
-    not final yet, and goes no further; then that layer's are final. So the result is that of one
-    training-mode forward of all images as a single batch, whatever the split into batches. A
-    network with L layers costs L passes of half its depth on average.
+    So the result depends on which images share a batch.
 
     Args:
         network: Any module with BatchNorm layers; not changed.
-        batches: As for `pooled`, but read once for every layer and the same each time.
+        batches: Normalised images, (N, 3, H, W), on the network's device; read once. With several
+            processes, those of this one: numbers rank, rank + size, ... of all.
+        estimator: A name out of `ONE_PASS`.
+        world: The processes that share the batches.
+        autocast: Reduced precision for the forward pass.
 
     Returns:
-        Moments of the values at each BatchNorm layer that saw any, by path.
+        The statistics of each layer that saw any data, by path.
+
+    Raises:
+        InputError: A batch has one value a channel.
     """
-    network = copy.deepcopy(network).eval()
-    layers = batch_norms(network)
-    final: dict[str, Moments] = {}
-    reached: dict[str, Moments] = {}
-
-    def collect(name: str, values: torch.Tensor) -> None:
-        if name in final:
-            return
-        batch, seen = Moments.of(values), reached.get(name)
-        reached[name] = batch if seen is None else seen.merge(batch)
-        raise _LayerReachedError
-
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: collect(name, inputs[0]))
-    while True:
-        reached.clear()
-        for batch in batches:
-            try:
-                network(batch)
-            except _LayerReachedError:
-                continue
-            break  # every layer on the way to the output is final
-        if not reached:
-            return final
-        for name, moments in reached.items():
-            final[name] = moments
-            set_statistics(layers[name], moments)
+    gathered = OnePass(network, ONE_PASS[estimator])
+    listen = partial(Listener, by_batch=True, autocast=autocast)
+    keyed = ({None: images} for images in batches)
+    number = world.rank
+    for _, found in observe({None: network}, keyed, listen=listen):
+        gathered.add(number, found)
+        number += world.size
+    return gathered.estimates(world)
 
 
-def set_statistics(layer: _BatchNorm, moments: Moments) -> None:
-    """Write moments into a layer as its running mean and (biased) variance."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    layer.running_mean.copy_(moments.mean)
-    layer.running_var.copy_(moments.variance)
-
-
-ESTIMATORS: dict[str, Callable[[nn.Module, Iterable[torch.Tensor]], dict[str, Moments]]] = {
-    "pooled": pooled,
-    "consistent": consistent,
-    "ema": ema,
-    "mean-of-batches": mean_of_batches,
+# how each combines what the batches give; None pools, the variance between batches included
+ONE_PASS: dict[str, Callable[[list[Row], Row], Row] | None] = {
+    "pooled": None,
+    "mean-of-batches": _average,
+    "ema": _moving_average,
 }
+CONSISTENT = "consistent"
+ESTIMATORS = ("pooled", CONSISTENT, "ema", "mean-of-batches")

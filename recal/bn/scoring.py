@@ -14,8 +14,9 @@ from recal.bn.moments import Moments
 from recal.checkpoint.inspection import gaussian_distances
 from recal.data.draws import seeded_batches
 from recal.data.finding import find_images
-from recal.data.loading import NormalisedBatches, PolicyImages
+from recal.data.loading import Batches, normalise
 from recal.data.policies import load_policy
+from recal.data.prepared import PreparedTogether
 from recal.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,26 +87,20 @@ def score_branches(
             f"{data}: expected labels of {spec.classes} classes, got label {int(labels.max())}. "
             "Give the images that the network was trained for, or images without labels."
         )
-    images = PolicyImages(source, load_policy(spec.family, "clean"), seed, spec.size)
+    images = PreparedTogether(source, [load_policy(spec.family, "clean")], seed, spec.size)
+    batches = Batches(images, chosen, keep=True)
     done, total = 0, sum(map(len, chosen)) * len(checkpoint.branches)
-
-    def on_batch(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    batches = NormalisedBatches(
-        images, chosen, mean=spec.mean, std=spec.std, device=torch.device("cpu"), workers=0,
-        on_batch=on_batch,
-    )  # fmt: skip
     scores = []
     for name in checkpoint.branches:
         network = build(checkpoint, name, **asked)
         moments = _watch(network)
         correct = 0
-        for indices, batch in zip(chosen, batches, strict=True):
+        for indices, (pixels,) in zip(chosen, batches, strict=True):
+            batch = normalise(pixels, spec.mean, spec.std, torch.device("cpu"))
             predicted = network(batch).argmax(1)
+            done += len(indices)
+            if progress is not None:
+                progress(done, total)
             if labels is not None:
                 correct += int((predicted == labels[indices]).sum())
         count = sum(map(len, chosen))

@@ -108,7 +108,11 @@ def complete_spec(
 
     Raises:
         UsageError: The architecture or the number of classes cannot be told.
+        TypeError: `asked` has another key.
     """
+    unknown = sorted(asked.keys() - {field.name for field in fields(ModelSpec)})
+    if unknown:
+        raise TypeError(f"unexpected option '{unknown[0]}'")
     given = {key: value for key, value in asked.items() if value is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     arch = given.get("arch") or architecture_of(facts.get("arch"), shapes)

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from recal.cli.eval import Listed
 from recal.cli.options import choose_device, default_workers, model_options
 from recal.cli.reading_options import reading_options
+
+if TYPE_CHECKING:
+    from recal.data.policies import Policy
+    from recal.distributed import World
+    from recal.estimation import Settings
+
+Item = TypeVar("Item")
+
+MATRIX_MODES = ("clean", "weak", "strong")
+PRECISIONS = ("bfloat16", "float16")
 
 
 @click.command("calibrate")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option("--mode", default="weak", show_default=True, help="Policy: clean, weak, strong, ...")
+@click.option(
+    "--mode", type=Listed(), default=("weak",), show_default="weak; clean,weak,strong for --matrix",
+    help="Policy: clean, weak, strong, ...; see `recal policies`.",
+)  # fmt: skip
 @click.option(
     "--policy", type=click.Path(path_type=Path), help="A policy file of your own, for --mode."
 )
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Folder of images, labels not needed."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The variant's file.")
-@click.option("--affine", help="Branch that lends weight and bias.  [main; aux0 for strong]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="The variant's file; with --matrix, the variants' folder.",
+)  # fmt: skip
+@click.option(
+    "--affine", type=Listed(), default=(), show_default="main; aux0 for strong; all for --matrix",
+    help="Branch that lends weight and bias.",
+)  # fmt: skip
+@click.option("--matrix", is_flag=True, help="Every affine x every mode, in one reading.")
+@click.option("--statistics", help="Take a branch's stored statistics; nothing is estimated.")
 @click.option(
     "--estimator",
     default="pooled",
@@ -29,11 +51,21 @@ from recal.cli.reading_options import reading_options
     help="pooled, consistent, ema, mean-of-batches.",
 )
 @click.option(
-    "--samples", default=10_000, show_default=True, type=click.IntRange(1), help="Images at most."
-)
+    "--samples", type=click.IntRange(1), show_default="10,000; all with --tolerance",
+    help="Images at most.",
+)  # fmt: skip
+@click.option(
+    "--tolerance", type=float,
+    help="Stop when every layer's 95 % error bound is this small, such as 0.02.",
+)  # fmt: skip
+@click.option("--min-images", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded.")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
+@click.option(
+    "--autocast", type=click.Choice(PRECISIONS), help="Reduced precision for the forward pass."
+)
 @click.option(
     "--workers", default=default_workers, type=click.IntRange(0), help="Processes for images.",
     show_default="cores - 1",
@@ -42,11 +74,13 @@ from recal.cli.reading_options import reading_options
 @model_options
 def command(
     checkpoint: Path | None,
-    mode: str,
+    mode: tuple[str, ...],
     policy: Path | None,
     data: Path | None,
     output: Path | None,
-    device: str,
+    affine: tuple[str, ...],
+    matrix: bool,
+    statistics: str | None,
     reading: dict[str, Any],
     asked: dict[str, Any],
     **options: Any,
@@ -55,51 +89,84 @@ def command(
 
     Writes a variant: the BatchNorm tensors alone, bound to the checkpoint by a hash. Without a
     CHECKPOINT the bundled sample is used. CHECKPOINT may be a patchable ONNX file: then ONNX
-    Runtime estimates, without torch (`--mode clean`), for `recal patch`.
+    Runtime estimates, without torch (`--mode clean`), for `recal patch`. Under torchrun the
+    processes share the images.
     """
     if checkpoint is not None and checkpoint.suffix == ".onnx":
         from recal.cli.recalibrate import recalibrate_file
 
+        _refuse(("matrix", "statistics", "tolerance", "autocast"), "an ONNX file takes")
         recalibrate_file(
-            checkpoint, mode=mode, policy=policy, data=data, output=output, asked=asked,
-            options=options,
+            checkpoint, mode=_one(mode, "--mode"), policy=policy, data=data, output=output,
+            asked=asked, options={**options, "affine": _only(affine, "--affine")},
         )  # fmt: skip
         return
-    from recal.bn.variant import save_variant
-    from recal.calibration import calibrate, calibration_images, usual_affine
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.cli.console import console, messages, progress_bar
+    from recal.cli.calibrated import calibrate_one, calibrate_table, take_stored
+    from recal.cli.console import console, messages
     from recal.data.policies import read_policy
+    from recal.distributed import joined
     from recal.sample_data import sample_checkpoint, sample_images
 
-    if checkpoint is None:
-        checkpoint, data = sample_checkpoint(), data or sample_images()
-        console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
-    loaded = load_checkpoint(checkpoint, **reading)
-    chosen = mode if policy is None else read_policy(policy)
-    mode = chosen if isinstance(chosen, str) else chosen.name
-    affine = options.pop("affine") or usual_affine(loaded, mode)
-    for doubt in loaded.doubts:
-        messages.print(f"warning: {doubt}")
-    images = calibration_images(loaded.spec(**asked), data)
-    console.print(
-        f"{checkpoint.name}: weight and bias of branch '{affine}', statistics of '{mode}' images "
-        f"out of {len(images):,} in {images.where}."
+    with joined() as world:
+        console.quiet = messages.quiet = not world.leads
+        if checkpoint is None:
+            checkpoint, data = sample_checkpoint(), data or sample_images()
+            console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
+        loaded = load_checkpoint(checkpoint, **reading)
+        for doubt in loaded.doubts:
+            messages.print(f"warning: {doubt}")
+        if statistics is not None:
+            _refuse(("mode", "policy", "data", "matrix", "tolerance"), "--statistics takes")
+            take_stored(loaded, _only(affine, "--affine") or "main", statistics, output, asked)
+            return
+        settings = _settings(world, **options)
+        modes: tuple[str | Policy, ...] = mode if policy is None else (read_policy(policy),)
+        if matrix:
+            if not _given("mode") and policy is None:
+                modes = MATRIX_MODES
+            affines = affine or tuple(loaded.branches)
+            calibrate_table(loaded, affines, modes, data, output, settings, asked)
+        else:
+            chosen = _one(modes, "--mode")
+            single = _only(affine, "--affine")
+            calibrate_one(loaded, single, chosen, data, output, settings, asked)
+
+
+def _settings(world: World, device: str, autocast: str | None, **options: Any) -> Settings:
+    import torch
+
+    from recal.data.draws import DEFAULT_SAMPLES
+    from recal.distributed import local_device
+    from recal.estimation import Settings
+
+    if options["samples"] is None and options["tolerance"] is None:
+        options["samples"] = DEFAULT_SAMPLES
+    return Settings(
+        device=torch.device(local_device(choose_device(device))),
+        autocast=None if autocast is None else getattr(torch, autocast),
+        world=world,
+        **options,
     )
-    with progress_bar("images") as bar:
-        variant = calibrate(
-            loaded, mode=chosen, affine=affine, data=images, device=choose_device(device),
-            progress=bar, **options, **asked,
-        )  # fmt: skip
-    if output is None:
-        output = Path(f"{checkpoint.stem}-{affine}-{mode}.safetensors")
-    save_variant(variant, output)
-    statistics = variant.statistics
-    for layer in statistics["layers_without_data"]:
-        console.print(f"warning: layer {layer} saw no data and keeps its stored statistics.")
-    console.print(
-        f"Statistics of {len(loaded.layers)} layers from {statistics['images']:,} images "
-        f"({statistics['estimator']}, batches of {statistics['batch_size']}, "
-        f"seed {statistics['seed']})."
-    )
-    console.print(f"Wrote {output}. Next: recal eval {checkpoint} {output}")
+
+
+def _one(items: tuple[Item, ...], option: str) -> Item:
+    if len(items) != 1:
+        raise click.UsageError(f"{option}: expected one without --matrix, got {len(items)}.")
+    return items[0]
+
+
+def _only(items: tuple[str, ...], option: str) -> str | None:
+    return _one(items, option) if items else None
+
+
+def _given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (click.core.ParameterSource.DEFAULT, None)
+
+
+def _refuse(names: tuple[str, ...], whose: str) -> None:
+    for name in names:
+        source = click.get_current_context().get_parameter_source(name)
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{whose} no --{name}. Leave it out.")

@@ -23,7 +23,7 @@ messages = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
 
 
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(unit: str, *, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on standard error while the block runs.
 
     Yields:
@@ -34,7 +34,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn(unit), TimeRemainingColumn(),
     )  # fmt: skip
     # nothing but escape codes and blank lines would come of it where nobody looks
-    hidden = not messages.is_terminal
+    hidden = hidden or not messages.is_terminal
     with Progress(*columns, console=messages, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=None)
 

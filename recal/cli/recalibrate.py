@@ -26,6 +26,7 @@ def recalibrate_file(
 
     from recal.bn.variant_file import write_variant
     from recal.cli.console import console, progress_bar
+    from recal.data.draws import DEFAULT_SAMPLES
     from recal.data.finding import find_images
     from recal.data.policies import load_family, load_policy, read_policy
     from recal.deploy.model_file import read_model
@@ -48,7 +49,7 @@ def recalibrate_file(
     chosen = load_policy(spec.family, mode) if policy is None else read_policy(policy)
     with progress_bar("images") as bar:
         variant = recalibrate(
-            model, images, spec, chosen, samples=options["samples"],
+            model, images, spec, chosen, samples=options["samples"] or DEFAULT_SAMPLES,
             batch_size=options["batch_size"], seed=options["seed"], where=str(path), progress=bar,
         )  # fmt: skip
     output = output or Path(f"{path.stem}-{chosen.name}.safetensors")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 from recal.corruptions.filters import add_shifted, gaussian_taps, pad, smooth
 from recal.corruptions.streams import BLOCK, Draws, fill_words
 from recal.errors import InputError

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from recal.compiled import compiled
 from recal.corruptions.blur import too_small
-from recal.corruptions.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.compiled import compiled
 from recal.corruptions.blur import too_small
-from recal.corruptions.compiled import compiled
 from recal.corruptions.filters import gaussian_taps, mirror
 from recal.corruptions.streams import BLOCK, Draws, fill_words, uniform
 

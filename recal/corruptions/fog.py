@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 from recal.corruptions.streams import BLOCK, Draws, fill_words, uniform
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 from recal.corruptions.streams import BLOCK, Draws, fill_words
 from recal.errors import InputError
 from recal.resources import data_folders

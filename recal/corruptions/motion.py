@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 from recal.corruptions.filters import add_shifted, pad
 from recal.corruptions.streams import Draws, first_uniforms
 

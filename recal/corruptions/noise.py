@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 from recal.corruptions.streams import BLOCK, Draws, fill_words
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.corruptions.compiled import compiled
+from recal.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.compiled import compiled
 from recal.corruptions.blur import ZOOMABLE, too_small, zoom_places
-from recal.corruptions.compiled import compiled
 from recal.corruptions.filters import gaussian_taps, smooth
 from recal.corruptions.motion import smear
 from recal.corruptions.streams import BLOCK, Draws, fill_words, first_uniforms, normal, uniform

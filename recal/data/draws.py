@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# statistics of so many images are within about 2 % and all of a large set would be a long wait
+DEFAULT_SAMPLES = 10_000
+
+
 @contextmanager
 def keyed_draws(*key: int) -> Iterator[None]:
     """Seed the global generators of `random`, NumPy and torch from a key, for the block alone.
@@ -24,21 +28,43 @@ def keyed_draws(*key: int) -> Iterator[None]:
     Args:
         key: Non-negative integers; equal keys give equal draws.
     """
+    with undisturbed_draws():
+        seed_draws(*key)
+        yield
+
+
+@contextmanager
+def undisturbed_draws() -> Iterator[None]:
+    """Put the states of the three generators back after the block.
+
+    That takes several times as long as seeding them: over many images, enter this once and call
+    `seed_draws` for each.
+    """
     import torch
 
-    words = np.random.SeedSequence(key).generate_state(3)
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     torch_state = torch.default_generator.get_state()
     try:
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
-        torch.default_generator.manual_seed(int(words[2]))
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.default_generator.set_state(torch_state)
+
+
+def seed_draws(*key: int) -> None:
+    """Seed the three generators from a key, for good.
+
+    Args:
+        key: Non-negative integers; equal keys give equal draws.
+    """
+    import torch
+
+    words = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.default_generator.manual_seed(int(words[2]))
 
 
 def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list[NDArray[np.int64]]:
@@ -47,5 +73,9 @@ def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list
     The order is random, because files often come sorted by class; it is fixed by the seed. The
     last batch may be smaller.
     """
-    order = np.random.default_rng(seed).permutation(count)[:samples]
+    return in_batches(np.random.default_rng(seed).permutation(count)[:samples], batch_size)
+
+
+def in_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Cut the numbers of images into batches; the last may be smaller."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

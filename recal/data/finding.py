@@ -44,12 +44,14 @@ def find_images(
     Raises:
         InputError: They are nowhere, or malformed where the user said.
     """
-    if data is not None and not data.is_dir():
+    if data is not None and not data.is_dir():  # a file, or nothing
         return open_images(data, split)  # says what is wrong with it
     problem = None
     for folder in candidates(data, names):
+        # a place for data sets may hold archives of any: only those of a named folder are meant
+        named = data is not None or folder.name in names
         try:
-            source = open_images(folder, split)
+            source = open_images(folder, split, archives=named)
         except InputError as error:
             problem = error
             continue

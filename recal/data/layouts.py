@@ -1,4 +1,4 @@
-"""Recognising how a folder holds images: CIFAR's pickles, arrays, MNIST's files, class folders.
+"""Recognising how images are held: CIFAR's pickles, arrays, MNIST's files, folders, tar files.
 
 To add a layout: write a function that returns a source, or None where the folder is not of this
 layout, and add one line to the table at the foot.
@@ -6,208 +6,88 @@ layout, and add one line to the table at the foot.
 
 from __future__ import annotations
 
-import gzip
-import io
-import pickle
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from recal.data.sources import ArraySource, FileSource, ImageSource
+from recal.data.archives import TAR_SUFFIX, TarSource, open_tars
+from recal.data.arrays import packed_arrays, plain_array
+from recal.data.published_formats import cifar_pickles, mnist_files
+from recal.data.sources import FileSource, ImageSource, is_image_name
 from recal.errors import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif"})
 TRAIN, TEST = "train", "test"
 SPLIT_FOLDERS = {TRAIN: ("train",), TEST: ("test", "val", "validation")}
-CIFAR_PICKLES = {
-    ("cifar-10-batches-py", TRAIN): tuple(f"data_batch_{i}" for i in range(1, 6)),
-    ("cifar-10-batches-py", TEST): ("test_batch",),
-    ("cifar-100-python", TRAIN): ("train",),
-    ("cifar-100-python", TEST): ("test",),
-}
 
 
-def open_images(folder: Path, split: str) -> ImageSource:
-    """Open one split of the images in a folder, whatever its layout.
+def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSource:
+    """Open one split of the images in a folder or file, whatever its layout.
 
     Args:
         folder: Holds CIFAR-10's or CIFAR-100's own pickles; `<split>.npz` (arrays `images` and
             `labels`); `<split>_images.npy` or `<split>/images.npy`, with labels likewise; MNIST's
-            idx files; class folders, below `train/` and `test/` (or `val/`) or directly; or images.
-        split: `train` or `test`. A folder without splits is used for either.
+            idx files; class folders, below `train/` and `test/` (or `val/`) or directly; images; or
+            tar files with any of these folders in them. It may also be an .npy, .npz or .tar file.
+        split: `train` or `test`. What has no splits is used for either.
+        archives: Whether tar files that lie in the folder count.
 
     Raises:
-        InputError: There is no such folder, no image in it, or what is there is malformed.
+        InputError: There is nothing, no image in it, or what is there is malformed.
     """
     if not folder.exists():
         raise InputError(f"{folder}: expected a folder of images, got nothing there.")
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.suffix.lower() not in FILES:
         hint = " Unpack it and name the folder." if ".tar" in folder.name else ""
-        raise InputError(f"{folder}: expected a folder of images, got a file.{hint}")
-    for read in LAYOUTS:
-        source = read(folder, split)
+        raise InputError(
+            f"{folder}: expected a folder of images, or a file of {', '.join(FILES)}, got another "
+            f"file.{hint}"
+        )
+    for read in LAYOUTS if folder.is_dir() else (FILES[folder.suffix.lower()],):
+        source = read(folder, split) if archives or read is not _tars else None
         if source is not None:
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return source
+    others = _split_names() & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+    found = f"only {', '.join(sorted(others))}" if others else "none"
     raise InputError(
-        f"{folder}: expected images for '{split}', got none. It may hold CIFAR's own files, "
-        f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/) or plain "
-        "images."
+        f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
+        f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
+        "images, or tar files of them."
     )
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds NumPy arrays and plain containers, and refuses every other name."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
 
 
 def _cifar_pickles(folder: Path, split: str) -> ImageSource | None:
-    for (name, its_split), files in CIFAR_PICKLES.items():
-        for base in (folder / name, folder):
-            paths = [base / file for file in files]
-            if its_split != split or not all(path.is_file() for path in paths):
-                continue
-            batches = [_read_cifar_pickle(path) for path in paths]
-            images = np.concatenate([images for images, _ in batches])
-            return ArraySource(base, images, np.concatenate([labels for _, labels in batches]))
-    return None
+    return cifar_pickles(folder, training=split == TRAIN)
 
 
-def _read_cifar_pickle(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        flat = np.asarray(batch[b"data"])
-        labels = batch[b"fine_labels"] if b"fine_labels" in batch else batch[b"labels"]
-        if flat.dtype != np.uint8 or flat.ndim != 2 or flat.shape[1] != 3 * 32 * 32:
-            raise ValueError(f"data of {flat.dtype} {flat.shape}")
-        if len(labels) != len(flat):
-            raise ValueError(f"{len(labels)} labels for {len(flat)} images")
-        return flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels, np.int64)
-    except Exception as error:
-        raise InputError(f"{path}: expected one of CIFAR's own files, got {error}.") from error
+def _mnist_files(folder: Path, split: str) -> ImageSource | None:
+    return mnist_files(folder, training=split == TRAIN)
 
 
 def _arrays(folder: Path, split: str) -> ImageSource | None:
     packed = folder / f"{split}.npz"
     if packed.is_file():
-        with _refusing_bad_arrays(packed), np.load(packed, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays.get("labels")
-        return _checked_arrays(packed, images, labels)
+        return packed_arrays(packed, split)
     for stem in (f"{split}_", f"{split}/", ""):
-        path, beside = folder / f"{stem}images.npy", folder / f"{stem}labels.npy"
+        path = folder / f"{stem}images.npy"
         if path.is_file():
-            labels = open_array(beside) if beside.is_file() else None
-            return _checked_arrays(path, open_array(path), labels)
+            return plain_array(path, split)
     return None
 
 
-class _refusing_bad_arrays:  # noqa: N801  (reads as a verb where it is used)
-    """Turn what NumPy raises on a malformed array file into an `InputError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            raise InputError(
-                f"{self.path}: expected a whole NumPy file without pickled objects, got {error}."
-            ) from error
-
-
-def open_array(path: Path) -> NDArray[Any]:
-    """Open an .npy file as a read-only memory map.
-
-    Raises:
-        InputError: It is missing, truncated, or holds pickled objects.
-    """
-    with _refusing_bad_arrays(path):
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-
-
-def _checked_arrays(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
-        raise InputError(
-            f"{path}: expected images of uint8 (N, H, W, 3) or (N, H, W), "
-            f"got {images.dtype} {images.shape}."
-        )
-    if labels is not None:
-        labels = checked_labels(path, labels, len(images))
-    return ArraySource(path, images, labels)
-
-
-def checked_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return labels as int64 (N,).
-
-    Raises:
-        InputError: They are not integers, or not `count` of them.
-    """
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"{path}: expected integer labels ({count},), got {labels.dtype} {labels.shape}."
-        )
-    return labels.astype(np.int64)
-
-
-def _mnist_files(folder: Path, split: str) -> ImageSource | None:
-    stem = "train" if split == TRAIN else "t10k"
-    images = _read_idx(folder / f"{stem}-images-idx3-ubyte")
-    if images is None:
-        return None
-    path = folder / f"{stem}-labels-idx1-ubyte"
-    labels = _read_idx(path)
-    if labels is None:
-        raise InputError(f"{path}: expected the labels beside the images, got nothing there.")
-    return _checked_arrays(path, images, labels)
-
-
-def _read_idx(path: Path) -> NDArray[np.uint8] | None:
-    """Read an idx file of bytes (type 0x08), plain or gzipped."""
-    packed = path.with_name(f"{path.name}.gz")
-    if path.is_file():
-        content = path.read_bytes()
-    elif packed.is_file():
-        try:
-            content = gzip.decompress(packed.read_bytes())
-        except (OSError, EOFError) as error:
-            raise InputError(f"{packed}: expected a whole gzip file, got {error}.") from error
-    else:
-        return None
-    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 4 else 0
-    shape = tuple(np.frombuffer(content, ">u4", rank, offset=4)) if len(content) > 4 * rank else ()
-    body = np.frombuffer(content, np.uint8, offset=min(4 + 4 * rank, len(content)))
-    if not shape or body.size != np.prod(shape, dtype=np.int64):
-        raise InputError(f"{path}: expected a whole idx file of bytes, got another content.")
-    return body.reshape(shape)
+def _tar(path: Path, split: str) -> ImageSource | None:
+    return _split_of_tars(open_tars(path), split)
 
 
 def _class_folders(folder: Path, split: str) -> ImageSource | None:
     base = _split_folder(folder, split)
+    if base is None:
+        return None
     names = sorted(path.name for path in base.iterdir() if path.is_dir())
-    found = [(name, path) for name in names for path in _images_below(base / name)]
+    found = [(name, path) for name in names for path in _images_below(base, name)]
     if not found:
         return None
     classes = sorted({name for name, _ in found})
@@ -218,27 +98,67 @@ def _class_folders(folder: Path, split: str) -> ImageSource | None:
 
 def _plain_images(folder: Path, split: str) -> ImageSource | None:
     base = _split_folder(folder, split)
-    paths = tuple(path for path in sorted(base.iterdir()) if _is_image(path))
+    if base is None:
+        return None
+    paths = tuple(p for p in sorted(base.iterdir()) if is_image_name(p.name) and p.is_file())
     return FileSource(base, paths, None) if paths else None
 
 
-def _split_folder(folder: Path, split: str) -> Path:
-    named = [folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()]
-    return named[0] if named else folder
+def _tars(folder: Path, split: str) -> ImageSource | None:
+    base = _split_folder(folder, split)
+    archives = sorted(base.glob(f"*{TAR_SUFFIX}")) if base is not None else []
+    if base is None or not archives:
+        return None
+    source = open_tars(base, archives)
+    return _split_of_tars(source, split) if base == folder else source.below("")
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_image(path))
+def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
+    """Return a split's images; a folder that all of them lie in, the packed one, is passed over."""
+    while len(tops := source.folders()) == 1 and not tops & _split_names():
+        inner = source.below("/".join(filter(None, (source.folder, *tops))))
+        if len(inner) < len(source):
+            break
+        source = inner
+    name = _split_name(tops, split)
+    chosen = (
+        source.below("/".join(filter(None, (source.folder, name)))) if name is not None else None
+    )
+    return chosen if chosen is not None and len(chosen) else None
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+def _split_folder(folder: Path, split: str) -> Path | None:
+    name = _split_name({path.name for path in folder.iterdir() if path.is_dir()}, split)
+    return None if name is None else folder / name
 
 
-LAYOUTS: tuple[Callable[[Path, str], ImageSource | None], ...] = (
+def _split_name(folders: set[str], split: str) -> str | None:
+    """Return the split's folder, empty where there are no splits, None where there are others."""
+    named = [name for name in SPLIT_FOLDERS[split] if name in folders]
+    if named:
+        return named[0]
+    return None if folders & _split_names() else ""
+
+
+def _split_names() -> set[str]:
+    return {name for names in SPLIT_FOLDERS.values() for name in names}
+
+
+def _images_below(base: Path, name: str) -> list[Path]:
+    return sorted(
+        path
+        for path in (base / name).rglob("*")
+        if is_image_name(path.relative_to(base).as_posix()) and path.is_file()
+    )
+
+
+Reader: TypeAlias = Callable[[Path, str], ImageSource | None]
+LAYOUTS: tuple[Reader, ...] = (
     _cifar_pickles,
     _arrays,
     _mnist_files,
     _class_folders,
     _plain_images,
+    _tars,
 )
+FILES: dict[str, Reader] = {".npy": plain_array, ".npz": packed_arrays, TAR_SUFFIX: _tar}

@@ -2,111 +2,113 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from recal.data.prepared import PreparedImages
+from recal.data.broken import broken_images, without_broken
+from recal.errors import BrokenImageError, RecalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from recal.data.policies import Policy
-    from recal.data.sources import ImageSource
+    from recal.data.prepared import PreparedTogether
 
 # augmented images that several passes read are kept as uint8 while they take no more than this
 KEPT_BYTES = 2 << 30
+Pixels = tuple[torch.Tensor, ...]
 
 
-class PolicyImages(Dataset[torch.Tensor]):
-    """`PreparedImages` as torch's loaders take them."""
+class _Fetched(Dataset[Pixels | RecalError]):
+    """Hands whole batches to torch's loader, or the error that one met.
 
-    def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
-        self.prepared = PreparedImages(source, policy, seed, size)
+    Raised in a worker, an error would come back with a traceback for a message.
+    """
 
-    def __len__(self) -> int:
-        return len(self.prepared)
+    def __init__(self, images: PreparedTogether) -> None:
+        self._images = images
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.prepared.read(index)))
+    def __getitems__(self, indices: list[int]) -> Pixels | RecalError:
+        try:
+            return tuple(torch.from_numpy(batch) for batch in self._images.batch_all(indices))
+        except RecalError as error:
+            return error
+
+    def __getitem__(self, index: int) -> Pixels | RecalError:
+        return self.__getitems__([index])
 
 
-def load_batches(
-    images: Dataset[torch.Tensor], batches: Sequence[NDArray[np.int64]], workers: int
-) -> Iterator[torch.Tensor]:
-    """Yield uint8 (N, H, W, 3) batches in the order given.
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class Batches:
+    """Batches of images under one or several policies; read again, they are the same.
+
+    Iterating gives for each batch one uint8 (N, size, size, 3) tensor a policy.
 
     Args:
-        images: Gives one uint8 (H, W, 3) tensor an index.
+        images: The images under their policies.
         batches: The indices of each batch.
         workers: Processes that decode and augment; 0 does it in this one.
-    """
-    loader = DataLoader(
-        images,
-        batch_sampler=[batch.tolist() for batch in batches],
-        num_workers=workers,
-        persistent_workers=False,
-    )
-    yield from loader
-
-
-class NormalisedBatches:
-    """Batches of augmented, normalised images that can be read several times, the same each time.
-
-    Args:
-        images: The images under their policy.
-        batches: The indices of each batch.
-        mean: Channel means of images in [0, 1].
-        std: Channel standard deviations, likewise.
-        device: Where the batches are wanted.
-        workers: Processes that decode and augment.
-        on_batch: Called with the number of images of each batch that has been used.
+        keep: Whether to keep what was read while it fits into 2 GiB, for those who read it again.
     """
 
     def __init__(
         self,
-        images: PolicyImages,
+        images: PreparedTogether,
         batches: Sequence[NDArray[np.int64]],
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        workers: int,
-        on_batch: Callable[[int], None],
+        workers: int = 0,
+        keep: bool = False,
     ) -> None:
         self._images = images
         self._batches = batches
-        self._mean, self._std = mean, std
-        self._device = device
-        self._workers = workers
-        self._on_batch = on_batch
-        self._kept: list[torch.Tensor] | None = None
+        self._workers = min(workers, len(batches))
+        size = sum(map(len, batches)) * images.size**2 * 3 * len(images.each)
+        self._keeps = keep and size <= KEPT_BYTES
+        self._kept: list[Pixels] = []
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yield float32 (N, 3, H, W) on the device."""
-        count = sum(len(batch) for batch in self._batches)
-        keeping: list[torch.Tensor] | None = None
-        if self._kept is None and count * self._images.prepared.size**2 * 3 <= KEPT_BYTES:
-            keeping = []
-        raw = self._kept or load_batches(self._images, self._batches, self._workers)
-        for batch in raw:
-            if keeping is not None:
-                keeping.append(batch)
-            yield normalise(batch, self._mean, self._std, self._device)
-            self._on_batch(len(batch))
-        if keeping is not None:
-            self._kept = keeping
+    def __iter__(self) -> Iterator[Pixels]:
+        if self._kept:
+            yield from self._kept
+            return
+        read: list[Pixels] = []
+        if not self._batches:
+            return
+        for batch in DataLoader(
+            _Fetched(self._images),
+            batch_sampler=[batch.tolist() for batch in self._batches],
+            collate_fn=_as_it_is,
+            num_workers=self._workers,
+        ):
+            if isinstance(batch, BrokenImageError):
+                raise self._all_broken()
+            if isinstance(batch, RecalError):
+                raise batch
+            if self._keeps:
+                read.append(batch)
+            yield batch
+        self._kept = read
+
+    def _all_broken(self) -> BrokenImageError:
+        indices = np.concatenate(self._batches)
+        _, broken = without_broken(self._images.source, indices)
+        return broken_images(self._images.source, broken, len(indices))
 
 
 def normalise(
     batch: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> torch.Tensor:
-    """Turn uint8 (N, H, W, 3) in 0 to 255 into float32 (N, 3, H, W), (x / 255 - mean) / std."""
-    images = batch.to(device).permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+    """Turn uint8 (N, H, W, 3) in 0 to 255 into float32 (N, 3, H, W), (x / 255 - mean) / std.
+
+    Channels stay innermost in memory, which kernels are fastest with.
+    """
+    images = batch.to(device).permute(0, 3, 1, 2).float().div_(255.0)
     shape = (1, -1, 1, 1)
     shift = torch.tensor(mean, dtype=torch.float32, device=device).view(shape)
     scale = torch.tensor(std, dtype=torch.float32, device=device).view(shape)

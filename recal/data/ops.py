@@ -2,30 +2,35 @@
 
 Each builds a transform from PIL RGB image to PIL RGB image out of torchvision's or timm's own, or
 out of Pillow alone where nothing is drawn, so that images are prepared without torch too. To
-add one: write the function (keyword-only arguments, all annotated: they are the TOML keys) and add
-one line to the table at the foot.
+add one: write the function (keyword-only arguments, which are the TOML keys, annotated with what
+they may be) and add one line to the table at the foot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from recal.data.arguments import Between, Colour, Pixels, Share, Side
 from recal.errors import InputError
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image]
+Magnitude = Annotated[int, Between(0, 10)]
+Factor = Annotated[float, Between(0, 10)]
 
 
-def pad(*, size: int) -> Transform:
+def pad(*, size: Side) -> Transform:
     """Pad with black, evenly on both sides, to `size` x `size` pixels."""
     return center_crop(size=size)
 
 
-def resize(*, size: int, interpolation: str = "bicubic") -> Transform:
-    """Resize the short side to `size` pixels (`bicubic`, `bilinear` or `nearest`)."""
+def resize(
+    *, size: Side, interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+) -> Transform:
+    """Resize the short side to `size` pixels."""
     method = Image.Resampling[interpolation.upper()]
 
     def apply(image: Image.Image) -> Image.Image:
@@ -37,7 +42,7 @@ def resize(*, size: int, interpolation: str = "bicubic") -> Transform:
     return apply
 
 
-def center_crop(*, size: int) -> Transform:
+def center_crop(*, size: Side) -> Transform:
     """Cut out the middle `size` x `size` pixels; what lies outside the image is black."""
 
     def apply(image: Image.Image) -> Image.Image:
@@ -52,14 +57,21 @@ def _middle(length: int, size: int) -> int:
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
-def random_crop(*, size: int, padding: int = 0, padding_mode: str = "constant") -> Transform:
-    """Pad by `padding` pixels (`constant`, `reflect` or `edge`) and cut out a random square."""
+def random_crop(
+    *,
+    size: Side,
+    padding: Pixels = 0,
+    padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant",
+) -> Transform:
+    """Pad by `padding` pixels and cut out a random square."""
     from torchvision.transforms import v2
 
     return v2.RandomCrop(size, padding, padding_mode=padding_mode)  # type: ignore[no-any-return]
 
 
-def random_resized_crop(*, size: int, smallest: float = 0.08) -> Transform:
+def random_resized_crop(
+    *, size: Side, smallest: Annotated[float, Between(0.001, 1)] = 0.08
+) -> Transform:
     """Cut out a random share of the area, `smallest` to 1, and resize it to `size` x `size`."""
     from torchvision.transforms import InterpolationMode, v2
 
@@ -68,44 +80,110 @@ def random_resized_crop(*, size: int, smallest: float = 0.08) -> Transform:
     )
 
 
-def random_horizontal_flip(*, p: float = 0.5) -> Transform:
+def random_horizontal_flip(*, p: Share = 0.5) -> Transform:
     """Mirror left and right with probability `p`."""
     from torchvision.transforms import v2
 
     return v2.RandomHorizontalFlip(p)  # type: ignore[no-any-return]
 
 
-def rand_augment(*, config: str, translate: int, fill: list[int]) -> Transform:
-    """Apply timm's RandAugment.
+def rand_augment(
+    *,
+    n: Annotated[int, Between(1, 16)] = 2,
+    magnitude: Magnitude = 9,
+    mstd: Annotated[float, Between(0, 100)] = 0.0,
+    increasing: bool = False,
+    translate: Pixels,
+    fill: Colour,
+) -> Transform:
+    """Apply timm's RandAugment: `n` ops drawn for each image, each applied with probability 0.5.
 
     Args:
-        config: timm's description, such as `rand-m9-n2-mstd0.5`.
+        n: How many ops.
+        magnitude: How strong they are.
+        mstd: Standard deviation of the normal noise on the magnitude, which stays in 0 to 10.
+        increasing: Use the variants of the ops that grow with the magnitude throughout.
         translate: The largest shift in pixels (timm's `translate_const`, 0.45 of the size there).
-        fill: The colour, 0 to 255 a channel, of what shifts and rotations uncover.
+        fill: The colour of what shifts and rotations uncover.
     """
     from timm.data.auto_augment import rand_augment_transform
 
-    hparams = {"translate_const": translate, "img_mean": tuple(fill)}
-    return rand_augment_transform(config, hparams)  # type: ignore[no-any-return]
+    transform = rand_augment_transform(
+        f"rand-m{magnitude}-n{n}-mstd{mstd:.6f}-inc{int(increasing)}",
+        {"translate_const": translate, "img_mean": tuple(fill)},
+    )
+    _mend(transform.ops)
+    return transform  # type: ignore[no-any-return]
 
 
-def auto_augment(*, config: str, translate: int, fill: list[int]) -> Transform:
-    """Apply timm's AutoAugment; `config` such as `original-mstd0.5`, else as `rand_augment`."""
+def auto_augment(
+    *,
+    policy: Literal["original", "v0", "cifar10", "svhn"] = "original",
+    mstd: Annotated[float, Between(0, 100)] = 0.0,
+    translate: Pixels,
+    fill: Colour,
+) -> Transform:
+    """Apply AutoAugment: timm's for ImageNet, torchvision's as learned on CIFAR-10 or SVHN.
+
+    Args:
+        policy: `original` (the paper's) and `v0` (later code's) are for ImageNet.
+        mstd: As of `rand_augment`, for ImageNet's policies; the others draw no magnitudes.
+        translate: As of `rand_augment`; the others shift by up to 0.45 of the side.
+        fill: The colour of what shifts and rotations uncover.
+    """
+    if policy in ("cifar10", "svhn"):
+        from torchvision.transforms import AutoAugmentPolicy, v2
+
+        return v2.AutoAugment(AutoAugmentPolicy(policy), fill=fill)  # type: ignore[no-any-return]
     from timm.data.auto_augment import auto_augment_transform
 
-    hparams = {"translate_const": translate, "img_mean": tuple(fill)}
-    return auto_augment_transform(config, hparams)  # type: ignore[no-any-return]
+    transform = auto_augment_transform(
+        f"{policy}-mstd{mstd:.6f}", {"translate_const": translate, "img_mean": tuple(fill)}
+    )
+    for ops in transform.policy:
+        _mend(ops)
+    return transform  # type: ignore[no-any-return]
 
 
-def aug_mix(*, config: str, translate: int, fill: list[int]) -> Transform:
-    """Apply timm's AugMix; `config` such as `augmix-m3-w3`, else as `rand_augment`."""
+def aug_mix(
+    *,
+    magnitude: Magnitude = 3,
+    width: Annotated[int, Between(1, 16)] = 3,
+    depth: Annotated[int, Between(0, 16)] = 0,
+    translate: Pixels,
+    fill: Colour,
+) -> Transform:
+    """Apply timm's AugMix.
+
+    Args:
+        magnitude: The ops' strength is drawn from 0 to this.
+        width: How many chains of ops are mixed.
+        depth: How many ops a chain has; 0 draws 1 to 3.
+        translate: As of `rand_augment`.
+        fill: Likewise.
+    """
     from timm.data.auto_augment import augment_and_mix_transform
 
-    hparams = {"translate_const": translate, "img_mean": tuple(fill)}
-    return augment_and_mix_transform(config, hparams)  # type: ignore[no-any-return]
+    transform = augment_and_mix_transform(
+        f"augmix-m{magnitude}-w{width}" + (f"-d{depth}" if depth else ""),
+        {"translate_const": translate, "img_mean": tuple(fill)},
+    )
+    _mend(transform.ops)
+    return transform  # type: ignore[no-any-return]
 
 
-def trivial_augment(*, fill: list[int]) -> Transform:
+def _mend(ops: Iterable[Any]) -> None:
+    """Let timm's posterize keep no bit at all, as it asks for: Pillow 13 refuses to do that."""
+    for op in ops:
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new("RGB", image.size)
+
+
+def trivial_augment(*, fill: Colour) -> Transform:
     """Apply torchvision's TrivialAugmentWide; `fill` is the colour of what is uncovered."""
     from torchvision.transforms import v2
 
@@ -113,7 +191,11 @@ def trivial_augment(*, fill: list[int]) -> Transform:
 
 
 def color_jitter(
-    *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+    *,
+    brightness: Factor = 0.0,
+    contrast: Factor = 0.0,
+    saturation: Factor = 0.0,
+    hue: Annotated[float, Between(0, 0.5)] = 0.0,
 ) -> Transform:
     """Change brightness, contrast, saturation (factors 1 +- x) and hue (+- x of the circle)."""
     from torchvision.transforms import v2
@@ -121,7 +203,7 @@ def color_jitter(
     return v2.ColorJitter(brightness, contrast, saturation, hue)  # type: ignore[no-any-return]
 
 
-def cutout(*, size: int, p: float = 1.0) -> Transform:
+def cutout(*, size: Side, p: Share = 1.0) -> Transform:
     """Blacken a random square of `size` x `size` pixels with probability `p`."""
     from torchvision.transforms import v2
 
@@ -140,7 +222,7 @@ def cutout(*, size: int, p: float = 1.0) -> Transform:
     return transform
 
 
-def gaussian_noise(*, sigma: float) -> Transform:
+def gaussian_noise(*, sigma: Share) -> Transform:
     """Add Gaussian noise of standard deviation U(0, `sigma`) an image, of the range [0, 1]."""
 
     def transform(image: Image.Image) -> Image.Image:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import typing
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from recal.data.arguments import check_arguments
 from recal.data.ops import DETERMINISTIC, OPS
 from recal.declared import check_keys, check_type, did_you_mean, pick, read_toml
 from recal.errors import InputError
@@ -132,6 +132,15 @@ def load_family(name: str) -> Family:
     )
 
 
+def nearest_family(side: int) -> str:
+    """Return the family whose input is nearest in size to images of `side` pixels.
+
+    The sample's is left out: its images are known, and as large as CIFAR's.
+    """
+    sizes = {name: load_family(name).size for name in family_names() if name != "sample"}
+    return min(sizes, key=lambda name: abs(math.log(side / sizes[name])))
+
+
 def policy_names(family: str) -> list[str]:
     """Return the names of a family's shipped policies."""
     paths = (shipped("policies") / family).glob("*.toml")
@@ -202,15 +211,5 @@ def _read_op(entry: Any, where: str) -> tuple[str, Mapping[str, Any]]:
     if name not in OPS:
         hint = did_you_mean(str(name), OPS)
         raise InputError(f"{where}: expected a name out of {', '.join(OPS)}, got {name!r}.{hint}")
-    parameters = inspect.signature(OPS[name]).parameters
-    required = [key for key, p in parameters.items() if p.default is inspect.Parameter.empty]
-    check_keys(arguments, list(parameters), where, required)
-    hints = typing.get_type_hints(OPS[name])
-    for key, value in arguments.items():
-        kind = typing.get_origin(hints[key]) or hints[key]
-        check_type(value, kind, f"{where}: {key}")
-    try:
-        OPS[name](**arguments)
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
-        raise InputError(f"{where}: {name} cannot be built ({error}).") from error
+    check_arguments(OPS[name], arguments, f"{where}: {name}")
     return name, arguments

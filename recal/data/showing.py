@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from recal.corruptions.parameters import FAMILIES, SEVERITIES
+from recal.data.sheets import save_picture
 from recal.declared import pick
 from recal.errors import InputError
-from recal.files import whole_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,16 +71,8 @@ def show(
             if picture.size != (width, height):
                 picture = picture.resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(picture, (column * (width + GAP), top + CAPTION))
-    _save(sheet, output)
+    save_picture(sheet, output)
     return size
-
-
-def _save(sheet: Image.Image, output: Path) -> None:
-    kind = Image.registered_extensions().get(output.suffix.lower())
-    if kind not in Image.SAVE:
-        raise InputError(f"{output}: expected a name that ends in .png or .jpg.")
-    with whole_file(output) as partial:
-        sheet.save(partial, kind)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

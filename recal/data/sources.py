@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from recal.errors import InputError
+from recal.errors import BrokenImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+    from typing import IO
 
     from numpy.typing import NDArray
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+)
 
 
 class ImageSource(Protocol):
@@ -44,6 +50,10 @@ class ImageSource(Protocol):
         """Return image `index`, uint8 (H, W, 3)."""
         ...
 
+    def name(self, index: int) -> str:
+        """Return what image `index` is called in messages."""
+        ...
+
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels, in hexadecimal."""
         ...
@@ -64,6 +74,10 @@ class ArraySource:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         image = np.asarray(self.images[index])
         return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+
+    def name(self, index: int) -> str:
+        """Return the file's path and the image's number in it."""
+        return f"{self.where}: image {index}"
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' contents and labels, in hexadecimal."""
@@ -88,24 +102,82 @@ class FileSource:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"{path}: expected an image, got a file that cannot be decoded ({error}). "
-                "Replace or remove it."
-            ) from error
+        return decode(self.paths[index], self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the file's path."""
+        return str(self.paths[index])
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels, in hexadecimal."""
-        digest = hashlib.sha256()
-        for index in indices:
-            path = self.paths[index]
-            label = -1 if self.labels is None else int(self.labels[index])
-            name = path.relative_to(self.where).as_posix()
-            digest.update(f"{name}\0{label}\0".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        paths = [self.paths[index] for index in indices]
+        names = [path.relative_to(self.where).as_posix() for path in paths]
+        return fingerprint_files(names, (path.read_bytes() for path in paths), self.labels, indices)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a path with slashes is named as an image is, and no part of it is hidden."""
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path with slashes begins with a dot: what systems leave behind."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def decode(file: Path | bytes, name: str) -> NDArray[np.uint8]:
+    """Decode an image as evaluation practice does: as RGB, not turned as its EXIF entry asks.
+
+    Transparency is dropped, not blended. Of 16-bit samples the high byte is taken, which Pillow
+    does for colour; it would clip grey ones.
+
+    Args:
+        file: Its path or content.
+        name: What it is called in messages.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        BrokenImageError: It is no whole image, one of more than 179 million pixels, or one whose
+            samples are of 32 bits.
+    """
+    opened: Path | IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        with Image.open(opened) as image:
+            if image.mode.startswith("I;16"):
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError("samples of 32 bits")
+            image.info.pop("transparency", None)  # Pillow warns of what is dropped
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's own words are the path again, or the address of a buffer
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise BrokenImageError(
+            f"{name}: expected an image, got a file that cannot be decoded ({reason}). "
+            "Replace or remove it."
+        ) from error
+
+
+def fingerprint_files(
+    names: Iterable[str],
+    contents: Iterable[bytes],
+    labels: NDArray[np.int64] | None,
+    indices: Sequence[int],
+) -> str:
+    """Return a hash of images' names, contents and labels, in hexadecimal.
+
+    Args:
+        names: Of the files, below their source, with slashes.
+        contents: Likewise.
+        labels: Of all images of the source, or None.
+        indices: The images' numbers in the source.
+    """
+    digest = hashlib.sha256()
+    for index, name, content in zip(indices, names, contents, strict=True):
+        label = -1 if labels is None else int(labels[index])
+        digest.update(f"{name}\0{label}\0".encode())
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recal.checkpoint.spec import ModelSpec, complete_spec
-from recal.data.layouts import IMAGE_SUFFIXES
 from recal.data.policies import load_policy
 from recal.data.prepared import PreparedImages
-from recal.data.sources import FileSource
+from recal.data.sources import IMAGE_SUFFIXES, FileSource
 from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:

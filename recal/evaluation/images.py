@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.data.arrays import checked_labels, open_array
 from recal.data.finding import candidates, find_images, places_searched
-from recal.data.layouts import TEST, checked_labels, open_array
+from recal.data.layouts import TEST
 from recal.data.policies import load_family, load_policy
 from recal.data.prepared import PreparedImages
 from recal.data.provenance import REGENERATED, label_of

@@ -1,0 +1,143 @@
+"""Images in NumPy's own files: .npy by memory map, .npz in memory, pickled objects never."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recal.data.sources import ArraySource
+from recal.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+ROWS = 1024
+
+
+def plain_array(path: Path, _split: str) -> ArraySource:
+    """Open an .npy file of images; `images.npy` has its labels in `labels.npy` beside it.
+
+    Raises:
+        InputError: The images or labels are not what they have to be.
+    """
+    beside = path.with_name(path.name.replace("images", "labels"))
+    labels = open_array(beside) if beside != path and beside.is_file() else None
+    return checked_source(path, open_array(path), labels)
+
+
+def packed_arrays(path: Path, split: str) -> ArraySource:
+    """Read an .npz file: `<split>_images` or `images`, with `labels` likewise, or `arr_0`.
+
+    Raises:
+        InputError: It has none of these, or they are not what they have to be.
+    """
+    with _refusing_bad_arrays(path), np.load(path, allow_pickle=False) as arrays:
+        names = [name for name in (f"{split}_images", "images", "arr_0") if name in arrays]
+        if not names:
+            raise InputError(
+                f"{path}: expected an array 'images' or '{split}_images', got "
+                f"{', '.join(arrays.files) or 'none'}."
+            )
+        images = arrays[names[0]]
+        beside = names[0].replace("images", "labels")
+        labels = arrays[beside] if beside != names[0] and beside in arrays else None
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    return checked_source(path, images, labels)
+
+
+def open_array(path: Path) -> NDArray[Any]:
+    """Open an .npy file as a read-only memory map.
+
+    Raises:
+        InputError: It is missing, truncated, or holds pickled objects.
+    """
+    with _refusing_bad_arrays(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+class _refusing_bad_arrays:  # noqa: N801  (reads as a verb where it is used)
+    """Turn what NumPy raises on a malformed array file into an `InputError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            raise InputError(
+                f"{self.path}: expected a whole NumPy file without pickled objects, got {error}."
+            ) from error
+
+
+def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
+    """Return images as a source.
+
+    Args:
+        path: Where they are from.
+        images: uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey.
+        labels: Integers (N,), or None.
+
+    Raises:
+        InputError: They are of another type or shape; the message says how to convert them.
+    """
+    shape = images.shape
+    fits = images.ndim in (3, 4) and shape[3:] in ((), (1,), (3,))
+    one_in_colour = images.ndim == 3 and shape[2] == 3
+    if images.dtype != np.uint8 or not fits or one_in_colour:
+        raise InputError(
+            f"{path}: expected images of uint8 (N, H, W, 3) or (N, H, W), "
+            f"got {images.dtype} {shape}{_range(images)}.{_conversion(images)}"
+        )
+    if labels is not None:
+        labels = checked_labels(path, labels, len(images))
+    return ArraySource(path, images[..., 0] if shape[3:] == (1,) else images, labels)
+
+
+def checked_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Return labels as int64 (N,).
+
+    Raises:
+        InputError: They are not integers, or not `count` of them.
+    """
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"{path}: expected integer labels ({count},), got {labels.dtype} {labels.shape}."
+        )
+    return labels.astype(np.int64)
+
+
+def _range(images: NDArray[Any]) -> str:
+    """Return what floating-point images hold, for people."""
+    if not np.issubdtype(images.dtype, np.floating) or not images.size or not images.ndim:
+        return ""
+    lowest, highest, bad_values, bad_images = np.inf, -np.inf, 0, 0
+    for start in range(0, len(images), ROWS):
+        part = np.asarray(images[start : start + ROWS])
+        finite = np.isfinite(part)
+        lowest = min(lowest, part.min(where=finite, initial=np.inf))
+        highest = max(highest, part.max(where=finite, initial=-np.inf))
+        bad_values += int((~finite).sum())
+        bad_images += int((~finite.reshape(len(part), -1).all(axis=1)).sum())
+    text = f" of {lowest:.3g} to {highest:.3g}" if lowest <= highest else ""
+    if bad_values:
+        text += f", with {bad_values:,} values NaN or infinite in {bad_images:,} images"
+    return text
+
+
+def _conversion(images: NDArray[Any]) -> str:
+    if np.issubdtype(images.dtype, np.floating):
+        return (
+            " Make them uint8, which for images in [0, 1] is (images * 255).round()"
+            '.astype("uint8"), and leave out what is not finite.'
+        )
+    if images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3:
+        return " Put the channels last: images.transpose(0, 2, 3, 1)."
+    if images.dtype == np.uint8 and images.ndim == 3:
+        return " If that is one image, add an axis: images[None]."
+    return ""

@@ -1,0 +1,72 @@
+"""Images that cannot be decoded: found before a long run, named, counted, and left out if asked."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recal.data.sources import ArraySource
+from recal.errors import BrokenImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from recal.data.sources import ImageSource
+
+BLOCK = 512
+NAMED = 3
+
+
+def without_broken(
+    source: ImageSource,
+    indices: NDArray[np.int64],
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Decode images once and leave out those that cannot be.
+
+    Args:
+        source: The images.
+        indices: Those that are meant to be used, int64 (n,).
+        progress: Called with images tried and in total.
+
+    Returns:
+        The others' indices in the order given, int64, and the names of the broken ones.
+    """
+    if isinstance(source, ArraySource):  # nothing to decode
+        return indices, []
+    kept = np.ones(len(indices), bool)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        for start in range(0, len(indices), BLOCK):
+            block = indices[start : start + BLOCK].tolist()
+            kept[start : start + BLOCK] = list(pool.map(lambda i: _decodes(source, i), block))
+            progress(start + len(block), len(indices))
+    return indices[kept], [source.name(index) for index in indices[~kept].tolist()]
+
+
+def broken_images(source: ImageSource, broken: Sequence[str], tried: int) -> BrokenImageError:
+    """Return an error that names the first few broken images and counts them.
+
+    Args:
+        source: The images.
+        broken: The broken ones' names.
+        tried: How many were tried.
+    """
+    names = ", ".join(broken[:NAMED])
+    more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+    return BrokenImageError(
+        f"{source.where}: expected images, got {len(broken):,} out of {tried:,} that cannot be "
+        f"decoded: {names}{more}. Replace or remove them, or leave them out with --skip-broken."
+    )
+
+
+def _decodes(source: ImageSource, index: int) -> bool:
+    try:
+        source[index]
+    except BrokenImageError:
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""A sheet of pictures: rows of equal cells with captions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw
+
+from recal.errors import InputError
+from recal.files import whole_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+GAP, LINE = 6, 18
+LEAST_SIDE = 96
+
+
+def write_sheet(
+    path: Path,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]],
+) -> tuple[int, int]:
+    """Write rows of images; small ones are enlarged by a whole factor, pixel for pixel.
+
+    Args:
+        path: The picture, in the format of its suffix.
+        title: The line on top.
+        columns: A caption for each column.
+        rows: A caption for each row, and its images, uint8 (H, W, 3). All cells get the size of the
+            first row's last image.
+
+    Returns:
+        The picture's width and height.
+
+    Raises:
+        InputError: The suffix is no known format's.
+    """
+    height, width = rows[0][1][-1].shape[:2]
+    scale = -(-LEAST_SIDE // min(width, height)) if min(width, height) < LEAST_SIDE else 1
+    width, height = width * scale, height * scale
+    size = (
+        len(columns) * (width + GAP) + GAP,
+        2 * (LINE + GAP) + len(rows) * (LINE + height + GAP),
+    )
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+
+    def write(left: int, top: int, text: str, room: int) -> None:
+        while text and draw.textlength(text, font_size=13) > room:
+            text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
+        draw.text((left, top), text, fill="black", font_size=13)
+
+    write(GAP, GAP, title, size[0] - 2 * GAP)
+    for column, caption in enumerate(columns):
+        write(GAP + column * (width + GAP), GAP + LINE, caption, width)
+    top = 2 * (LINE + GAP)
+    for caption, cells in rows:
+        write(GAP, top, caption, size[0] - 2 * GAP)
+        for column, cell in enumerate(cells):
+            picture = Image.fromarray(cell).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (GAP + column * (width + GAP), top + LINE))
+        top += LINE + height + GAP
+    save_picture(sheet, path)
+    return size
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture whole, in the format of the file's suffix.
+
+    Raises:
+        InputError: The suffix is no known format's.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InputError(f"{path}: expected a name that ends in .png or .jpg.")
+    with whole_file(path) as partial:
+        picture.save(partial, kind)

@@ -4,6 +4,7 @@ In float64 here, where only the method counts; test_calibration.py has float32 o
 """
 
 import copy
+import threading
 import warnings
 from functools import partial
 
@@ -16,7 +17,8 @@ from torch import nn
 
 from recal import calibrate
 from recal.bn.consistent import consistent
-from recal.bn.estimators import ESTIMATORS, one_pass
+from recal.bn.estimators import ESTIMATORS, merge_found, one_pass
+from recal.bn.observing import MAX_LANES, Listener, observe
 from recal.errors import InputError
 
 pooled = partial(one_pass, estimator="pooled")
@@ -245,3 +247,83 @@ def test_pooled_counts_what_lies_between_batches_and_the_mean_of_batches_does_no
     truth = values.var()
     np.testing.assert_allclose(pooled(network.double(), batches)["0"].variance, [truth], rtol=1e-12)
     assert float(mean_of_batches(network, batches)["0"].variance) < 0.2 * truth
+
+
+@pytest.mark.parametrize("by_batch", [True, False])
+def test_nothing_leaves_the_device_while_batches_run(by_batch):
+    # tensors on the meta device hold no values: whatever asks for one fails
+    network = make_network().to("meta")
+    listening = Listener(network, by_batch=by_batch)
+    found = [listening(make_images(4).to("meta")) for _ in range(2)]
+    merged = merge_found(found)
+    assert set(merged) == {"bn1", "bn2", "bn3"}
+    assert all(moments.sums.device.type == "meta" for moments in merged.values())
+
+
+def test_batches_are_read_only_as_fast_as_they_are_used():
+    # memory must not grow with the number of images
+    started, finished = [], []
+
+    def batches():
+        for number in range(40):
+            started.append(number)
+            assert len(started) - len(finished) <= MAX_LANES + 2
+            yield {"a": make_images(2)}
+
+    network = make_network()
+    for _ in observe({"a": network}, batches(), listen=partial(Listener, by_batch=False)):
+        finished.append(None)
+    assert len(finished) == 40
+
+
+def test_threads_are_given_back_whatever_happens():
+    before = torch.get_num_threads()
+
+    def fails():
+        yield make_images(4)
+        raise RuntimeError("no more")
+
+    for estimator in ESTIMATORS:
+        with pytest.raises(RuntimeError, match="no more"):
+            run(estimator, make_network(), fails())
+        assert torch.get_num_threads() == before
+
+
+class OddOrder(nn.Module):
+    """Visits its two layers in an order that depends on the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        layers = [self.one, self.two] if float(x.mean()) > 0 else [self.two, self.one]
+        return layers[1](layers[0](x))
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+def test_a_network_without_one_order_of_layers_is_refused_by_consistent(memory):
+    images = make_images(8).abs()
+    with pytest.raises(InputError, match="in the same order"):
+        consistent(OddOrder(), [images, -images], memory=memory)
+
+
+def test_an_error_in_one_of_many_waiting_passes_ends_them_all():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            x = self.norm(x)
+            if float(x.max()) > 20:
+                raise RuntimeError("too bright")
+            return x
+
+    batches = [make_images(4, seed) for seed in range(6)]
+    batches[3] = batches[3].clone()
+    batches[3][0, 0, 0, 0] = 1e6
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="too bright"):
+        consistent(Fails(), batches)
+    assert threading.active_count() == before

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recal import calibrate, load_checkpoint
+from recal.bn.estimators import one_pass
 from recal.bn.mixing import blend_with_prior, mix
 from recal.bn.variant import Variant, branch_variant, load_variant, save_variant
 from recal.checkpoint.spec import ModelSpec
@@ -80,7 +81,6 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
     pooled = [calibrate(checkpoint, mode="clean", data=part, batch_size=30) for part in parts]
     mixed = mix(pooled, [0.5, 0.5])
     from recal.bn.build import build
-    from recal.bn.estimators import one_pass
     from recal.data.draws import seeded_batches
     from recal.data.loading import Batches, normalise
     from recal.data.policies import load_policy
@@ -98,6 +98,43 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
     for name, moments in one_pass(build(checkpoint), batches).items():
         found = mixed.tensors[f"{name}.running_var"]
         np.testing.assert_allclose(found, moments.variance, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.integers(2, 7), min_size=1, max_size=4),
+    st.lists(st.integers(2, 7), min_size=1, max_size=4),
+    st.integers(0, 99),
+)
+def test_any_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(ones, others, seed):
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 5, 3), torch.nn.BatchNorm2d(5),
+    )  # fmt: skip
+    sets = [[torch.randn(n, 3, 6, 6) + torch.randn(3, 1, 1) for n in s] for s in (ones, others)]
+    variants = [
+        replace(
+            make_variant(1),
+            tensors={
+                f"{name}.{leaf}": value.float()
+                for name, estimate in one_pass(network, batches).items()
+                for leaf, value in (
+                    ("running_mean", estimate.mean), ("running_var", estimate.variance)
+                )
+            },
+        )
+        for batches in sets
+    ]  # fmt: skip
+    share = sum(ones) / (sum(ones) + sum(others))
+    mixed = mix(variants, [share, 1 - share])
+    for name, estimate in one_pass(network, sets[0] + sets[1]).items():
+        spread = estimate.variance.sqrt()
+        shift = mixed.tensors[f"{name}.running_mean"] - estimate.mean
+        assert (shift.abs() <= 1e-6 * (spread + estimate.mean.abs())).all()
+        np.testing.assert_allclose(
+            mixed.tensors[f"{name}.running_var"], estimate.variance, rtol=1e-5
+        )
 
 
 def test_prior_is_schneiders_blend():

@@ -8,21 +8,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["build", "calibrate", "evaluate", "export_onnx", "load_checkpoint"]
+__all__ = [
+    "build",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "export_onnx",
+    "load_checkpoint",
+    "select",
+]
 
 if TYPE_CHECKING:
     from recal.bn.build import build
     from recal.calibration import calibrate
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.deploy.export import export_onnx
+    from recal.evaluation.comparison import compare
     from recal.evaluation.evaluate import evaluate
+    from recal.evaluation.selection import select
 
 _HOMES = {
     "build": "recal.bn.build",
     "calibrate": "recal.calibration",
+    "compare": "recal.evaluation.comparison",
     "evaluate": "recal.evaluation.evaluate",
     "export_onnx": "recal.deploy.export",
     "load_checkpoint": "recal.checkpoint.checkpoint",
+    "select": "recal.evaluation.selection",
 }
 
 

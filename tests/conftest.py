@@ -1,6 +1,8 @@
 """What several tests build on: a small checkpoint with branches, folders of images, the command."""
 
+import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,3 +63,14 @@ def recal(capsys, monkeypatch, tmp_path):
         return exit_.value.code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def benchmark_statistics():
+    """The module benchmarks/statistics.py, whose name is that of a standard one."""
+    path = Path(__file__).parents[1] / "benchmarks" / "statistics.py"
+    spec = importlib.util.spec_from_file_location("benchmark_statistics", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -42,6 +42,57 @@ def test_json_is_one_document_of_the_documented_form(recal, split_checkpoint, cl
     assert {"target", "clean_accuracy", "mean_corruption_error"} <= set(document["summary"][0])
 
 
+def test_every_format_is_of_the_same_numbers(recal, split_checkpoint, class_folders):
+    import csv
+    import io
+
+    request = (
+        "eval", split_checkpoint, f"{split_checkpoint}:aux0", "--suite", "cifar10",
+        "--data", class_folders,
+    )  # fmt: skip
+    _, out, _ = recal(*request, "--json")
+    row = json.loads(out)["summary"][0]
+    _, out, err = recal(*request, "--format", "csv")
+    found = next(csv.DictReader(io.StringIO(out)))
+    assert float(found["clean_accuracy"]) == row["clean_accuracy"]
+    assert float(found["clean_accuracy_low"]) == row["intervals"]["clean_accuracy"][0]
+    assert "report.html" in err
+    _, out, _ = recal(*request, "--format", "markdown")
+    assert f"| main | {100 * row['clean_accuracy']:.2f} ±" in out
+    assert "report.html" not in out
+
+
+def test_adapted_targets_are_marked_in_every_format(recal, split_checkpoint, class_folders):
+    request = (
+        "eval", split_checkpoint, "--suite", "cifar10", "--data", class_folders,
+        "--adapt", "batch", "--adapt-batch", 20, "--prior", 16,
+    )  # fmt: skip
+    for form in ("plain", "markdown", "csv", "json"):
+        _, out, _ = recal(*request, "--format", form)
+        assert "(saw test data)" in out
+        assert "batches of 20, prior 16" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prior", 3], "--prior: expected --adapt batch with it"),
+        (["--adapt", "ema", "--prior", 3], "--prior: expected --adapt batch with it"),
+        (["--adapt", "batch", "--momentum", 0.1], "--momentum: expected --adapt ema with it"),
+        (["--adapt-batch", 9], "--adapt-batch: expected --adapt batch or ema with it"),
+        (["--adapt", "batch", "--batch-size", 9], "expected --adapt-batch to decide, got 9"),
+    ],
+)
+def test_options_that_belong_to_adaptation_are_refused_without(
+    recal, split_checkpoint, class_folders, arguments, message
+):
+    status, _, err = recal(
+        "eval", split_checkpoint, "--suite", "cifar10", "--data", class_folders, *arguments
+    )
+    assert status == 2
+    assert message in err
+
+
 def test_without_anything_the_bundled_sample_is_evaluated(recal):
     status, out, _ = recal("eval", "--limit", 100, "--severities", 5, "--corruptions", "contrast")
     assert status == 0

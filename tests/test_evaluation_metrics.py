@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recal.evaluation.comparison import paired_difference
 from recal.evaluation.metrics import score, summarise
 
 
@@ -52,32 +51,3 @@ def test_huge_logits_overflow_nothing():
     columns = score(np.array([[1e30, 0.0]], np.float32), np.array([0]))
     assert columns["confidence"][0] == 1
     assert summarise(columns)["brier"] == 0
-
-
-def test_paired_interval_agrees_with_the_normal_one():
-    rng = np.random.default_rng(0)
-    a, b = rng.random((2, 3, 4000)) < np.array([0.7, 0.75])[:, None, None]
-    found = paired_difference(list(a), list(b))
-    difference = b.mean(0) - a.mean(0)
-    half = 1.96 * difference.std() / np.sqrt(4000)
-    assert found.value == pytest.approx(difference.mean())
-    assert found.low == pytest.approx(difference.mean() - half, abs=0.1 * half)
-    assert found.high == pytest.approx(difference.mean() + half, abs=0.1 * half)
-    assert found.beyond_noise
-
-
-def test_interval_covers_no_difference_in_about_95_of_100_cases():
-    rng = np.random.default_rng(1)
-    covered = sum(
-        not paired_difference(*[[c] for c in rng.random((2, 200)) < 0.8], seed=i).beyond_noise
-        for i in range(300)
-    )
-    # binomial(300, 0.95): standard deviation 3.8
-    assert 270 <= covered <= 298
-
-
-def test_equal_targets_have_no_difference():
-    right = [np.array([True, False, True])]
-    found = paired_difference(right, right)
-    assert (found.value, found.low, found.high) == (0, 0, 0)
-    assert not found.beyond_noise

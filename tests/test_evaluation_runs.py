@@ -346,3 +346,46 @@ def test_summary_is_written_as_json_and_csv(split_checkpoint, class_folders, tmp
     lines = (run.folder / "summary.csv").read_text().splitlines()
     assert lines[0].startswith("target,corruption,severity,n,accuracy")
     assert len(lines) == 3
+
+
+def test_what_lies_in_the_folder_but_failed_now_is_not_of_the_run(
+    split_checkpoint, class_folders, tmp_path, monkeypatch
+):
+    from recal import corruptions
+    from recal.evaluation.summary import summarise_run
+
+    options = {"suite": "cifar10c", "data": class_folders, "output": tmp_path / "run", **PART}
+    whole = evaluate([str(split_checkpoint)], **options)
+    real = corruptions.corrupt
+
+    def corrupt(images, name, severity, **kwargs):
+        if name == "pixelate":
+            raise InputError("pixelate: expected something, got none.")
+        return real(images, name, severity, **kwargs)
+
+    monkeypatch.setattr(corruptions, "corrupt", corrupt)
+    later = evaluate([str(split_checkpoint)], **{**options, "seed": 1})
+    assert len(later.failures) == 2
+    assert len(whole.document["cells"]) == 5
+    assert len(list((tmp_path / "run").rglob("*.parquet"))) == 5
+    document = summarise_run(tmp_path / "run")
+    assert {row["corruption"] for row in document["cells"]} == {None, "contrast"}
+
+
+def test_labels_are_as_short_as_tells_targets_apart(split_checkpoint, tmp_path):
+    import shutil
+
+    from recal.evaluation.targets import resolve_targets
+
+    files = [tmp_path / "a" / "x.pth", tmp_path / "b" / "x.pth", tmp_path / "b" / "y.pth"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        shutil.copy(split_checkpoint, file)
+    x, other_x, y = map(str, files)
+
+    def labels(*names):
+        return [target.label for target in resolve_targets(names, None, {})]
+
+    assert labels(x, f"{x}:aux0") == ["main", "aux0"]
+    assert labels(x, y, f"{y}:aux0") == ["x.pth", "y.pth", "aux0"]
+    assert labels(x, other_x) == [x, other_x]

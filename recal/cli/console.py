@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,11 +17,39 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from recal.report.grid import Layout
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 messages = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+
+
+def print_document(
+    document: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    text: Callable[[Mapping[str, Any], Layout], str],
+    form: str,
+) -> None:
+    """Print results as `--format` asks for.
+
+    Args:
+        document: For JSON.
+        rows: For CSV.
+        text: Makes a text of the document, given a layout of tables.
+        form: plain, markdown, csv or json.
+    """
+    import json
+
+    from recal.evaluation.runs import csv_text
+    from recal.report.grid import LAYOUTS
+
+    if form == "json":
+        click.echo(json.dumps(document, indent=1))
+    elif form == "csv":
+        click.echo(csv_text(rows), nl=False)
+    else:
+        console.print(text(document, LAYOUTS[form]))
 
 
 @contextmanager

@@ -35,9 +35,10 @@ def command(output: Path) -> None:
     from recal.cli.console import console, progress_bar
     from recal.cli.inspect import show_inspection
     from recal.evaluation.evaluate import evaluate
+    from recal.report.grid import LAYOUTS
     from recal.report.page import write_report
     from recal.report.plot import save_png, trade_off_figure
-    from recal.report.table import corruption_table, summary_table
+    from recal.report.text import run_text
     from recal.sample_data import sample_checkpoint, sample_images
 
     began = time.monotonic()
@@ -56,9 +57,7 @@ def command(output: Path) -> None:
             names, checkpoint=path, suite="sample", data=sample_images(),
             severities=[SEVERITY], output=output / "run", progress=bar,
         )  # fmt: skip
-    console.print(summary_table(run.document))
-    console.print()
-    console.print(corruption_table(run.document))
+    console.print(run_text(run.document, LAYOUTS["plain"]))
 
     best = max(run.document["summary"], key=_average)
     console.rule("4. export: the best average of clean and corrupted accuracy", align="left")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recal.cli.options import choose_device, model_options
+from recal.cli.adaptation_options import adaptation_options
+from recal.cli.options import choose_device, format_option, model_options
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Listed(click.ParamType[tuple[str, ...]]):
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, torch.")
 @click.option("--autocast", is_flag=True, help="Half precision where torch holds it to be safe.")
 @click.option("--plan", is_flag=True, help="Say what it would take, and do nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, nothing else.")
+@adaptation_options
+@format_option
 @reading_options
 @model_options
 def command(
@@ -67,7 +69,7 @@ def command(
     severities: tuple[str, ...],
     device: str,
     plan: bool,
-    as_json: bool,
+    form: str,
     reading: dict[str, Any],
     asked: dict[str, Any],
     **options: Any,
@@ -96,24 +98,21 @@ def command(
     }  # fmt: skip
     with joined() as world:
         if note and world.leads:
-            (messages if as_json else console).print(note)
+            (console if form == "plain" else messages).print(note)
         if plan:
             if world.leads:
-                _show_plan(targets, request, as_json, world.size)
+                _show_plan(targets, request, form == "json", world.size)
             return
-        _evaluate(targets, request, as_json, world)
+        _evaluate(targets, request, form, world)
 
 
-def _evaluate(
-    targets: tuple[str, ...], request: dict[str, Any], as_json: bool, world: World
-) -> None:
-    import json
-
-    from recal.cli.console import cell_progress, console, messages
+def _evaluate(targets: tuple[str, ...], request: dict[str, Any], form: str, world: World) -> None:
+    from recal.cli.console import cell_progress, console, messages, print_document
     from recal.errors import RecalError
     from recal.evaluation.evaluate import evaluate
+    from recal.evaluation.summary import flat
     from recal.report.page import write_report
-    from recal.report.table import corruption_table, summary_table
+    from recal.report.text import run_text
 
     with cell_progress(_short, hidden=not world.leads) as shown:
         run = evaluate(
@@ -125,17 +124,8 @@ def _evaluate(
     write_report(document, run.folder / "report.html")
     for warning in document["warnings"]:
         messages.print(f"warning: {warning}")
-    if as_json:
-        click.echo(json.dumps(document, indent=1))
-    else:
-        console.print(summary_table(document))
-        if any(cell["corruption"] for cell in document["cells"]):
-            console.print()
-            console.print(corruption_table(document))
-        if document["provenance"]:
-            console.print(f"\nCorrupted images: {document['provenance']}.")
-        console.print(f"Accuracies in percent, by {document['execution']}.")
-        console.print(f"Report: {run.folder / 'report.html'}")
+    print_document(document, flat(document["summary"]), run_text, form)
+    (console if form == "plain" else messages).print(f"Report: {run.folder / 'report.html'}")
     for failure in run.failures:
         messages.print(f"failed: {failure}")
     if run.failures:

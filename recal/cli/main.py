@@ -23,6 +23,8 @@ COMMANDS = {
     "mix": ("recal.cli.mix", "Mix variants: the path between branches, or towards a prior."),
     "suites": ("recal.cli.suites", "List the benchmarks, and what of them is on this machine."),
     "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),
+    "compare": ("recal.cli.compare", "Say whether targets of a run differ beyond noise."),
+    "select": ("recal.cli.select", "Choose a target of a run; report it on other images."),
     "convert": ("recal.cli.convert", "Write a variant as an ordinary checkpoint."),
     "export": ("recal.cli.export", "Write a variant as an ONNX file that is proven to match."),
     "verify": ("recal.cli.verify", "Check that an ONNX file is what its record says."),

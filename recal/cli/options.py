@@ -9,6 +9,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+FORMATS = ("plain", "markdown", "csv", "json")
 SPEC_FIELDS = ("arch", "classes", "family", "mean", "std", "size")
 
 
@@ -67,6 +68,22 @@ def _check_trust(arch: str | None, trust: bool) -> None:
             f"recal.toml names code as architecture, {arch}. Look at it, then say --trust, or give "
             "--arch yourself."
         )
+
+
+def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--format` and its synonym `--json`, passed to the command as one text, `form`."""
+    import functools
+
+    @click.option(
+        "--format", "form", type=click.Choice(FORMATS), default="plain", show_default=True,
+        help="How the results are printed.",
+    )  # fmt: skip
+    @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, form: str, as_json: bool, **kwargs: Any) -> Any:
+        return function(*args, form="json" if as_json else form, **kwargs)
+
+    return wrapper
 
 
 def choose_device(name: str) -> str:

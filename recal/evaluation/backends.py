@@ -16,6 +16,7 @@ from recal.declared import pick
 from recal.deploy.graph import to_onnx, with_tensors
 from recal.deploy.runtime import OnnxNetwork, normalise_array
 from recal.errors import RecalError, UsageError
+from recal.evaluation.adaptation import AdaptedPredictor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.bn.variant import Variant
+    from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.targets import Target
 
 BACKENDS = ("auto", "onnxruntime", "torch")
@@ -43,6 +45,7 @@ class Execution:
         batch_size: Images a batch.
         threads: Of this process.
         autocast: Whether torch may compute in half precision where it holds that to be safe.
+        adaptation: How statistics come from the test images; None where they do not.
     """
 
     backend: str
@@ -50,6 +53,7 @@ class Execution:
     batch_size: int
     threads: int
     autocast: bool = False
+    adaptation: Adaptation | None = None
 
     @property
     def identity(self) -> str:
@@ -57,7 +61,8 @@ class Execution:
         if self.backend == "onnxruntime":
             return "onnxruntime"
         kind = self.device.partition(":")[0]
-        return f"torch {kind} {self.batch_size}{' autocast' * self.autocast}"
+        adapted = f" {self.adaptation.text}" if self.adaptation else ""
+        return f"torch {kind} {self.batch_size}{' autocast' * self.autocast}{adapted}"
 
     def describe(self) -> str:
         """Say it for people."""
@@ -122,6 +127,7 @@ def choose_execution(
     batch_size: int | None = None,
     threads: int | None = None,
     autocast: bool = False,
+    adaptation: Adaptation | None = None,
 ) -> Execution:
     """Return how networks are run, with what was not asked for chosen.
 
@@ -132,15 +138,22 @@ def choose_execution(
         batch_size: Images a batch, or None.
         threads: Of this process, or None for its share of the machine's cores.
         autocast: See `Execution`.
+        adaptation: See `Execution`; it takes PyTorch, and decides on the batches.
 
     Raises:
         UsageError: There is no such backend, or `autocast` is asked of ONNX Runtime.
     """
     backend = pick(backend, BACKENDS, "--backend")
     if backend == "auto":
-        backend = "onnxruntime" if device == "cpu" and not autocast else "torch"
+        fast = device == "cpu" and not autocast and adaptation is None
+        backend = "onnxruntime" if fast else "torch"
     if autocast and backend != "torch":
         raise UsageError("--autocast: expected --backend torch, got onnxruntime.")
+    if adaptation and backend != "torch":
+        raise UsageError("--adapt: expected --backend torch, got onnxruntime.")
+    if adaptation and batch_size not in (None, adaptation.batch):
+        raise UsageError(f"--batch-size: expected --adapt-batch to decide, got {batch_size} too.")
+    batch_size = adaptation.batch if adaptation else batch_size
     fitting = BATCH_VALUES // (3 * size**2)
     return Execution(
         backend=backend,
@@ -148,6 +161,7 @@ def choose_execution(
         batch_size=batch_size or min(LARGEST_BATCH, max(SMALLEST_BATCH, fitting)),
         threads=threads or cores_of_this_process(),
         autocast=autocast,
+        adaptation=adaptation,
     )
 
 
@@ -202,11 +216,19 @@ class Predictors:
             raise RecalError(self._faults[name])
         return self._made[name]
 
+    def begin_cell(self) -> None:
+        """Forget what was learnt of the images of another cell."""
+        for predictor in self._made.values():
+            if isinstance(predictor, AdaptedPredictor):
+                predictor.reset()
+
     def _make(self, target: Target) -> Predictor:
         if target.onnx is not None:
             return _OnnxPredictor(OnnxNetwork(target.onnx, 1), target, self._pool)
         assert target.checkpoint is not None
         assert target.variant is not None
+        if self._execution.adaptation:
+            return AdaptedPredictor(target, self._execution)
         if self._execution.backend == "torch":
             return _TorchPredictor(target, self._execution)
         key = (target.checkpoint.weights_sha256, target.spec.arch)

@@ -14,22 +14,26 @@ from torch import nn
 
 from recal import __version__
 from recal.distributed import ALONE
-from recal.errors import InputError
+from recal.errors import InputError, UsageError
+from recal.evaluation.adaptation import adapted
 from recal.evaluation.backends import choose_execution
+from recal.evaluation.classes import class_rows
 from recal.evaluation.metrics import score, summarise
 from recal.evaluation.oddities import odd_preparation, odd_results
 from recal.evaluation.opening import check_pixels, open_suite_images
-from recal.evaluation.runs import json_digest, sweep, write_csv, write_json
+from recal.evaluation.runs import csv_text, json_digest, sweep, write_json
+from recal.evaluation.saved import declared
 from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
-from recal.evaluation.summary import summarise_targets
+from recal.evaluation.summary import flat, summarise_run
 from recal.evaluation.targets import Target, resolve_targets
 from recal.evaluation.work import Progress, Work, compute_cells
-from recal.files import locked
+from recal.files import locked, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from recal.distributed import World
+    from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.runs import Columns
 
 
@@ -69,6 +73,7 @@ def evaluate(
     autocast: bool = ...,
     device: str = ...,
     backend: str = ...,
+    adaptation: Adaptation | None = ...,
     progress: Callable[[int, int], None] | None = ...,
     on_cell: Callable[[Cell, dict[str, Columns]], None] | None = ...,
     world: World = ...,
@@ -98,11 +103,12 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
             (a seeded stratified sample of so many images); `seed` (of that sample and of
             corruptions made on the fly); `batch_size` and `threads` (chosen for the networks'
             input size and the machine); `device`; `backend` (auto, onnxruntime, torch);
-            `autocast` (half precision where torch holds it to be safe); `progress` (called with
-            cell images done and in total); `on_cell` (called with each cell that is done and its
-            columns by target name); `world` (several processes: only the leading one writes, and
-            has a document); `reading` (options of `load_checkpoint`); fields of `ModelSpec` that
-            the files do not give.
+            `adaptation` (an `Adaptation` to the test images of each cell); `autocast` (half
+            precision where torch holds it to be safe); `progress` (called with cell images done and
+            in total); `on_cell` (called with each cell that is done and its columns by target
+            name); `world` (several processes: only the leading one writes, and has a document);
+            `reading` (options of `load_checkpoint`); fields of `ModelSpec` that the files do not
+            give.
 
     Raises:
         InputError: A file or folder is not what it should be; nothing has been computed then.
@@ -140,6 +146,9 @@ def _evaluate_targets(
     **options: Any,
 ) -> Run:
     work, request = prepare_work(names, output=output, **options)
+    adaptation = work.execution.adaptation
+    if adaptation and adaptation.kind == "ema" and world.size > 1:
+        raise UsageError("--adapt ema: expected one process, because batches follow each other.")
     told = Progress(progress or Progress.images, on_cell or Progress.cell)
     with locked(work.folder) if world.leads else nullcontext():
         if world.leads:
@@ -148,14 +157,17 @@ def _evaluate_targets(
         results = compute_cells(work, told, world)
         document: dict[str, Any] = {}
         if world.leads:
-            images = work.images
-            document = summarise_targets(
-                work.suite, work.cells, work.targets, results.columns, images.provenance
-            )
+            request["held"] = {
+                target.name: [c.name for c in work.cells if (target.name, c) in results.columns]
+                for target in work.targets
+            }
+            write_json(work.folder / "run.json", request)
+            document = summarise_run(work.folder)
             document["execution"] = work.execution.describe()
-            document["warnings"] = [*images.warnings, *odd_results(work, results.columns)]
+            document["warnings"] = [*work.images.warnings, *odd_results(work, results.columns)]
             write_json(work.folder / "summary.json", document)
-            write_csv(work.folder / "summary.csv", document["cells"])
+            write_whole(work.folder / "summary.csv", csv_text(flat(document["cells"])))
+            write_whole(work.folder / "classes.csv", csv_text(class_rows(work.folder)))
     return Run(folder=work.folder, document=document, failures=tuple(results.failures))
 
 
@@ -175,6 +187,7 @@ def prepare_work(
     autocast: bool = False,
     device: str = "cpu",
     backend: str = "auto",
+    adaptation: Adaptation | None = None,
     reading: Mapping[str, Any] | None = None,
     **asked: Any,
 ) -> tuple[Work, dict[str, Any]]:
@@ -191,9 +204,10 @@ def prepare_work(
     suite = suite or usual_suite(targets[0].spec.family, targets[0].spec.classes)
     cells = suite.cells(corruptions, severities)
     _check_targets(targets, suite)
+    targets = adapted(targets, adaptation) if adaptation else targets
     execution = choose_execution(
         backend, device, targets[0].spec.size,
-        batch_size=batch_size, threads=threads, autocast=autocast,
+        batch_size=batch_size, threads=threads, autocast=autocast, adaptation=adaptation,
     )  # fmt: skip
     images = open_suite_images(
         suite, data, targets[0].spec.size, cells,
@@ -207,12 +221,19 @@ def prepare_work(
         "suite": suite.name,
         "suite_sha256": hashlib.sha256(suite.text.encode()).hexdigest(),
         "cells": [cell.name for cell in cells],
+        "declared": declared(suite, images),
         "images": len(images.chosen(cells[0]).indices),
         "seed": seed,
         "provenance": images.provenance,
         "backend": execution.identity,
         "targets": [
-            {"name": t.name, "label": t.label, "sha256": t.sha256, "model": t.spec.to_json()}
+            {
+                "name": t.name,
+                "label": t.label,
+                "sha256": t.sha256,
+                "adaptation": adaptation and adaptation.text,
+                "model": t.spec.to_json(),
+            }
             for t in targets
         ],
         "versions": {"recal": __version__, "torch": torch.__version__},

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ECE_BINS = 15
+METRICS = ("accuracy", "top5_accuracy", "nll", "brier", "ece")
 
 
 def score(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
@@ -50,25 +51,32 @@ def summarise(columns: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
         `accuracy`, `top5_accuracy`, `nll`, `brier` (sum over classes, 0 to 2) and `ece`, all but
         nll and brier fractions in [0, 1].
     """
-    nll = columns["nll"].astype(np.float64)
-    correct = columns["rank"] == 0
+    means = per_image(columns).mean(axis=0)
+    gap = np.bincount(confidence_bins(columns), weights=confidence_gaps(columns))
+    ece = np.abs(gap).sum() / len(columns["rank"])
+    return dict(zip(METRICS, [*means.tolist(), float(ece)], strict=True))
+
+
+def per_image(columns: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+    """Return what all metrics but the calibration error are means of: (N, 4), in their order."""
+    rank, nll = columns["rank"].astype(np.int64), columns["nll"].astype(np.float64)
     brier = columns["sum_p2"].astype(np.float64) - 2 * np.exp(-nll) + 1
-    return {
-        "accuracy": float(correct.mean()),
-        "top5_accuracy": float((columns["rank"].astype(np.int64) < 5).mean()),
-        "nll": float(nll.mean()),
-        "brier": float(brier.mean()),
-        "ece": expected_calibration_error(columns["confidence"].astype(np.float64), correct),
-    }
+    return np.stack([rank == 0, rank < 5, nll, brier], axis=1)
 
 
-def expected_calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_]
-) -> float:
-    """Return the mean gap between confidence and accuracy over 15 equal-width bins (lo, hi].
+def confidence_bins(columns: Mapping[str, NDArray[np.generic]]) -> NDArray[np.int64]:
+    """Return each image's bin of confidence: 15 of equal width, (lo, hi]."""
+    confidence = columns["confidence"].astype(np.float64)
+    return np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+
+
+def confidence_gaps(columns: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+    """Return each image's confidence, less 1 where it is right.
+
+    The expected calibration error is the sum over bins of the absolute sum of these, divided by N.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 2.
     """
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-    gap = np.bincount(bins, weights=confidence - correct, minlength=ECE_BINS)
-    return float(np.abs(gap).sum() / len(confidence))
+    correct = (columns["rank"] == 0).astype(np.float64)
+    gaps: NDArray[np.float64] = columns["confidence"].astype(np.float64) - correct
+    return gaps

@@ -15,7 +15,7 @@ from recal.errors import InputError
 from recal.files import whole_file, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -95,10 +95,10 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
-def write_csv(path: Path, rows: list[Mapping[str, Any]]) -> None:
-    """Write rows that share their keys as CSV, whole or not at all."""
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows that share their keys as CSV."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()

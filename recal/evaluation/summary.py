@@ -1,93 +1,171 @@
-"""From the cells of a run to the document that people and programs read."""
+"""From a run's folder to the document that people and programs read."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from recal.evaluation.comparison import paired_difference
-from recal.evaluation.metrics import summarise
+from recal.evaluation.comparison import compare_measured
+from recal.evaluation.intervals import normal_interval, percentile_interval, wilson_interval
+from recal.evaluation.measured import measure
+from recal.evaluation.metrics import METRICS
+from recal.evaluation.pairs import difference_document
+from recal.evaluation.quantities import parts_of, quantities_of
+from recal.evaluation.saved import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from recal.evaluation.runs import Columns
-    from recal.evaluation.suites import Cell, Suite
-    from recal.evaluation.targets import Target
+    from recal.evaluation.intervals import Interval
+    from recal.evaluation.measured import Measured
+    from recal.evaluation.pairs import Pair
+    from recal.evaluation.quantities import Quantity
+    from recal.evaluation.saved import SavedRun, SavedTarget
+
+# of a target, in the summary; those that a run does not allow are null there
+HEADLINES = (
+    *(f"{part}_{metric}" for part in ("clean", "corrupted") for metric in METRICS),
+    "mean_corruption_error",
+    "mce",
+    "relative_mce",
+)
 
 
-def summarise_targets(
-    suite: Suite,
-    cells: Sequence[Cell],
-    targets: Sequence[Target],
-    columns: Mapping[tuple[str, Cell], Columns],
-    provenance: str | None,
-) -> dict[str, Any]:
-    """Return the document of `summary.json` and `recal eval --json`.
+def summarise_run(folder: str | Path, *, seed: int = 0) -> dict[str, Any]:
+    """Compute every metric of a run from its cells; nothing but its folder is needed.
 
-    `mean_corruption_error` is there only where every corruption and severity of the suite is;
-    `corrupted_accuracy` is the mean over the corrupted cells that are there. Differences are from
-    the first target, over the cells that both have, with 95 % intervals.
+    Args:
+        folder: The run's.
+        seed: Of the bootstrap.
+
+    Returns:
+        The document of `summary.json` and `recal eval --json`: `cells`, one row a target and cell;
+        `parts`, one row a target and corruption, group of corruptions or severity; `summary`, one
+        row a target, with the differences from the first over the cells that both have. Values are
+        fractions (nll in nats, brier 0 to 2); `intervals` holds their 95 % intervals by name.
+
+    Raises:
+        InputError: The folder is no run.
     """
-    clean = [cell for cell in cells if cell.corruption is None]
-    corrupted = [cell for cell in cells if cell.corruption is not None]
-    complete = len(corrupted) == len(suite.cells())
-    found = [(t, c, columns[t.name, c]) for t in targets for c in cells if (t.name, c) in columns]
-    rows: list[dict[str, Any]] = [
-        {
-            "target": target.name,
-            "corruption": cell.corruption,
-            "severity": cell.severity,
-            "n": len(scores["label"]),
-            **summarise(scores),
-        }
-        for target, cell, scores in found
-    ]
-    accuracy = {(r["target"], r["corruption"], r["severity"]): r["accuracy"] for r in rows}
-    summary = []
-    for target in targets:
-        values = [
-            accuracy[key]
-            for cell in corrupted
-            if (key := (target.name, cell.corruption, cell.severity)) in accuracy
-        ]
-        mean = float(np.mean(values)) if values else None
-        whole = complete and corrupted and len(values) == len(corrupted)
-        summary.append(
-            {
-                "target": target.name,
-                "label": target.label,
-                "clean_accuracy": accuracy.get((target.name, None, None)),
-                "corrupted_accuracy": mean,
-                "mean_corruption_error": 1.0 - mean if whole and mean is not None else None,
-                "clean_difference": _difference(targets[0], target, clean, columns),
-                "corrupted_difference": _difference(targets[0], target, corrupted, columns),
-            }
-        )
+    run = open_run(Path(folder))
+    measured = {t.name: found for t in run.targets if (found := measure(run, t, seed=seed))}
+    first = measured.get(run.targets[0].name)
+    others = [m for m in list(measured.values()) if first is not None and m is not first]
+    pairs: dict[str, Pair] = {}
+    if first is not None:
+        comparable = [m for m in others if set(m.cells) & set(first.cells)]
+        found_pairs = compare_measured(run, [(first, m) for m in comparable])
+        pairs = {pair.second.name: pair for pair in found_pairs}
+    rows = [row for m in measured.values() for row in _cell_rows(m)]
     return {
-        "suite": suite.name,
-        "title": suite.title,
-        "provenance": provenance,
-        "images": max((row["n"] for row in rows), default=0),
+        "suite": run.suite,
+        "title": run.title,
+        "provenance": run.provenance,
+        "reference": None if run.reference is None else run.reference.source,
+        "images": max((max(m.images) for m in measured.values()), default=0),
         "cells_done": len({(row["corruption"], row["severity"]) for row in rows}),
-        "cells_of_suite": len(suite.cells()) + 1,
+        "cells_of_suite": len(run.standard) + 1,
         "cells": rows,
-        "summary": summary,
+        "parts": [row for m in measured.values() for row in _part_rows(run, m)],
+        "summary": [_summary_row(run, t, measured.get(t.name), pairs) for t in run.targets],
     }
 
 
-def _difference(
-    first: Target,
-    target: Target,
-    cells: Sequence[Cell],
-    columns: Mapping[tuple[str, Cell], Columns],
-) -> dict[str, Any] | None:
-    shared = [c for c in cells if (first.name, c) in columns and (target.name, c) in columns]
-    if target.name == first.name or not shared:
-        return None
-    right = [
-        [columns[name, cell]["rank"] == 0 for cell in shared] for name in (first.name, target.name)
-    ]
-    difference = paired_difference(*right)
-    return {"value": difference.value, "low": difference.low, "high": difference.high}
+def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows for a table of numbers: intervals and differences become columns of their own."""
+    flattened = []
+    for row in rows:
+        plain: dict[str, Any] = {}
+        intervals = row.get("intervals", {})
+        for name, value in row.items():
+            if name == "intervals":
+                continue
+            if name.endswith("_difference"):
+                found = value or {}
+                plain |= {name: found.get("value")}
+                plain |= {f"{name}_{end}": found.get(end) for end in ("low", "high", "p_holm")}
+                continue
+            plain[name] = value
+            if name in METRICS or name in HEADLINES:
+                low, high = intervals.get(name, (None, None))
+                plain |= {f"{name}_low": low, f"{name}_high": high}
+        flattened.append(plain)
+    return flattened
+
+
+def _cell_rows(measured: Measured) -> list[dict[str, Any]]:
+    rows = []
+    for i, cell in enumerate(measured.cells):
+        values = measured.value[0, i].tolist()
+        rows.append(
+            {
+                "target": measured.target.name,
+                "corruption": cell.corruption,
+                "severity": cell.severity,
+                "n": measured.images[i],
+                **dict(zip(METRICS, values, strict=True)),
+                "intervals": {
+                    name: list(
+                        _interval(name, value, measured.resampled[:, i, k], measured.images[i])
+                    )
+                    for k, (name, value) in enumerate(zip(METRICS, values, strict=True))
+                },
+            }
+        )
+    return rows
+
+
+def _interval(name: str, value: float, resampled: Any, images: int) -> Interval:
+    if name.endswith("accuracy"):
+        return wilson_interval(value, images)
+    if name == "ece":
+        low, high = normal_interval(value, resampled)
+        return max(low, 0.0), high
+    return percentile_interval(resampled)
+
+
+def _part_rows(run: SavedRun, measured: Measured) -> list[dict[str, Any]]:
+    quantities = quantities_of(run, measured.cells)
+    rows = []
+    for part in parts_of(run, measured.cells):
+        if part.by in ("clean", "corrupted"):
+            continue  # they are in the summary
+        found = {metric: quantities[f"{part.name}_{metric}"] for metric in METRICS}
+        rows.append(
+            {
+                "target": measured.target.name,
+                "by": part.by,
+                "part": part.name,
+                **_values(found, measured),
+            }
+        )
+    return rows
+
+
+def _values(quantities: Mapping[str, Quantity], measured: Measured) -> dict[str, Any]:
+    values = {name: float(q.of(measured.value)[0]) for name, q in quantities.items()}
+    intervals = {
+        name: list(q.interval(measured.value, measured.resampled, measured.images))
+        for name, q in quantities.items()
+    }
+    return {**values, "intervals": intervals}
+
+
+def _summary_row(
+    run: SavedRun, target: SavedTarget, measured: Measured | None, pairs: Mapping[str, Pair]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "target": target.name,
+        "label": target.label,
+        "adaptation": target.adaptation,
+        **dict.fromkeys(HEADLINES),
+        "intervals": {},
+    }
+    if measured is not None:
+        quantities = quantities_of(run, measured.cells)
+        row |= _values({n: quantities[n] for n in HEADLINES if n in quantities}, measured)
+    differences = pairs[target.name].differences if target.name in pairs else {}
+    for part in ("clean", "corrupted"):
+        difference = differences.get(f"{part}_accuracy")
+        row[f"{part}_difference"] = difference and difference_document(difference)
+    return row

@@ -152,8 +152,11 @@ def _variant_target(name: str, label: str, checkpoint: Checkpoint, variant: Vari
 
 
 def _with_distinct_labels(targets: Sequence[Target]) -> list[Target]:
-    labels = [target.label for target in targets]
-    return [
-        replace(target, label=target.name) if labels.count(target.label) > 1 else target
-        for target in targets
-    ]
+    """Label by the file, where labels are alike, and by all of its path, where files are, too."""
+    for longer in (lambda target: Path(target.name).name, lambda target: target.name):
+        labels = [target.label for target in targets]
+        targets = [
+            replace(target, label=longer(target)) if labels.count(target.label) > 1 else target
+            for target in targets
+        ]
+    return list(targets)

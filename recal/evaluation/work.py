@@ -142,6 +142,8 @@ class Part:
 def cell_batches(work: Work, cell: Cell) -> list[NDArray[np.int64]]:
     """Return the indices of a cell's images, cut into batches."""
     indices, size = work.images.chosen(cell).indices, work.execution.batch_size
+    if work.execution.adaptation:
+        return work.execution.adaptation.batches(indices)
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
@@ -166,6 +168,7 @@ def score_batches(
         progress: Called with the number of images done.
     """
     part, done = Part(), 0
+    predictors.begin_cell()
     labels, kept = work.images.chosen(cell).labels, kept_logits(work.suite)
     try:
         for number, batch, images in _read_ahead(work, cell, batches):
@@ -229,6 +232,8 @@ def _finish_cell(
         elif target.name in names:
             mine = [pieces[key] for key in sorted(pieces) if key[0] == target.name]
             columns = {name: np.concatenate([piece[name] for piece in mine]) for name in mine[0]}
+            order = np.argsort(columns["index"])  # adapted networks see images in another one
+            columns = {name: column[order] for name, column in columns.items()}
             path = cell_file(work.folder, target.sha256, cell.name)
             write_cell(path, columns, keys[target.name])
             results.columns[target.name, cell] = columns

@@ -10,16 +10,24 @@ from markupsafe import Markup
 from recal import __version__
 from recal.files import write_whole
 from recal.report.plot import has_trade_off, to_svg, trade_off_figure
-from recal.report.table import extent, mean_accuracies, percent, points
+from recal.report.table import (
+    calibration_table,
+    corruption_table,
+    extent,
+    summary_table,
+    verdicts,
+)
 from recal.resources import PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+PARTS = ("corruption", "group", "severity")
+
 
 def write_report(document: Mapping[str, Any], path: Path) -> None:
-    """Write the page: summary table, trade-off, accuracy per corruption.
+    """Write the page: summary, trade-off, calibration, accuracy by corruption, group and severity.
 
     Args:
         document: A run's summary.
@@ -33,11 +41,13 @@ def write_report(document: Mapping[str, Any], path: Path) -> None:
     svg = Markup(to_svg(trade_off_figure(document))) if has_trade_off(document) else None  # noqa: S704
     html = environment.get_template("page.html.j2").render(
         document=document,
-        corruptions=mean_accuracies(document),
         extent=extent(document),
+        summary=summary_table(document),
+        verdicts=verdicts(document),
+        calibration=calibration_table(document),
+        parts=[grid for by in PARTS if (grid := corruption_table(document, by)).rows],
+        adapted=any(row["adaptation"] for row in document["summary"]),
         svg=svg,
-        percent=percent,
-        points=points,
         version=__version__,
     )
     write_whole(path, html)

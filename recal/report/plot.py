@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from recal.report.compared import compared_parts
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -20,22 +22,33 @@ MARKERS = "osD^vPX"
 def trade_off_figure(document: Mapping[str, Any]) -> Figure:
     """Draw clean against corrupted accuracy, one point a target.
 
-    Bars are the 95 % intervals of the differences from the first target, on the same images.
+    Pale bars are 95 % intervals of the accuracies; dark ones of the differences from the first
+    target, on the same images, which are narrower: a bar that does not reach the dashed line of the
+    first target is a difference beyond noise, before any correction for several comparisons.
 
     Args:
         document: A run's summary with clean and corrupted accuracies.
     """
     rows = [row for row in document["summary"] if _has_both(row)]
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for i, row in enumerate(rows):
         x, y = 100 * row["clean_accuracy"], 100 * row["corrupted_accuracy"]
+        colour = COLOURS[i % len(COLOURS)]
+        axes.errorbar(
+            x, y, xerr=_own_bar(row, "clean"), yerr=_own_bar(row, "corrupted"),
+            fmt="none", ecolor=colour, elinewidth=4, alpha=0.18,
+        )  # fmt: skip
         axes.errorbar(
             x, y,
             xerr=_bar(row["clean_difference"]), yerr=_bar(row["corrupted_difference"]),
-            fmt=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], markersize=8,
-            elinewidth=1, capsize=3, label=row["label"],
+            fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=7,
+            elinewidth=1.2, capsize=3, label=row["label"],
         )  # fmt: skip
+    if len(rows) > 1:
+        dashed: dict[str, Any] = {"color": "#777777", "linestyle": "--", "linewidth": 0.8}
+        axes.axvline(100 * rows[0]["clean_accuracy"], **dashed)
+        axes.axhline(100 * rows[0]["corrupted_accuracy"], **dashed)
     axes.margins(0.15)
     axes.set_xlabel("clean accuracy, %")
     axes.set_ylabel("corrupted accuracy, mean over cells, %")
@@ -45,11 +58,60 @@ def trade_off_figure(document: Mapping[str, Any]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     if len(rows) > 1:
-        note = f"bars: 95 % intervals of the difference from {rows[0]['label']}, same images"
+        note = (
+            f"95 % intervals; dark: of the difference from {rows[0]['label']}, same images; "
+            "pale: of the accuracy"
+        )
         axes.annotate(
             note, (0, 0), (0, -38), xycoords="axes fraction", textcoords="offset points",
             fontsize=8, color="#555555", va="top",
         )  # fmt: skip
+    return figure
+
+
+def difference_figure(document: Mapping[str, Any]) -> Figure:
+    """Draw the differences of accuracy of a comparison, a row for each part of the suite.
+
+    Filled marks are beyond noise by their own tests, corrected by Holm.
+
+    Args:
+        document: A comparison's.
+    """
+    pairs = document["pairs"]
+    rows = list(dict.fromkeys(name for pair in pairs for name in compared_parts(pair)))
+    figure = Figure(
+        figsize=(6.8, 1.6 + 0.19 * len(rows) * max(1.4, len(pairs))), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    axes.axvline(0, color="#777777", linewidth=0.8)
+    for i, pair in enumerate(pairs):
+        colour = COLOURS[i % len(COLOURS)]
+        shift = 0.0 if len(pairs) == 1 else 0.6 * (i / (len(pairs) - 1) - 0.5)
+        for part, found in compared_parts(pair).items():
+            axes.errorbar(
+                100 * found["value"], rows.index(part) + shift, xerr=_bar(found),
+                fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=5, elinewidth=1.2,
+                capsize=2, markerfacecolor=colour if found["beyond_noise"] else "white",
+            )  # fmt: skip
+        axes.plot(
+            [], [], MARKERS[i % len(MARKERS)], color=colour, markersize=5,
+            label=f"{pair['second_label']} against {pair['first_label']}",
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for row in range(0, len(rows), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="#f6f6f6", zorder=0)
+    axes.set_xlabel(
+        "difference of accuracy, percentage points\n"
+        "bars: 95 % intervals, same images; filled: beyond noise after Holm's correction",
+        fontsize=9,
+    )
+    axes.set_title(document["title"], loc="left", fontsize=10)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     return figure
 
 
@@ -74,6 +136,12 @@ def to_svg(figure: Figure) -> str:
 
 def _has_both(row: Mapping[str, Any]) -> bool:
     return row["clean_accuracy"] is not None and row["corrupted_accuracy"] is not None
+
+
+def _own_bar(row: Mapping[str, Any], part: str) -> list[list[float]]:
+    value = row[f"{part}_accuracy"]
+    low, high = row["intervals"][f"{part}_accuracy"]
+    return _bar({"value": value, "low": low, "high": high}) or []
 
 
 def _bar(difference: Mapping[str, float] | None) -> list[list[float]] | None:

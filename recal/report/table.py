@@ -1,18 +1,29 @@
-"""The summary of a run as a table for the terminal."""
+"""The summary of a run as tables for people."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from recal.report.grid import Grid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
-def percent(value: float | None) -> str:
-    """Format a fraction for people."""
-    return "-" if value is None else f"{100 * value:.2f}"
+def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Format a fraction for people, with half the width of its interval."""
+    if value is None:
+        return "-"
+    half = "" if interval is None else f" ±{50 * (interval[1] - interval[0]):.2f}"
+    return f"{100 * value:.2f}{half}"
+
+
+def number(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Format a value that is no fraction, with half the width of its interval."""
+    if value is None:
+        return "-"
+    half = "" if interval is None else f" ±{(interval[1] - interval[0]) / 2:.4f}"
+    return f"{value:.4f}{half}"
 
 
 def points(difference: Mapping[str, float] | None) -> str:
@@ -30,54 +41,91 @@ def extent(document: Mapping[str, Any]) -> str:
     return f"{document['images']:,} images, {cells}"
 
 
-def summary_table(document: Mapping[str, Any]) -> Table:
-    """Lay out a run's summary: accuracies in percent, differences from the first target."""
+def heading(document: Mapping[str, Any]) -> str:
+    """Return the title of a run's tables; it says so where the targets saw test data."""
+    adapted = {row["adaptation"] for row in document["summary"]} - {None}
+    mark = f"; saw test data: {', '.join(sorted(adapted))}" if adapted else ""
+    return f"{document['title']} ({extent(document)}{mark})"
+
+
+def summary_table(document: Mapping[str, Any]) -> Grid:
+    """Lay out accuracies and mCE in percent with half the width of their intervals.
+
+    Differences are from the first target, in percentage points.
+    """
     rows = document["summary"]
-    versus = f"vs {rows[0]['label']} [95 %]"
-    has_corrupted = any(row["corrupted_accuracy"] is not None for row in rows)
     several = len(rows) > 1
-    title = f"{document['title']} ({extent(document)})"
-    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-    table.add_column("target")
-    table.add_column("clean", justify="right")
-    if several:
-        table.add_column(versus, justify="right")
-    if has_corrupted:
-        table.add_column("corrupted", justify="right")
+    header, columns = ["target"], [[row["label"] for row in rows]]
+    for part in ("clean", "corrupted"):
+        if part == "corrupted" and all(row["corrupted_accuracy"] is None for row in rows):
+            continue
+        header.append(part)
+        columns.append([value_of(row, f"{part}_accuracy") for row in rows])
         if several:
-            table.add_column(versus, justify="right")
-    for row in rows:
-        cells = [row["label"], percent(row["clean_accuracy"])]
-        if several:
-            cells.append(points(row["clean_difference"]))
-        if has_corrupted:
-            cells.append(percent(row["corrupted_accuracy"]))
-            if several:
-                cells.append(points(row["corrupted_difference"]))
-        table.add_row(*cells)
-    return table
+            header.append(f"vs {rows[0]['label']} [95 %]")
+            columns.append([points(row[f"{part}_difference"]) for row in rows])
+    for name, title in (("mce", "mCE"), ("relative_mce", "relative mCE")):
+        if any(row[name] is not None for row in rows):
+            header.append(title)
+            columns.append([value_of(row, name) for row in rows])
+    return Grid(heading(document), tuple(header), tuple(zip(*columns, strict=True)))
 
 
-def corruption_table(document: Mapping[str, Any]) -> Table:
-    """Lay out the accuracy per corruption, the mean over severities, in percent."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("corruption")
-    for row in document["summary"]:
-        table.add_column(row["label"], justify="right")
-    for name, means in mean_accuracies(document).items():
-        table.add_row(name, *(percent(mean) for mean in means))
-    return table
+def calibration_table(document: Mapping[str, Any]) -> Grid:
+    """Lay out how far probabilities are to be trusted: ECE in percent, NLL in nats, Brier score."""
+    names = [
+        f"{part}_{metric}" for part in ("clean", "corrupted") for metric in ("ece", "nll", "brier")
+        if any(row[f"{part}_{metric}"] is not None for row in document["summary"])
+    ]  # fmt: skip
+    return Grid(
+        "", ("target", *(_title(name) for name in names)),
+        tuple((row["label"], *(value_of(row, name) for name in names))
+              for row in document["summary"]),
+    )  # fmt: skip
 
 
-def mean_accuracies(document: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """Return for each corruption every target's accuracy, the mean over severities."""
-    targets = [row["target"] for row in document["summary"]]
-    accuracies: dict[str, dict[str, list[float]]] = {}
-    for cell in document["cells"]:
-        if cell["corruption"] is not None:
-            of_targets = accuracies.setdefault(cell["corruption"], {})
-            of_targets.setdefault(cell["target"], []).append(cell["accuracy"])
-    return {
-        name: [sum(v) / len(v) if (v := of_targets.get(t)) else None for t in targets]
-        for name, of_targets in accuracies.items()
-    }
+def value_of(row: Mapping[str, Any], name: str) -> str:
+    """Format a metric of a row with half the width of its interval."""
+    form = number if name.endswith(("nll", "brier")) else percent
+    return form(row[name], row["intervals"].get(name))
+
+
+def _title(name: str) -> str:
+    part, metric = name.split("_")
+    return f"{part} {metric.upper() if metric != 'brier' else 'Brier'}"
+
+
+def corruption_table(document: Mapping[str, Any], by: str = "corruption") -> Grid:
+    """Lay out accuracies by corruption, by group of corruptions, or by severity, in percent."""
+    found: dict[str, dict[str, str]] = {}
+    for row in document["parts"]:
+        if row["by"] == by:
+            name = row["part"].replace("severity_", "severity ")
+            found.setdefault(name, {})[row["target"]] = value_of(row, "accuracy")
+    targets = document["summary"]
+    return Grid(
+        "", (by, *(row['label'] for row in targets)),
+        tuple((name, *(of.get(row["target"], "-") for row in targets))
+              for name, of in found.items()),
+    )  # fmt: skip
+
+
+def verdicts(document: Mapping[str, Any]) -> list[str]:
+    """Say of every target but the first, in a sentence, whether it differs beyond noise."""
+    first, *others = document["summary"]
+    return [
+        f"{row['label']} against {first['label']}: {', '.join(said)}."
+        for row in others
+        if (said := [
+            f"{part} {verdict(row[f'{part}_difference'])}" for part in ("clean", "corrupted")
+            if row[f"{part}_difference"] is not None
+        ])
+    ]  # fmt: skip
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """Say whether a tested difference of accuracies is beyond noise."""
+    p = f"p = {difference['p_holm']:.2g}"
+    if not difference["beyond_noise"]:
+        return f"no difference beyond noise ({p})"
+    return f"{100 * difference['value']:+.2f} points, beyond noise ({p})"

@@ -1,0 +1,201 @@
+"""A run read back from its folder: nothing but the folder is needed to compute every metric."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recal.errors import InputError, UsageError
+from recal.evaluation.runs import cell_file, read_cell
+from recal.evaluation.suites import Cell, Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from recal.evaluation.images import SuiteImages
+    from recal.evaluation.runs import Columns
+    from recal.evaluation.suites import Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTarget:
+    """A target of a run.
+
+    Attributes:
+        name: As the user gave it.
+        label: Short, for tables.
+        sha256: Identity of the network and its preprocessing.
+        adaptation: How it was adapted to the test images, in words; None if it never saw them.
+    """
+
+    name: str
+    label: str
+    sha256: str
+    adaptation: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What a run's folder says.
+
+    Attributes:
+        folder: The folder.
+        suite: Name of the suite.
+        title: One line for people.
+        provenance: What the corrupted images are; None for a clean suite.
+        cells: The cells that were asked for.
+        standard: The corrupted cells that a mean of the whole suite is over.
+        reference: The errors that mCE is relative to, or None.
+        images: Hash of the numbers and labels of the images that are used, of the clean cell and of
+            the corrupted ones.
+        targets: In the order of the command.
+        held: Names of the cells that hold, by target; None for a run that was not finished. Others
+            may lie in the folder from another request.
+    """
+
+    folder: Path
+    suite: str
+    title: str
+    provenance: str | None
+    cells: tuple[Cell, ...]
+    standard: tuple[Cell, ...]
+    reference: Reference | None
+    images: Mapping[str, str | None]
+    targets: tuple[SavedTarget, ...]
+    held: Mapping[str, Sequence[str]] | None = None
+
+    def columns(self, target: SavedTarget, cell: Cell) -> Columns | None:
+        """Read a cell; None where the run does not hold it for the images that it was asked for.
+
+        Raises:
+            InputError: The file is damaged, or holds other things than a cell.
+        """
+        if self.held is not None and cell.name not in self.held.get(target.name, ()):
+            return None
+        path = cell_file(self.folder, target.sha256, cell.name)
+        columns = read_cell(path)
+        if columns is None:
+            return None
+        _check_columns(columns, path)
+        kind = "clean" if cell.corruption is None else "corrupted"
+        found = images_digest(columns["index"], columns["label"])
+        return columns if found == self.images[kind] else None
+
+    def pick(self, names: Sequence[str]) -> tuple[SavedTarget, ...]:
+        """Return targets by name or label, in the order given; all of them for no names.
+
+        Raises:
+            UsageError: There is no such target.
+        """
+        found = {t.label: t for t in self.targets} | {t.name: t for t in self.targets}
+        for name in names:
+            if name not in found:
+                labels = ", ".join(target.label for target in self.targets)
+                raise UsageError(f"{self.folder}: expected one of {labels}, got '{name}'.")
+        return tuple(found[name] for name in names) or self.targets
+
+
+def open_run(folder: Path) -> SavedRun:
+    """Read what a run's folder says of it.
+
+    Raises:
+        InputError: It is no folder of a run, or another version's.
+    """
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: expected the folder of a run of `recal eval`, got no readable "
+                         "run.json in it.") from error  # fmt: skip
+    try:
+        declared = content["declared"]
+        standard = tuple(_cell(name) for name in declared["standard"])
+        return SavedRun(
+            folder=folder,
+            suite=content["suite"],
+            title=declared["title"],
+            provenance=content["provenance"],
+            cells=tuple(_cell(name) for name in content["cells"]),
+            standard=standard,
+            reference=_reference(declared["reference"], standard),
+            images=dict(declared["images"]),
+            targets=tuple(_target(target) for target in content["targets"]),
+            held=dict(content["held"]) if "held" in content else None,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: expected what this version of recal writes, got something else ({error}). "
+            "Say the same `recal eval` again: it writes the file anew and keeps the cells."
+        ) from error
+
+
+def declared(suite: Suite, images: SuiteImages) -> dict[str, Any]:
+    """Return what run.json keeps of a suite and its images, because metrics depend on it."""
+    reference = suite.reference
+    chosen = {"clean": images.of_clean, "corrupted": images.of_corrupted}
+    return {
+        "title": suite.title,
+        "images": {
+            kind: None if of is None else images_digest(of.indices, of.labels[of.indices])
+            for kind, of in chosen.items()
+        },
+        "standard": [cell.name for cell in suite.cells()],
+        "reference": None if reference is None else {
+            "source": reference.source,
+            "clean_error": reference.clean_error,
+            "errors": dict(reference.errors),
+        },
+    }  # fmt: skip
+
+
+def images_digest(indices: NDArray[Any], labels: NDArray[Any]) -> str:
+    """Return the hash of the numbers and labels of images."""
+    return hashlib.sha256(np.stack([indices, labels]).astype("<i8").tobytes()).hexdigest()
+
+
+def _cell(name: str) -> Cell:
+    if name == "clean":
+        return Cell(None, None)
+    corruption, _, severity = name.rpartition("-")
+    # names become paths, which must stay in the folder
+    if not re.fullmatch(r"\w[\w.-]*", corruption):
+        raise ValueError(f"cell {name!r}")
+    return Cell(corruption, int(severity))
+
+
+def _reference(content: Mapping[str, Any] | None, standard: Sequence[Cell]) -> Reference | None:
+    if content is None:
+        return None
+    reference = Reference(**content)
+    wanted = {cell.corruption for cell in standard}
+    if not all(0 < float(reference.errors[name or ""]) <= 1 for name in wanted):
+        raise ValueError("reference errors beyond 0 to 1")
+    return reference
+
+
+def _target(content: Mapping[str, Any]) -> SavedTarget:
+    if not re.fullmatch(r"[0-9a-f]{64}", content["sha256"]):
+        raise ValueError(f"sha256 {content['sha256']!r}")
+    fields = ("name", "label", "sha256", "adaptation")
+    return SavedTarget(**{name: content[name] for name in fields})
+
+
+def _check_columns(columns: Columns, path: Path) -> None:
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise InputError(f"{path}: expected a cell of a run, got no {', '.join(missing)} in it.")
+    for name in COLUMNS:
+        column = columns[name]
+        if column.dtype.kind not in "iuf" or not np.isfinite(column.astype(np.float64)).all():
+            raise InputError(f"{path}: expected numbers as {name}, got others. Evaluate it again.")
+
+
+COLUMNS = ("index", "label", "rank", "confidence", "nll", "sum_p2")

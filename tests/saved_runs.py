@@ -1,0 +1,73 @@
+"""Folders of runs made by hand, and columns of simulated networks."""
+
+import json
+
+import numpy as np
+
+from recal.evaluation.runs import cell_file, write_cell
+from recal.evaluation.saved import images_digest
+
+CORRUPTIONS = ("fog", "contrast", "gaussian_noise")
+
+
+def columns_of(right, *, labels=None, confidence=None, seed=0, classes=10):
+    """Columns of a cell in which these images are answered rightly; the rest is plausible."""
+    rng = np.random.default_rng(seed)
+    right = np.asarray(right, bool)
+    n = len(right)
+    confidence = rng.uniform(0.2, 1, n) if confidence is None else confidence
+    labels = np.arange(n) % classes if labels is None else labels
+    return {
+        "index": np.arange(n, dtype=np.int32),
+        "label": np.asarray(labels, np.int32),
+        "rank": np.where(right, 0, rng.integers(1, classes, n)).astype(np.int32),
+        "confidence": np.asarray(confidence, np.float32),
+        "nll": rng.exponential(0.5, n).astype(np.float32),
+        "sum_p2": rng.uniform(0.3, 1, n).astype(np.float32),
+    }
+
+
+def simulated(shares, n, *, seed=0, clean=True, corruptions=CORRUPTIONS, severities=(1, 2)):
+    """Columns of every cell: an image is right with the given share, less under corruption."""
+    rng = np.random.default_rng(seed)
+    hardness = rng.random(n)
+    names = ["clean"] * clean + [f"{c}-{s}" for c in corruptions for s in severities]
+    return {
+        target: {
+            name: columns_of(
+                hardness + 0.2 * rng.random(n) < share - 0.1 * (name != "clean"), seed=i
+            )
+            for i, name in enumerate(names)
+        }
+        for target, share in shares.items()
+    }
+
+
+def write_run(folder, columns, *, standard=None, reference=None, adaptation=None):
+    """Write the folder of a run that holds these columns, by target and name of the cell."""
+    targets = [
+        {"name": name, "label": name, "sha256": f"{i:064x}"[::-1], "adaptation": adaptation}
+        for i, name in enumerate(columns)
+    ]
+    cells = list(dict.fromkeys(cell for of in columns.values() for cell in of))
+    images = {"clean": None, "corrupted": None}
+    for target in targets:
+        for cell, of in columns[target["name"]].items():
+            write_cell(cell_file(folder, target["sha256"], cell), of, "key")
+            kind = "clean" if cell == "clean" else "corrupted"
+            images[kind] = images_digest(of["index"], of["label"])
+    corrupted = [cell for cell in cells if cell != "clean"]
+    content = {
+        "suite": "by_hand",
+        "cells": cells,
+        "declared": {
+            "title": "By hand",
+            "images": images,
+            "standard": corrupted if standard is None else standard,
+            "reference": reference,
+        },
+        "provenance": None,
+        "targets": targets,
+    }
+    (folder / "run.json").write_text(json.dumps(content))
+    return folder

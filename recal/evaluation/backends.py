@@ -247,8 +247,9 @@ class Predictors:
 class _OnnxPredictor:
     """A session of one thread, that several threads run on pieces of a batch.
 
-    That beats a session of several threads: these wait for each other in every layer, and a batch's
-    activations do not fit the cache that a piece's do. The numbers are the same to the last bit.
+    The threads of one session wait for each other in every layer, which costs much where others use
+    the machine too; threads with pieces of their own do not. The numbers are the same to the last
+    bit (docs/evaluation.md has figures).
     """
 
     def __init__(self, network: OnnxNetwork, target: Target, pool: ThreadPoolExecutor) -> None:

@@ -7,6 +7,7 @@ the checkpoints, counted by an independent script; statistics are compared with 
 """
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -46,6 +47,7 @@ def main() -> None:
     checkpoints = shared / "checkpoints"
     check_accuracies(checkpoints, cifar10, scratch)
     check_statistics(checkpoints / "wrn16_1_splitbn_cifar10.pth", cifar10)
+    check_processes(checkpoints / "wrn16_1_splitbn_noise_cifar10.pth", cifar10, scratch)
     check_project(checkpoints / "wrn16_1_splitbn_cifar10.pth", cifar10, scratch / "project")
     check_bundled(cifar10, scratch)
 
@@ -123,6 +125,37 @@ def float64_statistics(checkpoint, pixels: np.ndarray, size: int) -> dict:
         for start in range(0, len(pixels), size):
             network(torch.from_numpy(pixels[start : start + size]))
     return {k: (s / n, q / n - (s / n) ** 2) for k, (n, s, q) in sums.items()}
+
+
+def check_processes(path: Path, cifar10: Path, scratch: Path) -> None:
+    """Two processes give the tables of variants and the cells of one."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command in (
+        ["calibrate", path, "--matrix", "--samples", 1000, "--data", cifar10],
+        ["eval", f"{path}:main", f"{path}:aux0", "--suite", "cifar10", "--limit", 1000,
+         "--data", cifar10],
+    ):  # fmt: skip
+        for folder, start in (("two", torchrun), ("one", [sys.executable])):
+            subprocess.run(
+                [*start, "-m", "recal", *map(str, command), "-o", f"{command[0]}-{folder}"],
+                cwd=scratch, env=environment, check=True, capture_output=True,
+            )  # fmt: skip
+    tables = [sorted((scratch / f"calibrate-{n}").iterdir()) for n in ("one", "two")]
+    assert len(tables[0]) == len(tables[1]) == 8
+    worst = 0.0
+    for one, two in zip(*tables, strict=True):
+        first, second = load_variant(one), load_variant(two)
+        assert first.statistics == second.statistics, one
+        for name, tensor in first.tensors.items():
+            gap = (second.tensors[name] - tensor).abs() / tensor.abs().clamp_min(1e-3)
+            worst = max(worst, float(gap.max()))
+    assert worst < 1e-6, worst
+    for branch in ("main", "aux0"):
+        runs = (scratch / f"eval-{n}" for n in ("one", "two"))
+        one, two = (read_target_cell(run, f"{path}:{branch}", "clean") for run in runs)
+        assert all(np.array_equal(one[name], two[name]) for name in one), branch
+    print(f"two processes: statistics within {worst:.1e} of one's, the same cells")
 
 
 def check_project(path: Path, cifar10: Path, project: Path) -> None:

@@ -35,7 +35,7 @@ def test_bench_times_files_in_turn(recal, split_checkpoint, monkeypatch):
         assert message in err
 
 
-def test_order_rotates_and_ratios_are_of_the_same_round(monkeypatch):
+def test_order_varies_and_ratios_are_of_the_same_round(monkeypatch):
     """With a clock that each run moves by its own cost, percentiles and ratios are exact."""
     now, order = [0.0], []
 
@@ -51,7 +51,10 @@ def test_order_rotates_and_ratios_are_of_the_same_round(monkeypatch):
 
     monkeypatch.setattr(bench_module, "OnnxNetwork", Session)
     monkeypatch.setattr(bench_module.time, "perf_counter", lambda: now[0])
-    a, b = bench_module.bench(["a", "b"], batches=[5], threads=[1], runs=4)
-    assert order[6:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    a, b = bench_module.bench(["a", "b"], batches=[5], threads=[1], runs=40)
+    rounds = ["".join(order[i : i + 2]) for i in range(6, len(order), 2)]
+    assert len(rounds) == 40
+    assert set(rounds) == {"ab", "ba"}, "each file once a round, neither always first"
+    assert 10 <= rounds.count("ab") <= 30
     assert (round(a.p50, 6), round(b.p50, 6), round(b.ratio, 6)) == (10.0, 25.0, 2.5)
     assert round(b.throughput, 6) == 200.0

@@ -11,7 +11,7 @@ def test_verify_alone_and_against_a_checkpoint(recal, split_checkpoint, class_fo
     )
     assert status == 0, err
     assert "the same bytes when exported again" in out
-    assert "From branch 'main'" in out
+    assert "From 'main'" in out
     for arguments, expected, message in (
         (["--checkpoint", split_checkpoint, "--variant", "main"], 4, "variant_sha256: expected"),
         (["--variant", "main"], 2, "expected --checkpoint too"),

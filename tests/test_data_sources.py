@@ -185,6 +185,15 @@ def test_array_files_may_be_named_directly(tmp_path):
     assert np.array_equal(read["only.npz"][4], images[4])
 
 
+def test_an_npz_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", images=np.zeros((40, 32, 32, 3), np.uint8))
+    monkeypatch.setattr(
+        "os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 25}[name]
+    )
+    with pytest.raises(InputError, match=r"fits into memory .* Save it as \.npy"):
+        open_images(tmp_path / "bomb.npz", "train")
+
+
 def test_the_other_split_is_never_taken(tmp_path):
     (tmp_path / "test" / "cat").mkdir(parents=True)
     COLOUR.save(tmp_path / "test" / "cat" / "1.png")

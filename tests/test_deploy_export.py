@@ -218,7 +218,7 @@ def test_a_file_that_is_wrong_only_on_scaled_inputs_is_refused(checkpoint, tmp_p
         return model
 
     monkeypatch.setattr(export, "to_model", clips)
-    with pytest.raises(VerificationError, match="expected logits of scaled inputs within"):
+    with pytest.raises(VerificationError, match="expected logits of hostile inputs within"):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS)
     assert not list(tmp_path.iterdir())
 

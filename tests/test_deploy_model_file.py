@@ -74,6 +74,31 @@ def test_missing_external_data_are_an_input_error(tmp_path):
         read_model(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize(
+    ("entries", "size", "dims", "message"),
+    [
+        ({}, 8 << 30, [12, 2], "expected 96 bytes, got 8,589,934,592 in 'w.bin'"),
+        ({"length": 1 << 62}, 96, [12, 2], "expected 96 bytes, got 4,611,"),
+        ({"length": 3 << 30}, 3 << 30, [3 << 28], "expected at most 2 GiB, got external data"),
+        ({"offset": -5, "length": 96}, 96, [12, 2], "expected 96 bytes, got 96"),
+        ({"offset": "x"}, 96, [12, 2], "external data cannot be read"),
+        ({"offset": 50, "length": 96}, 96, [12, 2], "external data cannot be read"),
+    ],
+)
+def test_external_data_of_another_size_are_refused_before_they_are_read(
+    tmp_path, entries, size, dims, message
+):
+    with (tmp_path / "w.bin").open("wb") as file:
+        os.truncate(file.fileno(), size)  # sparse: takes no room on the disk
+    model = with_external("w.bin")
+    model.graph.initializer[0].dims[:] = dims
+    for key, value in entries.items():
+        model.graph.initializer[0].external_data.add(key=key, value=str(value))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=message):
+        read_model(tmp_path / "m.onnx")
+
+
 def test_truncated_files_are_refused_wherever_they_end(tmp_path):
     content = small_model().SerializeToString()
     path = tmp_path / "m.onnx"
@@ -105,3 +130,17 @@ def test_other_files_are_named_as_what_they_are_not(tmp_path):
             read_model(tmp_path / "m.onnx")
     with pytest.raises(InputError, match="got a folder"):
         read_model(tmp_path)
+
+
+def test_opsets_and_operators_that_onnx_runtime_lacks_are_named(tmp_path):
+    path = tmp_path / "m.onnx"
+    model = small_model()
+    model.opset_import[0].version = 99
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"m\.onnx: expected an ONNX network, got .*99"):
+        OnnxNetwork(path)
+    model = small_model()
+    model.graph.node[0].op_type = "Nope"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"m\.onnx: expected an ONNX network, got .*Nope"):
+        OnnxNetwork(path)

@@ -1,11 +1,17 @@
 """Statistics that ONNX Runtime estimates are those of the PyTorch path."""
 
+import warnings
+
 import numpy as np
 import pytest
+import torch
 
-from recal import calibrate, export_onnx, load_checkpoint
+from recal import build, calibrate, export_onnx, load_checkpoint
+from recal.architectures import create_network
 from recal.bn.variant import load_variant
+from recal.bn.variant_file import read_variant
 from recal.deploy.export import ExportOptions
+from recal.deploy.runtime import OnnxNetwork
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
 
@@ -36,7 +42,9 @@ def test_same_numbers_as_pytorch(recal, split_checkpoint, class_folders, tmp_pat
         difference = np.abs(found.tensors[name].numpy() - tensor.numpy()) / scale
         assert difference.max() < 1e-5, name
     same = {**expected.statistics, "batch_size": 17}
-    assert found.statistics == same, "images, draws and policy are the same"
+    # what the other path says beyond that is of its own: precision, error bars
+    assert found.statistics == {k: same[k] for k in found.statistics}, "same images and draws"
+    assert {"policy_sha256", "data_sha256", "images", "seed"} <= found.statistics.keys()
     moved = "block1.layer.0.bn1.running_mean"
     stored = checkpoint.branch("aux0")[moved]
     assert (found.tensors[moved] - stored).abs().max() > 0.01
@@ -68,3 +76,101 @@ def test_what_cannot_be_recalibrated_says_why(recal, split_checkpoint, class_fol
         found, _, err = recal("calibrate", *arguments, "--data", class_folders)
         assert found == status, err
         assert message in err
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A function that has torch.onnx write torchvision's resnet18, unfolded, and its weights."""
+    folder = tmp_path_factory.mktemp("foreign")
+    torch.manual_seed(0)
+    network = create_network("torchvision:resnet18", 10).eval()
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.normal_(0, 0.3)
+                layer.running_mean.normal_(0, 0.3)
+                layer.running_var.uniform_(0.5, 1.5)
+    torch.save(network.state_dict(), folder / "c.pth")
+
+    def write(name, *, training=False, **options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracing exporter is deprecated
+            torch.onnx.export(
+                network.train(training), (torch.zeros(3, 3, 32, 32),), folder / name, dynamo=False,
+                do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE,
+                input_names=["image"], output_names=["score"], **options,
+            )  # fmt: skip
+        network.eval()
+        return folder / name
+
+    return write
+
+
+@pytest.mark.parametrize("axes", [{"image": {0: "n"}, "score": {0: "n"}}, None], ids=str)
+def test_files_of_another_exporter_are_recalibrated(recal, foreign, class_folders, tmp_path, axes):
+    """Of any batch and of a fixed one, against the PyTorch path; then patched, and run."""
+    model = foreign("m.onnx", dynamic_axes=axes)
+    where = ["--data", class_folders, "--mode", "clean", "--family", "cifar"]
+    status, _, err = recal("calibrate", model, *where, "--batch-size", "17", "-o", "v.safetensors")
+    assert status == 0, err
+    checkpoint = load_checkpoint(model.with_name("c.pth"))
+    expected = calibrate(
+        checkpoint, mode="clean", data=class_folders, estimator="consistent",
+        arch="torchvision:resnet18", family="cifar", size=32,
+    )  # fmt: skip
+    found = read_variant(tmp_path / "v.safetensors")
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert len(found.tensors) == 80
+    for name, tensor in expected.tensors.items():
+        own, scale = tensor.numpy(), 1.0
+        if name.endswith("running_mean"):
+            scale = np.sqrt(expected.tensors[name.replace("mean", "var")].numpy())
+        elif name.endswith("running_var"):
+            scale = own
+        assert (np.abs(found.tensors[name] - own) / scale).max() < 1e-5, name
+    status, _, err = recal("patch", model, "v.safetensors", "-o", "p.onnx")
+    assert status == 0, err
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        logits = build(checkpoint, expected)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(
+        OnnxNetwork(tmp_path / "p.onnx").logits(images), logits, atol=1e-4 * np.abs(logits).max()
+    )
+
+
+def test_files_in_training_mode_are_refused(recal, foreign, class_folders):
+    model = foreign("t.onnx", training=True)
+    status, _, err = recal(
+        "calibrate", model, "--data", class_folders, "--mode", "clean", "--family", "cifar"
+    )
+    assert status == 3
+    assert "node '/bn1/BatchNormalization': expected" in err
+    assert "Export the network in eval mode" in err
+
+
+def test_layers_that_share_statistics_are_refused_and_recals_own_do_not(
+    recal, class_folders, tmp_path
+):
+    """The exporter joins equal tensors: one layer's new statistics would be another's too."""
+    network = create_network("wrn10_1", 10).eval()
+    torch.save({"arch": "wrn10_1", "state_dict": network.state_dict()}, tmp_path / "c.pth")
+    where = ["--data", class_folders, "--mode", "clean", "--family", "cifar"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.zeros(3, 3, 32, 32),), tmp_path / "m.onnx", dynamo=False,
+            do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE,
+        )  # fmt: skip
+    status, _, err = recal("calibrate", "m.onnx", *where)
+    assert status == 3
+    assert "expected statistics of its own, got" in err
+    for arguments in (
+        ["export", "c.pth", "--patchable", "-o", "own.onnx"],
+        ["calibrate", "own.onnx", *where, "-o", "v.safetensors"],
+        ["patch", "own.onnx", "v.safetensors", "-o", "p.onnx"],
+        ["verify", "p.onnx", "--checkpoint", "c.pth", "--variant", "v.safetensors"],
+        ["export", "c.pth", "--switchable", "main,v.safetensors", "-o", "s.onnx"],
+    ):
+        status, _, err = recal(*arguments)
+        assert status == 0, (arguments, err)

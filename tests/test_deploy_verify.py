@@ -8,8 +8,9 @@ from recal import build, export_onnx, load_checkpoint
 from recal.bn.variant import branch_variant
 from recal.deploy.export import ExportOptions
 from recal.deploy.model_file import read_model
+from recal.deploy.rebuilt import recorded_variants, verify_against
 from recal.deploy.record import read_record, write_record
-from recal.deploy.verify import recorded_variant, verify_against, verify_alone
+from recal.deploy.verify import verify_alone
 from recal.errors import InputError, UsageError, VerificationError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
@@ -31,10 +32,11 @@ def test_an_untouched_file_passes_alone_and_against_its_checkpoint(checkpoint, e
     check = verify_alone(exported)
     assert check.record["variant"] == "aux0"
     assert check.probe_difference < 1e-5
-    variant = recorded_variant(check.record, checkpoint, exported)
-    rebuilt = verify_against(exported, checkpoint, variant, PIXELS)
+    variants = recorded_variants(check.record, checkpoint, exported)
+    rebuilt = verify_against(exported, checkpoint, variants, PIXELS)
     assert rebuilt.same_bytes
-    assert rebuilt.proof.difference <= rebuilt.proof.tolerance
+    (proof,) = rebuilt.proofs.values()
+    assert proof.difference <= proof.tolerance
 
 
 def tamper_tensor(model):
@@ -71,18 +73,18 @@ def test_changes_are_found_alone_and_named_against_the_checkpoint(
         verify_alone(exported)
     variant = branch_variant(checkpoint, "aux0", checkpoint.spec())
     with pytest.raises(VerificationError, match=message):
-        verify_against(exported, checkpoint, variant, PIXELS)
+        verify_against(exported, checkpoint, [variant], PIXELS)
     # with the digest computed again only the checkpoint tells
     write_record(model, read_record(model))
     exported.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match=message):
-        verify_against(exported, checkpoint, variant, PIXELS)
+        verify_against(exported, checkpoint, [variant], PIXELS)
 
 
 def test_another_variant_is_not_this_one(checkpoint, exported):
     variant = branch_variant(checkpoint, "main", checkpoint.spec())
     with pytest.raises(VerificationError, match="variant_sha256: expected"):
-        verify_against(exported, checkpoint, variant, PIXELS)
+        verify_against(exported, checkpoint, [variant], PIXELS)
 
 
 def test_a_runtime_that_computes_otherwise_is_found(exported):
@@ -100,7 +102,7 @@ def test_every_form_is_rebuilt_to_the_same_bytes(checkpoint, tmp_path):
     variant = branch_variant(checkpoint, "main", checkpoint.spec())
     for form in ({"patchable": True}, {"uint8": True, "softmax": True}, {"fp16": True}):
         export_onnx(checkpoint, variant, path, PIXELS, options=ExportOptions(**form))
-        assert verify_against(path, checkpoint, variant, PIXELS).same_bytes, form
+        assert verify_against(path, checkpoint, [variant], PIXELS).same_bytes, form
 
 
 def test_files_that_recal_did_not_write_are_an_input_error(checkpoint, tmp_path):
@@ -115,4 +117,4 @@ def test_files_that_recal_did_not_write_are_an_input_error(checkpoint, tmp_path)
 def test_estimated_statistics_need_the_variant_file(checkpoint, exported):
     record = {**verify_alone(exported).record, "statistics": {"source": "policy"}}
     with pytest.raises(UsageError, match="Name it with --variant"):
-        recorded_variant(record, checkpoint, exported)
+        recorded_variants(record, checkpoint, exported)

@@ -242,6 +242,25 @@ def test_clean_images_of_the_same_names_are_paired(small, tmp_path):
     assert not images.warnings
 
 
+def test_clean_images_are_hashed_once_for_all_cells_that_are_made_of_them(
+    class_folders, monkeypatch
+):
+    from recal.data.sources import FileSource
+
+    real, calls = FileSource.fingerprint, []
+
+    def counted(self, indices):
+        calls.append(len(indices))
+        return real(self, indices)
+
+    monkeypatch.setattr(FileSource, "fingerprint", counted)
+    suite = load_suite("cifar10c")
+    images = open_suite_images(suite, class_folders, 32, suite.cells())
+    found = {images.fingerprint(cell) for cell in [Cell(None, None), *suite.cells()]}
+    assert len(found) == 76
+    assert calls == [40]
+
+
 def test_on_the_fly_images_are_those_that_generate_writes(tmp_path):
     """Of ImageNet-C's kind too: prepared as the generator does, and JPEG-coded."""
     from recal.data.generating import generate

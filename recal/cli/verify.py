@@ -15,7 +15,7 @@ from recal.cli.reading_options import reading_options
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="The weights that it should hold."
 )
-@click.option("--variant", help="Variant file, or a branch, that it should be.  [the recorded one]")
+@click.option("--variant", help="Variant file, or a branch, that it should be.  [as recorded]")
 @click.option("--data", type=click.Path(path_type=Path), help="Images to compare on.  [bundled]")
 @click.option(
     "--images", default=256, show_default=True, type=click.IntRange(1), help="How many of them."
@@ -38,7 +38,7 @@ def command(
     exported again and compared, tensors, bytes and logits. Exits with 4 if anything differs.
     """
     from recal.cli.console import console
-    from recal.deploy.verify import verify_against, verify_alone
+    from recal.deploy.verify import verify_alone
     from recal.errors import UsageError
 
     if checkpoint is None or alone:
@@ -56,30 +56,35 @@ def command(
     from recal.cli.export import chosen_variant
     from recal.deploy.images import comparison_images
     from recal.deploy.model_file import read_model
+    from recal.deploy.rebuilt import recorded_variants, verify_against
     from recal.deploy.record import require_entries
-    from recal.deploy.verify import recorded_variant
 
     loaded = load_checkpoint(checkpoint, **reading)
     record = require_entries(read_model(model), str(model))
-    wanted = (
-        recorded_variant(record, loaded, model)
-        if variant is None
-        else chosen_variant(loaded, variant, record["model"])
-    )
-    pixels, what = comparison_images(wanted.spec, data, images)
+    if variant is None:
+        wanted = recorded_variants(record, loaded, model)
+    else:
+        names = variant.split(",") if "variants" in record else [variant]
+        wanted = [chosen_variant(loaded, name.strip(), record["model"]) for name in names]
+    pixels, what = comparison_images(wanted[0].spec, data, images)
     rebuilt = verify_against(model, loaded, wanted, pixels)
-    proof = rebuilt.proof
     console.print(
-        f"{model}: is {wanted.label} of {checkpoint.name}; "
+        f"{model}: is {'; '.join(v.label for v in wanted)} of {checkpoint.name}; "
         + ("the same bytes when exported again." if rebuilt.same_bytes else "the same tensors; "
            "bytes differ, as the versions do.")
     )  # fmt: skip
-    console.print(
-        f"On {what}: largest difference of a logit {proof.difference:.1e} (at most "
-        f"{proof.tolerance:.1e}); on {proof.scaled_inputs} scaled inputs "
-        f"{proof.scaled_difference:.1e} of the largest logit."
-    )
-    for name, rival in proof.rivals.items():
+    if rebuilt.int8 is not None:
         console.print(
-            f"From branch '{name}': {rival.distance:.1e}, the variant {rival.expected:.1e}."
+            f"int8: the same prediction as in float32 on {rebuilt.int8.agreement:.2%} of {what}; "
+            f"outputs off by {rebuilt.int8.error:.1%} of their spread. Its float32 form:"
         )
+    for name, proof in rebuilt.proofs.items():
+        console.print(
+            f"{name}: on {what}: largest difference of a logit {proof.difference:.1e} (at most "
+            f"{proof.tolerance:.1e}); on {proof.hostile_inputs} hostile inputs "
+            f"{proof.hostile_difference:.1e} of the largest logit."
+        )
+        for other, rival in proof.rivals.items():
+            console.print(
+                f"From '{other}': {rival.distance:.1e}, the variant {rival.expected:.1e}."
+            )

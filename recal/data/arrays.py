@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,12 +42,27 @@ def packed_arrays(path: Path, split: str) -> ArraySource:
                 f"{path}: expected an array 'images' or '{split}_images', got "
                 f"{', '.join(arrays.files) or 'none'}."
             )
+        _require_memory(path, arrays, names[0])
         images = arrays[names[0]]
         beside = names[0].replace("images", "labels")
         labels = arrays[beside] if beside != names[0] and beside in arrays else None
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     return checked_source(path, images, labels)
+
+
+def _require_memory(path: Path, arrays: Any, name: str) -> None:
+    """Refuse an array that unpacks to more than this machine's memory, be it large or a bomb."""
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    entries = arrays.zip.infolist()
+    needed = sum(e.file_size for e in entries if e.filename.removesuffix(".npy") == name)
+    if needed > memory:
+        raise InputError(
+            f"{path}: expected an array that fits into memory ({memory / 1e9:.1f} GB), got "
+            f"'{name}' of {needed / 1e9:.1f} GB. Save it as .npy, which is read by memory map."
+        )
 
 
 def open_array(path: Path) -> NDArray[Any]:

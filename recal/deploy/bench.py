@@ -53,7 +53,8 @@ def bench(
 ) -> list[Timing]:
     """Time files, one run of each in turn, so that the machine's moods fall on all alike.
 
-    The order within a round rotates. Inputs are seeded noise.
+    The order is drawn anew for each round, because a file is slower after one that left less of the
+    caches to it. Inputs are seeded noise.
 
     Args:
         models: The files; ratios are to the first.
@@ -95,9 +96,9 @@ def _interleaved(sessions: Sequence[OnnxNetwork], batch: int, runs: int) -> NDAr
         for _ in range(WARM_UP):
             session.outputs(given)
     seconds = np.zeros((len(sessions), runs))
+    rng = np.random.default_rng(0)
     for run in range(runs):
-        for place in range(len(sessions)):
-            number = (run + place) % len(sessions)
+        for number in rng.permutation(len(sessions)).tolist():
             began = time.perf_counter()
             sessions[number].outputs(inputs[number])
             seconds[number, run] = time.perf_counter() - began

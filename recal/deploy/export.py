@@ -11,6 +11,7 @@ from recal.bn.build import build
 from recal.bn.variant import Variant, branch_variant
 from recal.deploy.editing import accept_uint8, end_in_softmax, to_half
 from recal.deploy.graph import OPSET, to_onnx
+from recal.deploy.int8 import simplified, to_int8
 from recal.deploy.model_file import check_model
 from recal.deploy.probe import probe
 from recal.deploy.proof import FLOAT16, FLOAT32, Proof, prove
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.checkpoint.spec import ModelSpec
+    from recal.deploy.int8 import Ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class ExportOptions:
         uint8: Take pixels, uint8 (N, H, W, 3), and normalise in the graph.
         softmax: Give `probabilities` instead of `logits`.
         fp16: Weights and arithmetic in float16, half the size.
+        int8: Weights and activations in 8 bits, a third of the size or less; see
+            `recal.deploy.export_int8`.
         batch: A fixed number of images; None for any.
         any_size: Any height and width, as far as the network allows.
     """
@@ -49,6 +54,7 @@ class ExportOptions:
     uint8: bool = False
     softmax: bool = False
     fp16: bool = False
+    int8: bool = False
     batch: int | None = None
     any_size: bool = False
 
@@ -63,6 +69,14 @@ class ExportOptions:
                 "--fp16 does not go with --patchable: a variant's tensors are float32. Patch a "
                 "float32 file, or export a float16 file of each variant."
             )
+        if self.int8 and (self.fp16 or self.patchable):
+            other = "--fp16" if self.fp16 else "--patchable"
+            reason = (
+                "a file has one of the two"
+                if self.fp16
+                else "the ranges of activations are a variant's own"
+            )
+            raise UsageError(f"--int8 does not go with {other}: {reason}. Export a file of each.")
         return self
 
 
@@ -99,32 +113,18 @@ def export_onnx(
         UsageError: The options do not go together.
     """
     options = (options or ExportOptions()).checked()
+    if options.int8:
+        raise UsageError("export_onnx: expected a float form, got int8. Call export_int8.")
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant, checkpoint.spec(**asked))
-    if class_names is not None and len(class_names) != variant.spec.classes:
-        raise InputError(
-            f"--class-names: expected {variant.spec.classes} names, got {len(class_names)}."
-        )
     network = build(checkpoint, variant)
     model = to_model(network, variant, options)
     proof = prove(
         model.SerializeToString(), network, rivals_of(checkpoint, variant), images, variant.spec,
         allowed=FLOAT16 if options.fp16 else FLOAT32,
     )  # fmt: skip
-    record = {
-        **describe(variant.record(), variant.label, variant.sha256),
-        "checkpoint_sha256": _file_digest(checkpoint.path),
-        "options": asdict(options),
-        "parity": proof.to_json(),
-        "probe": probe(model.SerializeToString()),
-    }
-    if class_names is not None:
-        record["classes"] = list(class_names)
-    if accuracies is not None:
-        record["accuracies"] = dict(accuracies)
-    write_record(model, record)
-    check_model(model, str(path))
-    write_whole(Path(path), model.SerializeToString(deterministic=True))
+    record = entries_of(checkpoint, variant, options, class_names, accuracies)
+    finish(model, {**record, "parity": proof.to_json()}, path)
     return proof
 
 
@@ -155,9 +155,10 @@ def export_switchable(
         InputError: There are fewer than two, or they do not fit together.
         UsageError: The options do not go together.
     """
-    options = replace((options or ExportOptions()).checked(), patchable=True)
-    if options.fp16:
-        raise UsageError("--switchable does not go with --fp16: variants are float32.")
+    options = (options or ExportOptions()).checked()
+    for name in ("fp16", "int8", "patchable"):
+        if getattr(options, name):
+            raise UsageError(f"--switchable does not go with --{name}: variants are float32.")
     first = next(iter(variants.values()))
     for name, variant in variants.items():
         if variant.spec != first.spec:
@@ -166,46 +167,75 @@ def export_switchable(
                 f"{variant.spec}."
             )
     networks = {name: build(checkpoint, variant) for name, variant in variants.items()}
-    plain = to_model(networks[next(iter(variants))], first, replace(options, uint8=False))
-    arrays = [{k: t.numpy() for k, t in v.tensors.items()} for v in variants.values()]
-    model = switchable(plain, arrays)
-    if options.uint8:
-        accept_uint8(model, first.spec.mean, first.spec.std)
+    model = switchable_model(next(iter(networks.values())), list(variants.values()), options)
     entries = {
-        **describe(first.record(), first.label, first.sha256),
-        "checkpoint_sha256": _file_digest(checkpoint.path),
-        "options": asdict(replace(options, patchable=False)),
+        **entries_of(checkpoint, first, options, class_names, None),
         "variants": [
-            {"variant": name, "variant_sha256": v.sha256, "statistics": dict(v.statistics)}
+            {
+                "variant": name,
+                "variant_sha256": v.sha256,
+                "affine": v.affine,
+                "statistics": dict(v.statistics),
+            }
             for name, v in variants.items()
         ],
     }
-    if class_names is not None:
-        entries["classes"] = list(class_names)
     write_record(model, entries)
-    content = model.SerializeToString()
-    proofs = {
-        name: prove(
-            content, network, {n: other for n, other in networks.items() if n != name}, images,
-            first.spec, variant=name,
-        )
-        for name, network in networks.items()
-    }  # fmt: skip
+    proofs = prove_switchable(model.SerializeToString(), networks, images, first.spec)
     parity = {name: proof.to_json() for name, proof in proofs.items()}
-    write_record(model, {**entries, "parity": parity, "probe": probe(content)})
-    check_model(model, str(path))
-    write_whole(Path(path), model.SerializeToString(deterministic=True))
+    finish(model, {**entries, "parity": parity}, path)
     return proofs
 
 
-def to_model(network: nn.Module, variant: Variant, options: ExportOptions) -> onnx.ModelProto:
-    """Trace a variant's network and bring it into the form asked for, without a record."""
+def switchable_model(
+    network: nn.Module, variants: Sequence[Variant], options: ExportOptions
+) -> onnx.ModelProto:
+    """Trace the first variant's network and make a graph of all of them, without a record."""
+    spec = variants[0].spec
+    plain = to_model(network, variants[0], replace(options, patchable=True, uint8=False))
+    arrays = [{k: t.numpy() for k, t in variant.tensors.items()} for variant in variants]
+    model = switchable(plain, arrays)
+    if options.uint8:
+        accept_uint8(model, spec.mean, spec.std)
+    return model
+
+
+def prove_switchable(
+    model: bytes,
+    networks: Mapping[str, nn.Module],
+    images: NDArray[np.uint8],
+    spec: ModelSpec,
+    where: str = "export",
+) -> dict[str, Proof]:
+    """Prove every variant of a switchable model, with the others as rivals."""
+    return {
+        name: prove(
+            model, network, {n: other for n, other in networks.items() if n != name}, images,
+            spec, variant=name, where=where,
+        )
+        for name, network in networks.items()
+    }  # fmt: skip
+
+
+def to_model(
+    network: nn.Module, variant: Variant, options: ExportOptions, ranges: Ranges | None = None
+) -> onnx.ModelProto:
+    """Trace a variant's network and bring it into the form asked for, without a record.
+
+    Args:
+        network: In eval mode on the CPU.
+        variant: Gives the preprocessing.
+        options: The form.
+        ranges: Of the activations, for int8.
+    """
     model = to_onnx(
         network, variant.spec.size, fold=not options.patchable, opset=options.opset,
         batch=options.batch, any_size=options.any_size,
     )  # fmt: skip
     if options.fp16:
         model = to_half(model)
+    if options.int8:
+        model = to_int8(simplified(model), ranges or {})
     if options.softmax:
         end_in_softmax(model)
     if options.uint8:
@@ -213,6 +243,45 @@ def to_model(network: nn.Module, variant: Variant, options: ExportOptions) -> on
     model.producer_name, model.producer_version = "recal", ""
     model.graph.name = "recal"
     return model
+
+
+def entries_of(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    options: ExportOptions,
+    class_names: Sequence[str] | None,
+    accuracies: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what a file's record says beside its proof.
+
+    Raises:
+        InputError: The names do not fit the classes.
+    """
+    if class_names is not None and len(class_names) != variant.spec.classes:
+        raise InputError(
+            f"--class-names: expected {variant.spec.classes} names, got {len(class_names)}."
+        )
+    with checkpoint.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        **describe(variant.record(), variant.label, variant.sha256),
+        "checkpoint_sha256": digest,
+        "options": asdict(options),
+        **({} if class_names is None else {"classes": list(class_names)}),
+        **({} if accuracies is None else {"accuracies": dict(accuracies)}),
+    }
+
+
+def finish(model: onnx.ModelProto, record: Mapping[str, Any], path: str | Path) -> None:
+    """Write a proven model with its record and probe, whole or not at all.
+
+    Raises:
+        InputError: ONNX's checker finds fault.
+        RecalError: The file cannot be written.
+    """
+    write_record(model, {**record, "probe": probe(model.SerializeToString())})
+    check_model(model, str(path))
+    write_whole(Path(path), model.SerializeToString(deterministic=True))
 
 
 def rivals_of(checkpoint: Checkpoint, variant: Variant) -> dict[str, nn.Module]:
@@ -234,8 +303,3 @@ def options_of(record: Mapping[str, Any], where: str) -> ExportOptions:
         return replace(ExportOptions(), **record["options"])
     except TypeError as error:
         raise InputError(f"{where}: expected options that recal knows, got {error}.") from error
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

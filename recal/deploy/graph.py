@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ def to_onnx(
         UsageError: recal cannot write this opset.
     """
     _check_exportable(network, opset)
+    traced = network if fold else _with_distinct_tensors(network)
     dynamic: dict[str, dict[int, str]] = {"input": {}, "logits": {}}
     if batch is None:
         dynamic["input"][0] = dynamic["logits"][0] = "batch"
@@ -62,7 +64,7 @@ def to_onnx(
             # The tracing exporter is deprecated, and chosen with open eyes: docs/architecture.md
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                network,
+                traced,
                 (example,),
                 buffer,  # type: ignore[arg-type]  # the tracing exporter writes to files too
                 dynamo=False,
@@ -81,8 +83,8 @@ def to_onnx(
             f"got {reason} Replace this module, or try another --opset."
         ) from error
     model = onnx.load_model_from_string(buffer.getvalue())
-    _use_plain_names(model, network)
-    return model
+    _use_plain_names(model, traced)
+    return model if fold else with_tensors(model, _batch_norm_tensors(network))
 
 
 def with_tensors(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> onnx.ModelProto:
@@ -111,6 +113,27 @@ def _check_exportable(network: nn.Module, opset: int) -> None:
                 f"export: {name}: expected a BatchNorm with running statistics, got one without: "
                 "its output would depend on which images share a batch. Calibrate it first."
             )
+
+
+def _batch_norm_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{leaf}": tensor
+        for name, layer in batch_norms(network).items()
+        for leaf, tensor in layer.state_dict().items()
+        if tensor.ndim == 1
+    }
+
+
+def _with_distinct_tensors(network: nn.Module) -> nn.Module:
+    """Return a copy in which no BatchNorm tensor equals another one.
+
+    The exporter joins equal tensors into one initialiser, such as the zero means of layers that
+    were never trained, and then they could not be replaced one by one.
+    """
+    distinct = copy.deepcopy(network)
+    for number, tensor in enumerate(_batch_norm_tensors(distinct).values()):
+        tensor.fill_(0.1234 + number)
+    return distinct
 
 
 def _use_plain_names(model: onnx.ModelProto, network: nn.Module) -> None:

@@ -36,16 +36,21 @@ def comparison_images(
     """
     if data is None:
         source = open_images(sample_images(), TEST)
-        chosen = [Image.fromarray(source[int(i)]) for i in _spread(len(source), count)]
+        chosen = [Image.fromarray(source[int(i)]) for i in spread(len(source), count)]
         resized = [np.asarray(image.resize((spec.size, spec.size))) for image in chosen]
         return np.stack(resized), f"{len(resized)} bundled Fashion-MNIST images"
     source = open_images(data, TEST)
     images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
-    read = images.batch(_spread(len(source), count))
+    read = images.batch(spread(len(source), count))
     return read, f"{len(read)} images of {source.where}"
 
 
-def _spread(available: int, count: int) -> NDArray[np.int64]:
+def spread(available: int, count: int) -> NDArray[np.int64]:
+    """Return at most `count` numbers from 0 to `available` - 1, evenly apart.
+
+    Raises:
+        InputError: There is nothing to choose from.
+    """
     if not available:
         raise InputError("expected images, got none.")
     return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))

@@ -49,9 +49,10 @@ def read_model(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node or not model.opset_import:
         raise InputError(f"{path}: expected an ONNX network, got no nodes.")
+    outside = 0
     for tensor in all_tensors(model.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_inside(path, tensor)
+            outside += _external_bytes(path, tensor)
         elif tensor.HasField("raw_data") and tensor.data_type in WIDTHS:
             expected = math.prod(tensor.dims) * WIDTHS[tensor.data_type]
             if len(tensor.raw_data) != expected:
@@ -59,6 +60,8 @@ def read_model(path: Path) -> onnx.ModelProto:
                     f"{path}: tensor '{tensor.name}': expected {expected:,} bytes, got "
                     f"{len(tensor.raw_data):,}. The file is damaged."
                 )
+    if outside > LARGEST:
+        raise InputError(f"{path}: expected at most 2 GiB, got external data of {outside:,} bytes.")
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -108,14 +111,33 @@ def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from all_tensors(inner)
 
 
-def _check_inside(path: Path, tensor: onnx.TensorProto) -> None:
-    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-    folder = path.parent.resolve()
-    if not location or not (folder / location).resolve().is_relative_to(folder):
+def _external_bytes(path: Path, tensor: onnx.TensorProto) -> int:
+    """Return how much would be read for a tensor that is kept in another file.
+
+    Raises:
+        InputError: The file lies outside the model's folder, or would give other than the tensor.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location, folder = entries.get("location", ""), path.parent.resolve()
+    file = (folder / location).resolve()
+    if not location or not file.is_relative_to(folder):
         raise InputError(
             f"{path}: tensor '{tensor.name}': expected data inside {path.parent}, got a reference "
             f"to '{location}'. Such a file could read any file of yours; it is refused."
         )
+    try:
+        start = int(entries.get("offset", 0))
+        # without a length all the rest of the file is read, however large
+        count = int(entries.get("length", file.stat().st_size - start))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: its external data cannot be read ({_reason(error)}).") from error
+    expected = math.prod(tensor.dims) * WIDTHS.get(tensor.data_type, 0)
+    if count != expected or start < 0:
+        raise InputError(
+            f"{path}: tensor '{tensor.name}': expected {expected:,} bytes, got {count:,} in "
+            f"'{location}'. The files do not belong together, or are damaged."
+        )
+    return count
 
 
 def _reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -72,7 +73,8 @@ def require_patchable(model: onnx.ModelProto, where: str) -> dict[str, Any]:
     """Return the record of a file whose BatchNorm tensors are all there; {} if recal wrote none.
 
     Raises:
-        InputError: BatchNorm was folded into other weights, or there is none.
+        InputError: BatchNorm was folded into other weights, there is none, it is in training mode,
+            or a layer has no statistics of its own.
         VerificationError: The file was changed since it was written.
     """
     record = read_record(model)
@@ -83,11 +85,31 @@ def require_patchable(model: onnx.ModelProto, where: str) -> dict[str, Any]:
                 f"{where}: expected a patchable file, got one whose BatchNorm is folded into the "
                 "weights. Export it with --patchable."
             )
-    if not layer_tensors(model.graph):
-        raise InputError(
-            f"{where}: expected BatchNormalization nodes with statistics of their own, got none."
-        )
+    for node in _batch_norms(model):
+        if any(a.name == "training_mode" and a.i for a in node.attribute):
+            raise InputError(
+                f"{where}: node '{node.name}': expected BatchNormalization with stored statistics, "
+                "got one in training mode, which takes each batch's own. Export the network in "
+                "eval mode."
+            )
+    if not _batch_norms(model):
+        raise InputError(f"{where}: expected BatchNormalization nodes, got none.")
+    known = {tensor.name for tensor in model.graph.initializer}
+    users = Counter(name for node in _batch_norms(model) for name in node.input[3:5])
+    for node in _batch_norms(model):
+        joined = [name for name in node.input[3:5] if name not in known or users[name] > 1]
+        if joined:
+            raise InputError(
+                f"{where}: node '{node.name}': expected statistics of its own, got '{joined[0]}', "
+                "which is another layer's too or computed. Exporters join equal tensors, as those "
+                "of layers that were never trained are: export the network by recal, which keeps "
+                "them apart."
+            )
     return record
+
+
+def _batch_norms(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "BatchNormalization"]
 
 
 def weights_identity(model: onnx.ModelProto) -> str:

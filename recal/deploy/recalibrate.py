@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from recal import __version__
 from recal.bn.variant_file import FORMAT, VariantFile
 from recal.data.draws import seeded_batches
 from recal.data.prepared import PreparedImages
 from recal.deploy.editing import batch_norm_nodes, layer_tensors, with_arrays
+from recal.deploy.image_moments import ImageMoments, moments_session
 from recal.deploy.patch import require_patchable, weights_identity
 from recal.deploy.runtime import normalise_array
 from recal.errors import InputError
@@ -29,35 +29,6 @@ if TYPE_CHECKING:
     from recal.data.sources import ImageSource
 
 KEPT_BYTES = 2 << 30
-AXES_ARE_INPUTS = 18
-
-
-@dataclass(frozen=True)
-class ImageMoments:
-    """Moments of the values of each channel, image by image.
-
-    Attributes:
-        count: Values behind each channel of one image, H x W.
-        means: float64 (N, C).
-        m2: Sums of squared deviations from the image's own mean, float64 (N, C).
-    """
-
-    count: int
-    means: NDArray[np.float64]
-    m2: NDArray[np.float64]
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """Mean over all images, float64 (C,)."""
-        mean: NDArray[np.float64] = self.means.mean(axis=0)
-        return mean
-
-    @property
-    def variance(self) -> NDArray[np.float64]:
-        """Biased variance over all values, that between images included, float64 (C,)."""
-        between = np.square(self.means - self.mean).mean(axis=0)
-        variance: NDArray[np.float64] = self.m2.mean(axis=0) / self.count + between
-        return variance
 
 
 def recalibrate(
@@ -85,7 +56,7 @@ def recalibrate(
         spec: Preprocessing.
         policy: What is done to the images.
         samples: How many images at most; None for all.
-        batch_size: Images a run; without effect on the result.
+        batch_size: Images a run, where the file is not fixed to a number; no matter to the result.
         seed: Of the choice of images and of the policy's draws.
         where: The model's name in messages.
         progress: Called with image passes done and in total.
@@ -98,7 +69,8 @@ def recalibrate(
     """
     record = require_patchable(model, where)
     weights_sha256 = weights_identity(model)
-    indices = seeded_batches(len(source), samples or len(source), batch_size, seed)
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    indices = seeded_batches(len(source), samples or len(source), fixed or batch_size, seed)
     images = PreparedImages(source, policy, seed, spec.size)
     batches = _Batches(images, indices, spec, model)
     levels = _levels(model.graph)
@@ -106,7 +78,7 @@ def recalibrate(
     current = model
     for layers in levels:
         parts: dict[str, list[ImageMoments]] = {layer: [] for layer in layers}
-        run = _moments_session(current, layers)
+        run = moments_session(current, layers)
         for batch in batches:
             for layer, moments in run(batch).items():
                 parts[layer].append(moments)
@@ -184,97 +156,6 @@ def _levels(graph: onnx.GraphProto) -> list[list[str]]:
             level += 1
         depth |= dict.fromkeys(node.output, level)
     return levels
-
-
-def _moments_session(
-    model: onnx.ModelProto, layers: Sequence[str]
-) -> Callable[[NDArray[Any]], dict[str, ImageMoments]]:
-    """Return a function from a batch to the moments of the values at each of these layers."""
-    cut = onnx.ModelProto()
-    cut.CopyFrom(model)
-    graph = cut.graph
-    opset = next(entry.version for entry in cut.opset_import if entry.domain in ("", "ai.onnx"))
-    found = batch_norm_nodes(graph)
-    wanted = [found[layer].input[0] for layer in layers]
-    _keep_what_leads_to(graph, wanted)
-    del graph.output[:]
-    del graph.value_info[:]
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array([0, 0, -1], np.int64), "recal_flat"),
-            numpy_helper.from_array(np.array([2], np.int64), "recal_axis"),
-        ]
-    )
-    for number, value in enumerate(wanted):
-        _add_moments(graph, value, f"recal_{number}", opset)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-
-    def run(batch: NDArray[Any]) -> dict[str, ImageMoments]:
-        try:
-            outputs = session.run(None, {name: batch})
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"ONNX Runtime: {batch.shape} images: {reason}") from error
-        triples = zip(outputs[0::3], outputs[1::3], outputs[2::3], strict=True)
-        return {
-            layer: ImageMoments(
-                int(shape[2]), means[:, :, 0].astype(np.float64), m2[:, :, 0].astype(np.float64)
-            )
-            for layer, (means, m2, shape) in zip(layers, triples, strict=True)
-        }
-
-    return run
-
-
-def _keep_what_leads_to(graph: onnx.GraphProto, values: Sequence[str]) -> None:
-    needed, kept = set(values), []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    kept.reverse()
-    del graph.node[:]
-    graph.node.extend(kept)
-    used = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(used)
-
-
-def _add_moments(graph: onnx.GraphProto, value: str, stem: str, opset: int) -> None:
-    """Add outputs: per image and channel the mean, the squared deviations, and the shape.
-
-    Deviations are from the image's own mean, so that no stored statistics, however wrong, cost
-    digits.
-    """
-    flat, mean, deviation, m2, shape = (
-        f"{stem}_{name}" for name in ("flat", "mean", "deviation", "m2", "shape")
-    )
-    # ReduceSum has taken its axes as an input since opset 13, ReduceMean since 18
-    late = opset >= AXES_ARE_INPUTS
-    inputs = ["recal_axis"] if late else []
-    attributes: dict[str, Any] = {} if late else {"axes": [2]}
-    graph.node.extend(
-        [
-            helper.make_node("Reshape", [value, "recal_flat"], [flat]),
-            helper.make_node("ReduceMean", [flat, *inputs], [mean], keepdims=1, **attributes),
-            helper.make_node("Sub", [flat, mean], [deviation]),
-            helper.make_node("Mul", [deviation, deviation], [f"{stem}_square"]),
-            helper.make_node("ReduceSum", [f"{stem}_square", "recal_axis"], [m2], keepdims=1),
-            helper.make_node("Shape", [flat], [shape]),
-        ]
-    )
-    graph.output.extend(
-        [
-            helper.make_tensor_value_info(mean, TensorProto.FLOAT, None),
-            helper.make_tensor_value_info(m2, TensorProto.FLOAT, None),
-            helper.make_tensor_value_info(shape, TensorProto.INT64, None),
-        ]
-    )
 
 
 def _statistics(

@@ -135,6 +135,9 @@ class SuiteImages:
             part: Which of the hashes are wanted, so that several processes can share the work.
         """
         chosen, source = self.chosen(cell), self.source(cell)
+        cuts = range(0, len(chosen.indices), HASHED)[part]
+        # cells that are made of the clean images have their hashes in common
+        known = self._hashes if self.clean is not None and source is self.clean.source else {}
 
         def of_part(start: int) -> str:
             some = chosen.indices[start : start + HASHED]
@@ -144,7 +147,9 @@ class SuiteImages:
                 forget_pages(source.images)
             return hashlib.sha256(labels + content.encode()).hexdigest()
 
-        return list(self._pool.map(of_part, range(0, len(chosen.indices), HASHED)[part]))
+        if cuts not in known:
+            known[cuts] = list(self._pool.map(of_part, cuts))
+        return known[cuts]
 
     def fingerprint(self, cell: Cell, hashes: Sequence[str] | None = None) -> str:
         """Return a hash of all that determines the pixels and labels that are used of a cell.
@@ -223,6 +228,10 @@ class SuiteImages:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, "images")
+
+    @cached_property
+    def _hashes(self) -> dict[range, list[str]]:
+        return {}
 
     @cached_property
     def _sources(self) -> dict[Cell, ImageSource]:

@@ -1,0 +1,184 @@
+"""The images that an int8 file is calibrated on, and those that it is judged by."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recal.data.finding import find_images
+from recal.data.layouts import TEST, TRAIN
+from recal.data.policies import load_family, load_policy, policy_names, read_policy
+from recal.data.prepared import PreparedImages
+from recal.deploy.images import spread
+from recal.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from recal.checkpoint.spec import ModelSpec
+    from recal.data.policies import Policy
+    from recal.data.sources import ImageSource
+
+CALIBRATION_IMAGES = 128
+TEST_IMAGES = 2000
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CalibrationImages:
+    """Images that activations take their ranges from.
+
+    Attributes:
+        pixels: uint8 (N, size, size, 3), under the policy.
+        record: What they are: `policy`, `policy_sha256`, `data_sha256`, `images`, `seed`,
+            `class_balanced`.
+        indices: Their numbers in the data set, int64 (N,).
+        where: The folder or file that they were read from.
+    """
+
+    pixels: NDArray[np.uint8]
+    record: Mapping[str, Any]
+    indices: NDArray[np.int64]
+    where: Path
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeldOutImages:
+    """Images that a file is judged by.
+
+    Attributes:
+        pixels: uint8 (N, size, size, 3), prepared as the family's clean images are.
+        labels: int64 (N,), or None where there are none that fit the network's classes.
+        what: What they are, for people.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    what: str
+
+
+def variant_policy(spec: ModelSpec, statistics: Mapping[str, Any]) -> Policy:
+    """Return the policy that a variant's statistics are of; `clean` where they are of none.
+
+    Raises:
+        UsageError: The record's policy is a mix of files that are not here.
+    """
+    if statistics.get("source") != "policy":
+        return load_policy(spec.family, "clean")
+    name, digest = statistics["policy"], statistics["policy_sha256"]
+    if name in policy_names(spec.family):
+        shipped = load_policy(spec.family, name)
+        if shipped.sha256 == digest:
+            return shipped
+    with tempfile.TemporaryDirectory() as folder:
+        # as a file, because that is what policies are read from
+        path = Path(folder) / f"{Path(name).name}.toml"
+        path.write_text(statistics["policy_text"], encoding="utf-8")
+        try:
+            return read_policy(path)
+        except InputError as error:
+            raise UsageError(
+                f"--int8: expected the policy '{name}' to be one file, got a record that cannot be "
+                f"read as one ({error}). Name it with --policy, or another with --mode."
+            ) from error
+
+
+def calibration_images(
+    spec: ModelSpec,
+    statistics: Mapping[str, Any],
+    data: Path | None,
+    *,
+    policy: Policy | None = None,
+    count: int = CALIBRATION_IMAGES,
+) -> CalibrationImages:
+    """Choose training images, as many of each class as can be, and apply the variant's own policy.
+
+    Args:
+        spec: Preprocessing.
+        statistics: The variant's record of its statistics: policy and seed, by which images and
+            draws are those that the statistics were estimated on, as far as there are so many.
+        data: The user's folder, or None to look in the usual places.
+        policy: Another policy.
+        count: How many images at most.
+
+    Raises:
+        InputError: There are no images, or they do not fit.
+        UsageError: The policy cannot be had.
+    """
+    policy = policy or variant_policy(spec, statistics)
+    names = load_family(spec.family).folders.get(spec.classes, ())
+    what = f"--int8: calibration images ({spec.family})"
+    source = find_images(data, names, TRAIN, classes=None, what=what)
+    seed = int(statistics.get("seed", 0))
+    order = np.random.default_rng(seed).permutation(len(source))
+    indices = balanced(order, source.labels, count)
+    record = {
+        "policy": policy.name,
+        "policy_sha256": policy.sha256,
+        "data_sha256": source.fingerprint(indices.tolist()),
+        "images": len(indices),
+        "seed": seed,
+        "class_balanced": source.labels is not None,
+    }
+    pixels = PreparedImages(source, policy, seed, spec.size).batch(indices)
+    return CalibrationImages(pixels=pixels, record=record, indices=indices, where=source.where)
+
+
+def held_out_images(
+    spec: ModelSpec, data: Path | None, calibration: CalibrationImages, count: int = TEST_IMAGES
+) -> HeldOutImages:
+    """Read test images spread evenly over a data set, none of those that were calibrated on.
+
+    Args:
+        spec: Preprocessing.
+        data: The user's folder, or None to look in the usual places.
+        calibration: The images left out, where the folder has no splits.
+        count: How many at most.
+
+    Raises:
+        InputError: There are none, or none but those.
+    """
+    names = load_family(spec.family).folders.get(spec.classes, ())
+    what = f"--int8: test images ({spec.family})"
+    source = find_images(data, names, TEST, classes=None, what=what)
+    left = np.arange(len(source))
+    if source.where == calibration.where:
+        left = np.setdiff1d(left, calibration.indices)
+    if not len(left):
+        raise InputError(
+            f"{source.where}: expected images beside the {len(calibration.indices)} that are "
+            "calibrated on, got none. Take fewer with --int8-images, or give more."
+        )
+    indices = left[spread(len(left), count)]
+    pixels = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size).batch(indices)
+    labels = None if not _labels_fit(source, spec) else np.asarray(source.labels)[indices]
+    kind = "labelled" if labels is not None else "unlabelled"
+    return HeldOutImages(
+        pixels=pixels, labels=labels, what=f"{len(indices):,} {kind} images of {source.where}"
+    )
+
+
+def balanced(
+    order: NDArray[np.int64], labels: NDArray[np.int64] | None, count: int
+) -> NDArray[np.int64]:
+    """Return `count` indices, as even over the classes as can be, the first of each in `order`."""
+    if labels is None or count >= len(order):
+        return order[:count]
+    seen: dict[int, int] = {}
+    turns = []
+    for label in labels[order].tolist():
+        turns.append(seen.get(label, 0))
+        seen[label] = turns[-1] + 1
+    return order[np.argsort(turns, kind="stable")[:count]]
+
+
+def _labels_fit(source: ImageSource, spec: ModelSpec) -> bool:
+    """Tell whether a data set's labels can be the network's: class folders of a part are not."""
+    if source.labels is None or (source.classes and len(source.classes) != spec.classes):
+        return False
+    return bool(source.labels.min() >= 0 and source.labels.max() < spec.classes)

@@ -1,0 +1,41 @@
+"""What docs/statistics.md shows is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from saved_runs import simulated, write_run
+
+from recal import select
+from recal.cli.main import recal as group
+
+TEXT = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run with the names that the documentation uses."""
+    columns = simulated({"main": 0.9, "aux0": 0.95}, 400, corruptions=("fog", "snow"))
+    return write_run(tmp_path_factory.mktemp("docs") / "run", columns)
+
+
+def test_snippet_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    exec(compile(snippet, "docs/statistics.md", "exec"), {})
+    assert "aux0" in capsys.readouterr().out
+
+
+def test_objectives_are_read(folder):
+    line = TEXT[TEXT.index("An objective is a weighted sum") :].split(". Names")[0]
+    objectives = re.findall(r"`([^`]+)`", line)
+    assert len(objectives) == 4
+    for objective in objectives:
+        assert len(select(folder, objective).chosen) == 1
+
+
+def test_options_are_there():
+    for command, option in re.findall(r"`recal (\w+)[^`]*?(--[a-z-]+)", TEXT):
+        text = CliRunner().invoke(group, [command, "--help"]).output
+        assert option in text, (command, option)

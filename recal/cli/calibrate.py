@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from recal.cli.eval import Listed
-from recal.cli.options import choose_device, default_workers, model_options
+from recal.cli.options import Listed, choose_device, default_workers, model_options
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:

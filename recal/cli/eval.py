@@ -8,24 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recal.cli.adaptation_options import adaptation_options
-from recal.cli.options import choose_device, format_option, model_options
+from recal.cli.options import Listed, choose_device, format_option, model_options
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
     from recal.distributed import World
-
-
-class Listed(click.ParamType[tuple[str, ...]]):
-    """Names with commas between them, or the list of a recal.toml."""
-
-    name = "a,b,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Split the text at its commas."""
-        parts = value.split(",") if isinstance(value, str) else value
-        return tuple(str(part).strip() for part in parts)
 
 
 @click.command("eval")

@@ -32,6 +32,19 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
+class Listed(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them, or the list of a recal.toml."""
+
+    name = "a,b,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split the text at its commas."""
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(str(part).strip() for part in parts)
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for the fields of `ModelSpec`, passed to the command as one dict `asked`.
 

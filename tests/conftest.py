@@ -67,7 +67,7 @@ def recal(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def benchmark_statistics():
-    """The module benchmarks/statistics.py, whose name is that of a standard one."""
+    """The module benchmarks/intervals.py, whose name is that of a standard one."""
     path = Path(__file__).parents[1] / "benchmarks" / "statistics.py"
     spec = importlib.util.spec_from_file_location("benchmark_statistics", path)
     module = importlib.util.module_from_spec(spec)

@@ -4,7 +4,7 @@ Networks are simulated: an image has a difficulty, which all of its cells share,
 answers every cell of it by its own probability. What is true of them is known, or computed from
 far more images than a run has; intervals and tests see runs of a usual size.
 
-    python benchmarks/statistics.py [--trials 1000] [--images 1000]
+    python benchmarks/intervals.py [--trials 1000] [--images 1000]
 """
 
 from __future__ import annotations

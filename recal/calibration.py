@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,6 +16,7 @@ from recal.bn.layers import batch_norms
 from recal.bn.observing import set_statistics
 from recal.bn.precision import layer_errors
 from recal.bn.variant import Variant, branch_variant
+from recal.bn.variant_file import estimated_statistics
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.finding import find_images
 from recal.data.layouts import TRAIN
@@ -225,21 +226,18 @@ def _calibrated(
     return replace(
         stored,
         tensors=tensors,
-        statistics={
-            "source": "policy",
-            "policy": policy.name,
-            "policy_sha256": policy.sha256,
-            "policy_text": policy.text,
-            "data_sha256": data_sha256,
-            "images": len(found.used),
-            "skipped": skipped,
-            "batch_size": settings.batch_size,
-            "estimator": settings.estimator,
-            "passes": found.passes[key],
-            "seed": settings.seed,
-            "tolerance": settings.tolerance,
-            "autocast": None if settings.autocast is None else str(settings.autocast),
-            "errors": {n: asdict(error) for n, error in layer_errors(layers).items()},
-            "layers_without_data": sorted(known - set(layers)),
-        },
+        statistics=estimated_statistics(
+            policy,
+            layer_errors(layers),
+            data_sha256=data_sha256,
+            images=len(found.used),
+            skipped=skipped,
+            batch_size=settings.batch_size,
+            estimator=settings.estimator,
+            passes=found.passes[key],
+            seed=settings.seed,
+            tolerance=settings.tolerance,
+            autocast=None if settings.autocast is None else str(settings.autocast),
+            layers_without_data=sorted(known - set(layers)),
+        ),
     )

@@ -5,8 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recal.data.draws import keyed_draws, seeded_batches
+from recal.data.draws import even_over_classes, keyed_draws, seeded_batches
 from recal.data.layouts import open_images
 from recal.data.loading import Batches
 from recal.data.policies import load_policy
@@ -123,3 +125,19 @@ def test_an_image_of_another_size_is_refused(class_folders):
     images = PreparedImages(source, load_policy("cifar", "clean"), 0, size=64)
     with pytest.raises(InputError, match=r"class0/0\.png: expected 64x64 .* got 32x32"):
         images.read(0)
+
+
+@given(st.data())
+def test_even_sample_takes_as_many_of_each_class_as_there_are(data):
+    labels = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=60)))
+    count = data.draw(st.integers(1, 70))
+    order = np.random.default_rng(0).permutation(len(labels))
+    chosen = even_over_classes(order, labels, count)
+    assert len(set(chosen.tolist())) == len(chosen) == min(count, len(labels))
+    available = np.bincount(labels, minlength=5)
+    taken = np.bincount(labels[chosen], minlength=5)
+    # no class that has more to give is behind another
+    for a in range(5):
+        if taken[a] < available[a]:
+            assert taken.max() <= taken[a] + 1
+    np.testing.assert_array_equal(even_over_classes(order, None, count), order[:count])

@@ -5,8 +5,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from recal import build, export_onnx, load_checkpoint
@@ -19,7 +17,6 @@ from recal.deploy.export_int8 import export_int8
 from recal.deploy.graph import to_onnx
 from recal.deploy.int8_images import (
     HeldOutImages,
-    balanced,
     calibration_images,
     held_out_images,
     variant_policy,
@@ -237,22 +234,6 @@ def test_policy_is_the_variants_own(checkpoint, tmp_path):
     assert variant_policy(spec, {**own, "policy": "weak"}).text == text
     with pytest.raises(UsageError, match="Name it with --policy"):
         variant_policy(spec, {**own, "policy_text": f"{text}{text}"})
-
-
-@given(st.data())
-def test_balanced_takes_as_many_of_each_class_as_there_are(data):
-    labels = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=60)))
-    count = data.draw(st.integers(1, 70))
-    order = np.random.default_rng(0).permutation(len(labels))
-    chosen = balanced(order, labels, count)
-    assert len(set(chosen.tolist())) == len(chosen) == min(count, len(labels))
-    available = np.bincount(labels, minlength=5)
-    taken = np.bincount(labels[chosen], minlength=5)
-    # no class that has more to give is behind another
-    for a in range(5):
-        if taken[a] < available[a]:
-            assert taken.max() <= taken[a] + 1
-    np.testing.assert_array_equal(balanced(order, None, count), order[:count])
 
 
 def test_images_of_a_folder_without_splits_serve_for_one_purpose(checkpoint, tmp_path):

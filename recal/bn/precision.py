@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from recal.bn.estimators import Estimate
     from recal.bn.moments import Moments
@@ -49,7 +49,16 @@ def layer_error(moments: Moments) -> LayerError:
     chi-square with as many degrees of freedom as there are independent channels.
     """
     errors = [float(error.square().mean().sqrt()) for error in moments.standard_errors()]
-    degrees = moments.independent_channels()
+    return with_bounds(errors, moments.independent_channels())
+
+
+def with_bounds(errors: Sequence[float], degrees: Sequence[float]) -> LayerError:
+    """Return a layer's standard errors with their bounds, rounded to four digits.
+
+    Args:
+        errors: Root mean squares over channels, of the mean and of the log-variance.
+        degrees: Of each, the number of independent channels.
+    """
     bounds = [e * quantile_factor(d) for e, d in zip(errors, degrees, strict=True)]
     # beyond these digits the order of summation would show in a variant's bytes
     return LayerError(*(float(f"{value:.{DIGITS}g}") for value in (*errors, *bounds)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from recal.bn.precision import LayerError
+    from recal.data.policies import Policy
 
 FORMAT = 1
 METADATA_KEY = "recal"
@@ -60,6 +63,30 @@ class VariantFile:
         for name in sorted(self.tensors):
             digest.update(name.encode() + np.ascontiguousarray(self.tensors[name]).tobytes())
         return digest.hexdigest()
+
+
+def estimated_statistics(
+    policy: Policy, errors: Mapping[str, LayerError], **facts: Any
+) -> dict[str, Any]:
+    """Return the record of statistics that were estimated on images.
+
+    Args:
+        policy: What was done to the images.
+        errors: Of every layer.
+        **facts: `data_sha256`, `images`, `batch_size`, `estimator`, `passes`, `seed`,
+            `layers_without_data`; also `skipped`, `tolerance`, `autocast`.
+    """
+    return {
+        "source": "policy",
+        "policy": policy.name,
+        "policy_sha256": policy.sha256,
+        "policy_text": policy.text,
+        "errors": {name: asdict(error) for name, error in errors.items()},
+        "skipped": [],
+        "tolerance": None,
+        "autocast": None,
+        **facts,
+    }
 
 
 def label_of(affine: str, statistics: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from recal.bn.variant import Variant, branch_variant, save_variant
 from recal.calibration import calibrate, calibrate_matrix, calibration_images, usual_affine
 from recal.cli.console import console, messages, progress_bar
+from recal.cli.precision import BOUNDS, largest, precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from recal.estimation import Settings
 
 
-BOUNDS = ("mean_bound", "log_variance_bound")
 SHOWN = 3
 
 
@@ -56,7 +56,7 @@ def calibrate_one(
         f"({statistics['estimator']}, batches of {statistics['batch_size']}, "
         f"seed {statistics['seed']}{_passes(variant)})."
     )
-    console.print(_precision(variant))
+    console.print(precision(statistics))
     _say_whether_reached([variant], settings)
     console.print(f"Wrote {output}. Next: recal eval {checkpoint.path} {output}")
 
@@ -131,23 +131,11 @@ def _errors(variant: Variant) -> dict[str, dict[str, float]]:
     return errors
 
 
-def _largest(variant: Variant, kind: str) -> tuple[float, str]:
-    return max((layer[kind], name) for name, layer in _errors(variant).items())
-
-
 def _cells(variant: Variant, source: str) -> tuple[str, ...]:
     if not _errors(variant):
         return f"stored in {source}", "", "", ""
-    bounds = (f"{_largest(variant, kind)[0]:.4f}" for kind in BOUNDS)
+    bounds = (f"{largest(variant.statistics, kind)[0]:.4f}" for kind in BOUNDS)
     return f"{source} images", f"{variant.statistics['images']:,}", *bounds
-
-
-def _precision(variant: Variant) -> str:
-    (mean, mean_layer), (variance, variance_layer) = (_largest(variant, kind) for kind in BOUNDS)
-    return (
-        f"95 % error bounds: means within {mean:.4f} standard deviations ({mean_layer}), "
-        f"variances within {variance:.2%} ({variance_layer}); other layers are more precise."
-    )
 
 
 def _passes(variant: Variant) -> str:
@@ -159,7 +147,7 @@ def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> Non
     if settings.tolerance is None:
         return
     images = variants[0].statistics["images"]
-    reached = max(_largest(variant, kind)[0] for variant in variants for kind in BOUNDS)
+    reached = max(largest(variant.statistics, kind)[0] for variant in variants for kind in BOUNDS)
     if reached <= settings.tolerance:
         console.print(
             f"Stopped after {images:,} images: bound {reached:.4f}, tolerance "

@@ -26,6 +26,7 @@ def recalibrate_file(
 
     from recal.bn.variant_file import write_variant
     from recal.cli.console import console, progress_bar
+    from recal.cli.precision import precision
     from recal.data.draws import DEFAULT_SAMPLES
     from recal.data.finding import find_images
     from recal.data.policies import load_family, load_policy, read_policy
@@ -58,4 +59,5 @@ def recalibrate_file(
         f"Statistics of {len(variant.tensors) // 4} layers from "
         f"{variant.record['statistics']['images']:,} images (consistent, by ONNX Runtime)."
     )
+    console.print(precision(variant.record["statistics"]))
     console.print(f"Wrote {output}. Next: recal patch {path} {output}")

@@ -79,3 +79,24 @@ def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list
 def in_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """Cut the numbers of images into batches; the last may be smaller."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def even_over_classes(
+    order: NDArray[np.int64], labels: NDArray[np.int64] | None, count: int
+) -> NDArray[np.int64]:
+    """Return `count` indices out of `order`, as even over the classes as can be.
+
+    Args:
+        order: Indices of images, (n,); of each class the first ones are taken.
+        labels: Of all images, (N,); without them the first indices are taken.
+        count: How many; all where there are no more.
+    """
+    if labels is None or count >= len(order):
+        return order[:count]
+    own = labels[order]
+    # the n-th image of its class comes in round n: whole rounds first
+    by_class = np.argsort(own, kind="stable")
+    starts = np.searchsorted(own[by_class], own[by_class])
+    rounds = np.empty(len(own), np.int64)
+    rounds[by_class] = np.arange(len(own)) - starts
+    return order[np.argsort(rounds, kind="stable")[:count]]

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from recal.bn.precision import LayerError, with_bounds
 from recal.deploy.editing import batch_norm_nodes
 from recal.errors import InputError
 
@@ -47,6 +48,39 @@ class ImageMoments:
         between = np.square(self.means - self.mean).mean(axis=0)
         variance: NDArray[np.float64] = self.m2.mean(axis=0) / self.count + between
         return variance
+
+    def error(self) -> LayerError:
+        """Return how far mean and variance may be off, as `Moments` has it: images as draws."""
+        n, mean, variance = len(self.means), self.mean, self.variance
+        safe = np.where(variance > 0, variance, 1.0)
+        of_mean = (self.means - mean) / np.sqrt(safe)
+        squares = self.m2 / self.count + np.square(self.means - mean)
+        errors, degrees = [], []
+        for parts in (of_mean, (squares - variance) / safe):
+            errors.append(float(np.sqrt(np.square(parts).mean() / (n - 1))) if n > 1 else np.inf)
+            degrees.append(_independent_channels(parts))
+        return with_bounds(errors, degrees)
+
+
+def _independent_channels(parts: NDArray[np.float64]) -> float:
+    """Return trace(S)^2 / trace(S^2) of the covariance S of (N, C) rows of mean zero."""
+    n, channels = parts.shape
+    if n < 2:
+        return 1.0
+    trace = np.square(parts).sum() / (n - 1)
+    # the products of a row with itself say nothing of pairs of images
+    own = np.square(np.square(parts).sum(axis=1)).sum()
+    of_square = (np.square(parts.T @ parts).sum() - own) / (n * (n - 1))
+    least = max(trace**2 / channels, np.finfo(float).tiny)
+    return float(np.clip(trace**2 / max(of_square, least), 1.0, channels))
+
+
+def merge(found: Sequence[ImageMoments]) -> ImageMoments:
+    """Return the moments of all these images together."""
+    means, m2 = (
+        np.concatenate(column) for column in zip(*((f.means, f.m2) for f in found), strict=True)
+    )
+    return ImageMoments(found[0].count, means, m2)
 
 
 def moments_session(

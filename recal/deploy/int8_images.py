@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recal.data.draws import even_over_classes
 from recal.data.finding import find_images
 from recal.data.layouts import TEST, TRAIN
 from recal.data.policies import load_family, load_policy, policy_names, read_policy
@@ -116,7 +117,7 @@ def calibration_images(
     source = find_images(data, names, TRAIN, classes=None, what=what)
     seed = int(statistics.get("seed", 0))
     order = np.random.default_rng(seed).permutation(len(source))
-    indices = balanced(order, source.labels, count)
+    indices = even_over_classes(order, source.labels, count)
     record = {
         "policy": policy.name,
         "policy_sha256": policy.sha256,
@@ -161,20 +162,6 @@ def held_out_images(
     return HeldOutImages(
         pixels=pixels, labels=labels, what=f"{len(indices):,} {kind} images of {source.where}"
     )
-
-
-def balanced(
-    order: NDArray[np.int64], labels: NDArray[np.int64] | None, count: int
-) -> NDArray[np.int64]:
-    """Return `count` indices, as even over the classes as can be, the first of each in `order`."""
-    if labels is None or count >= len(order):
-        return order[:count]
-    seen: dict[int, int] = {}
-    turns = []
-    for label in labels[order].tolist():
-        turns.append(seen.get(label, 0))
-        seen[label] = turns[-1] + 1
-    return order[np.argsort(turns, kind="stable")[:count]]
 
 
 def _labels_fit(source: ImageSource, spec: ModelSpec) -> bool:

@@ -10,11 +10,12 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from recal import __version__
-from recal.bn.variant_file import FORMAT, VariantFile
+from recal.bn.precision import LayerError
+from recal.bn.variant_file import FORMAT, VariantFile, estimated_statistics
 from recal.data.draws import seeded_batches
 from recal.data.prepared import PreparedImages
 from recal.deploy.editing import batch_norm_nodes, layer_tensors, with_arrays
-from recal.deploy.image_moments import ImageMoments, moments_session
+from recal.deploy.image_moments import ImageMoments, merge, moments_session
 from recal.deploy.patch import require_patchable, weights_identity
 from recal.deploy.runtime import normalise_array
 from recal.errors import InputError
@@ -75,7 +76,7 @@ def recalibrate(
     batches = _Batches(images, indices, spec, model)
     levels = _levels(model.graph)
     total, done = len(levels) * sum(map(len, indices)), 0
-    current = model
+    current, errors = model, dict[str, LayerError]()
     for layers in levels:
         parts: dict[str, list[ImageMoments]] = {layer: [] for layer in layers}
         run = moments_session(current, layers)
@@ -84,7 +85,9 @@ def recalibrate(
                 parts[layer].append(moments)
             done += len(batch)
             progress(done, total)
-        current = with_arrays(current, _statistics(current.graph, parts, where))
+        merged = {layer: merge(found) for layer, found in parts.items()}
+        errors |= {layer: moments.error() for layer, moments in merged.items()}
+        current = with_arrays(current, _statistics(current.graph, merged, where))
     names = layer_tensors(current.graph)
     arrays = {tensor.name: tensor for tensor in current.graph.initializer}
     used = [int(index) for batch in indices for index in batch]
@@ -95,18 +98,17 @@ def recalibrate(
             "weights_sha256": weights_sha256,
             "model": spec.to_json(),
             "affine": record.get("affine", "main"),
-            "statistics": {
-                "source": "policy",
-                "policy": policy.name,
-                "policy_sha256": policy.sha256,
-                "policy_text": policy.text,
-                "data_sha256": source.fingerprint(used),
-                "images": len(used),
-                "batch_size": batch_size,
-                "estimator": "consistent",
-                "seed": seed,
-                "layers_without_data": [],
-            },
+            "statistics": estimated_statistics(
+                policy,
+                errors,
+                data_sha256=source.fingerprint(used),
+                images=len(used),
+                batch_size=batch_size,
+                estimator="consistent",
+                passes=len(levels),
+                seed=seed,
+                layers_without_data=[],
+            ),
             "versions": {"recal": __version__, "onnxruntime": onnxruntime.__version__},
         },
     )
@@ -159,21 +161,16 @@ def _levels(graph: onnx.GraphProto) -> list[list[str]]:
 
 
 def _statistics(
-    graph: onnx.GraphProto, parts: dict[str, list[ImageMoments]], where: str
+    graph: onnx.GraphProto, found: dict[str, ImageMoments], where: str
 ) -> dict[str, NDArray[np.float32]]:
     nodes = batch_norm_nodes(graph)
     arrays = {}
-    for layer, found in parts.items():
-        merged = ImageMoments(
-            found[0].count,
-            np.concatenate([part.means for part in found]),
-            np.concatenate([part.m2 for part in found]),
-        )
-        if not (np.isfinite(merged.mean).all() and np.isfinite(merged.variance).all()):
+    for layer, moments in found.items():
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.variance).all()):
             raise InputError(
                 f"{where}: layer {layer}: expected finite values, got NaN or infinity. Look for "
                 "them in the file and in the images."
             )
-        arrays[nodes[layer].input[3]] = merged.mean.astype(np.float32)
-        arrays[nodes[layer].input[4]] = merged.variance.astype(np.float32)
+        arrays[nodes[layer].input[3]] = moments.mean.astype(np.float32)
+        arrays[nodes[layer].input[4]] = moments.variance.astype(np.float32)
     return arrays

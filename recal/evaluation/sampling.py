@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.data.draws import even_over_classes
 from recal.errors import InputError
 from recal.resources import data_folders, shipped
 
@@ -61,16 +62,10 @@ def stratified_sample(labels: NDArray[np.int64], limit: int | None, seed: int) -
 
     Files often come sorted by class, so the first ones would not do.
     """
-    if limit is None or limit >= len(labels):
+    if limit is None:
         return np.arange(len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))
-    shuffled = labels[order]
-    # the n-th image of its class comes in round n: whole rounds first
-    by_class = np.argsort(shuffled, kind="stable")
-    starts = np.searchsorted(shuffled[by_class], shuffled[by_class])
-    rounds = np.empty(len(labels), np.int64)
-    rounds[by_class] = np.arange(len(labels)) - starts
-    return np.sort(order[np.argsort(rounds, kind="stable")[:limit]])
+    return np.sort(even_over_classes(order, labels, limit))
 
 
 def _listed(suite: Suite, names: Sequence[str] | None, where: Path) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +25,9 @@ def mcnemar(only_first: NDArray[np.int64], only_second: NDArray[np.int64]) -> ND
     Source: McNemar, Psychometrika 12 (1947), 153-157; on mid-p, Fagerland, Lydersen and Laake, BMC
     Medical Research Methodology 13 (2013), 91.
     """
+    # imported here, because it takes 60 MB and most of a second that evaluation alone need not pay
+    from scipy import stats
+
     tail = stats.binom.cdf(np.minimum(only_first, only_second), only_first + only_second, 0.5)
     return np.asarray(np.minimum(2 * tail, 1.0))
 
@@ -43,6 +45,8 @@ def paired_mean(differences: NDArray[np.float64]) -> float:
     error = differences.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
     if error == 0:
         return smallest
+    from scipy import stats
+
     p = float(2 * stats.t.sf(abs(differences.mean()) / error, n - 1))
     return max(p, smallest)
 

@@ -177,6 +177,15 @@ def check_project(path: Path, cifar10: Path, project: Path) -> None:
     assert len(document["cells"]) == 2 * (1 + 35)
     assert document["provenance"].startswith("regenerated")
 
+    run = next((project / "runs").glob("cifar10c-*"))
+    found = json.loads(recal("compare", run, "--json", cwd=project))
+    assert found, found
+    chosen = json.loads(recal("select", run, "--maximize", "clean", "--json", cwd=project))
+    assert chosen, chosen
+    asked = ["--suite", "cifar10c", "--corruptions", SEVEN, "--plan", "--json"]
+    plan = json.loads(recal("eval", *asked, cwd=project))
+    assert (plan["cells"], plan["kept"]) == (36, 72), plan
+
     recal("export", "--variant", "weak.safetensors", "-o", "model.onnx", cwd=project)
     recal(
         "eval", "weak.safetensors", "model.onnx", path, f"{path}:aux0", "--suite", "cifar10",

@@ -20,7 +20,7 @@ from recal import build, calibrate, load_checkpoint
 from recal.bn.variant import load_variant
 from recal.data.layouts import open_images
 from recal.deploy.runtime import OnnxNetwork, normalise_array
-from recal.evaluation.runs import read_target_cell
+from recal.results.runs import read_target_cell
 
 SEVEN = "gaussian_noise,impulse_noise,defocus_blur,contrast,brightness,pixelate,jpeg_compression"
 CORRECT = {

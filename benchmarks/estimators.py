@@ -18,9 +18,9 @@ from recal import evaluate, load_checkpoint
 from recal.bn.estimators import ESTIMATORS
 from recal.bn.variant import save_variant
 from recal.calibration import calibrate_matrix
-from recal.evaluation.comparison import paired_difference
-from recal.evaluation.runs import read_target_cell
-from recal.evaluation.suites import load_suite
+from recal.results.comparison import paired_difference
+from recal.results.runs import read_target_cell
+from recal.suites.suite import load_suite
 
 POLICIES = ("clean", "weak", "strong_noise")
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
-from recal.evaluation.intervals import bounded_mean_interval, wilson_interval
-from recal.evaluation.measured import Measured, measure_columns
-from recal.evaluation.metrics import METRICS
-from recal.evaluation.quantities import quantities_of
-from recal.evaluation.saved import SavedRun, SavedTarget
-from recal.evaluation.significance import ALPHA, holm, mcnemar, paired_mean
-from recal.evaluation.suites import Cell
+from recal.results.intervals import bounded_mean_interval, wilson_interval
+from recal.results.measured import Measured, measure_columns
+from recal.results.metrics import METRICS
+from recal.results.quantities import quantities_of
+from recal.results.saved import SavedRun, SavedTarget
+from recal.results.significance import ALPHA, holm, mcnemar, paired_mean
+from recal.suites.suite import Cell
 
 MANY = 400_000  # images that stand for all there are
 

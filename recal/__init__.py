@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from recal.calibration import calibrate
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.deploy.export import export_onnx
-    from recal.evaluation.comparison import compare
     from recal.evaluation.evaluate import evaluate
-    from recal.evaluation.selection import select
+    from recal.results.comparison import compare
+    from recal.results.selection import select
 
 _HOMES = {
     "build": "recal.bn.build",
     "calibrate": "recal.calibration",
-    "compare": "recal.evaluation.comparison",
+    "compare": "recal.results.comparison",
     "evaluate": "recal.evaluation.evaluate",
     "export_onnx": "recal.deploy.export",
     "load_checkpoint": "recal.checkpoint.checkpoint",
-    "select": "recal.evaluation.selection",
+    "select": "recal.results.selection",
 }
 
 

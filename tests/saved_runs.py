@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from recal.evaluation.runs import cell_file, write_cell
-from recal.evaluation.saved import images_digest
+from recal.results.runs import cell_file, write_cell
+from recal.results.saved import images_digest
 
 CORRUPTIONS = ("fog", "contrast", "gaussian_noise")
 

@@ -109,7 +109,7 @@ def test_recals_evaluation_gives_robustbenchs_accuracy(split_checkpoint, tmp_pat
     """The published layout, read by both; the same images, the same share of right answers."""
     from recal.architectures import robustbench
     from recal.evaluation.evaluate import evaluate
-    from recal.evaluation.runs import read_target_cell
+    from recal.results.runs import read_target_cell
 
     rng = np.random.default_rng(1)
     folder = tmp_path / "CIFAR-10-C"
@@ -208,9 +208,9 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     from timm.data import create_dataset, create_loader
     from timm.utils import accuracy
 
-    from recal.evaluation.class_order import wnids
     from recal.evaluation.evaluate import evaluate
-    from recal.evaluation.runs import read_target_cell
+    from recal.results.runs import read_target_cell
+    from recal.suites.class_order import wnids
 
     archive = PHOTOGRAPHS / "imagenet-sample-500.tar.gz"
     if not archive.is_file():
@@ -253,9 +253,9 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
 @needs_robustbench
 def test_robustbenchs_own_list_of_images_is_found():
     """Its package holds the list; 5,000 of ImageNet's 50,000, and classes that recal knows."""
-    from recal.evaluation.class_order import class_numbers, wnids
-    from recal.evaluation.sampling import choose_images
-    from recal.evaluation.suites import load_suite
+    from recal.suites.class_order import class_numbers, wnids
+    from recal.suites.sampling import choose_images
+    from recal.suites.suite import load_suite
 
     suite = load_suite("robustbench-imagenetc")
     spec = importlib.util.find_spec("robustbench")

@@ -4,8 +4,8 @@ import pytest
 
 from recal.data.policies import family_names, load_family, load_policy, policy_names, read_policy
 from recal.errors import InputError, UsageError
-from recal.evaluation.suite_file import read_suite
-from recal.evaluation.suites import load_suite, suite_names
+from recal.suites.suite import load_suite, suite_names
+from recal.suites.suite_file import read_suite
 
 POLICIES = [(family, name) for family in family_names() for name in policy_names(family)]
 

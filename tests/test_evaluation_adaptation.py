@@ -11,7 +11,7 @@ from recal import build, evaluate, export_onnx, load_checkpoint
 from recal.bn.layers import batch_norms
 from recal.errors import RecalError, UsageError
 from recal.evaluation.adaptation import Adaptation, adapt_layers
-from recal.evaluation.runs import read_target_cell
+from recal.results.runs import read_target_cell
 
 PART = {"suite": "cifar10c", "corruptions": ["contrast", "pixelate"], "severities": [5]}
 

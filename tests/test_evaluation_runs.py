@@ -9,11 +9,11 @@ import torch
 from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
 from recal.bn.variant import save_variant
 from recal.errors import InputError, RecalError, UsageError
-from recal.evaluation.opening import open_suite_images
-from recal.evaluation.runs import cell_file, read_cell, read_target_cell, write_cell
-from recal.evaluation.sampling import stratified_sample
-from recal.evaluation.suites import Cell, load_suite
 from recal.files import locked
+from recal.results.runs import cell_file, read_cell, read_target_cell, write_cell
+from recal.suites.opening import open_suite_images
+from recal.suites.sampling import stratified_sample
+from recal.suites.suite import Cell, load_suite
 
 PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 
@@ -352,7 +352,7 @@ def test_what_lies_in_the_folder_but_failed_now_is_not_of_the_run(
     split_checkpoint, class_folders, tmp_path, monkeypatch
 ):
     from recal import corruptions
-    from recal.evaluation.summary import summarise_run
+    from recal.results.summary import summarise_run
 
     options = {"suite": "cifar10c", "data": class_folders, "output": tmp_path / "run", **PART}
     whole = evaluate([str(split_checkpoint)], **options)

@@ -12,11 +12,11 @@ from recal import build, evaluate, export_onnx, load_checkpoint
 from recal.architectures import create_network
 from recal.errors import InputError, UsageError
 from recal.evaluation.backends import Batch, choose_execution
-from recal.evaluation.class_order import wnids
 from recal.evaluation.evaluate import prepare_work
 from recal.evaluation.plan import make_plan
-from recal.evaluation.runs import read_target_cell
+from recal.results.runs import read_target_cell
 from recal.sample_data import sample_checkpoint, sample_images
+from recal.suites.class_order import wnids
 
 
 def onnx_model(path, nodes, classes=10, side=32, kind=TensorProto.FLOAT):

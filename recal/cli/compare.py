@@ -29,9 +29,9 @@ def command(
     correction tells in which cells the targets differ. Without TARGETS, all of the run's.
     """
     from recal.cli.console import console, messages, print_document
-    from recal.evaluation.comparison import compare
     from recal.report.plot import difference_figure, save_png
     from recal.report.text import comparison_text
+    from recal.results.comparison import compare
 
     document = compare(run, targets, every_pair=all_pairs, seed=seed).document()
     rows = [

@@ -41,8 +41,8 @@ def print_document(
     """
     import json
 
-    from recal.evaluation.runs import csv_text
     from recal.report.grid import LAYOUTS
+    from recal.results.runs import csv_text
 
     if form == "json":
         click.echo(json.dumps(document, indent=1))

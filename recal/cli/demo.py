@@ -107,7 +107,7 @@ def _export(
     from recal.deploy.export import export_onnx
     from recal.deploy.images import comparison_images
     from recal.deploy.runtime import OnnxNetwork, normalise_array
-    from recal.evaluation.runs import read_target_cell
+    from recal.results.runs import read_target_cell
     from recal.sample_data import sample_images
 
     spec = checkpoint.spec()

@@ -71,7 +71,7 @@ def command(
     from recal.cli.console import console, messages
     from recal.distributed import joined, local_device
     from recal.errors import UsageError
-    from recal.evaluation.suites import load_suite
+    from recal.suites.suite import load_suite
 
     note = ""
     if not targets and checkpoint is None:
@@ -97,9 +97,9 @@ def _evaluate(targets: tuple[str, ...], request: dict[str, Any], form: str, worl
     from recal.cli.console import cell_progress, console, messages, print_document
     from recal.errors import RecalError
     from recal.evaluation.evaluate import evaluate
-    from recal.evaluation.summary import flat
     from recal.report.page import write_report
     from recal.report.text import run_text
+    from recal.results.summary import flat
 
     with cell_progress(_short, hidden=not world.leads) as shown:
         run = evaluate(
@@ -182,8 +182,8 @@ def _short(target: str) -> str:
 
 def _bundled(suite: str | None, data: Path | None) -> tuple[Path, Path | None, str, str]:
     """Choose the bundled network that fits a suite."""
-    from recal.evaluation.suites import load_suite
     from recal.sample_data import sample_checkpoint, sample_images
+    from recal.suites.suite import load_suite
 
     name = suite or "sample"
     if load_suite(name).family == "sample":

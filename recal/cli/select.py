@@ -43,8 +43,8 @@ def command(
     than it is on the images by which it was chosen. Fractions are meant, not percent.
     """
     from recal.cli.console import print_document
-    from recal.evaluation.selection import select
     from recal.report.text import selection_text
+    from recal.results.selection import select
 
     objectives = maximize or (("clean", "corrupted") if pareto else ("clean",))
     selection = select(

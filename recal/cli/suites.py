@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from recal.evaluation.suites import Suite
+    from recal.suites.suite import Suite
 
 
 @click.command("suites")
@@ -20,7 +20,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     """
     import json
 
-    from recal.evaluation.suites import load_suite, suite_names
+    from recal.suites.suite import load_suite, suite_names
 
     suites = [load_suite(name) for name in names or suite_names()]
     rows = [_describe(suite) for suite in suites]
@@ -34,7 +34,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _describe(suite: Suite) -> dict[str, Any]:
-    from recal.evaluation.places import find_places
+    from recal.suites.places import find_places
 
     places = find_places(suite)
     return {

@@ -1,1 +1,1 @@
-"""Suites, metrics, runs: what is measured and how it is kept."""
+"""Evaluation: targets, how they run, and the cells that come of it."""

@@ -17,24 +17,24 @@ from recal.distributed import ALONE
 from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import adapted
 from recal.evaluation.backends import choose_execution
-from recal.evaluation.classes import class_rows
-from recal.evaluation.metrics import score, summarise
 from recal.evaluation.oddities import odd_preparation, odd_results
-from recal.evaluation.opening import check_pixels, open_suite_images
-from recal.evaluation.runs import csv_text, json_digest, sweep, write_json
-from recal.evaluation.saved import declared
-from recal.evaluation.suites import Cell, Suite, load_suite, usual_suite
-from recal.evaluation.summary import flat, summarise_run
 from recal.evaluation.targets import Target, resolve_targets
 from recal.evaluation.work import Progress, Work, compute_cells
 from recal.files import locked, write_whole
+from recal.results.classes import class_rows
+from recal.results.metrics import score, summarise
+from recal.results.runs import csv_text, json_digest, sweep, write_json
+from recal.results.saved import declared
+from recal.results.summary import flat, summarise_run
+from recal.suites.opening import check_pixels, open_suite_images
+from recal.suites.suite import Cell, Suite, load_suite, usual_suite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from recal.distributed import World
     from recal.evaluation.adaptation import Adaptation
-    from recal.evaluation.runs import Columns
+    from recal.results.runs import Columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.evaluation.class_order import class_count
+from recal.suites.class_order import class_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.images import SuiteImages
-    from recal.evaluation.runs import Columns
-    from recal.evaluation.suites import Cell
     from recal.evaluation.targets import Target
     from recal.evaluation.work import Work
+    from recal.results.runs import Columns
+    from recal.suites.images import SuiteImages
+    from recal.suites.suite import Cell
 
 LOOKED_AT = 64
 # of normalised pixels: natural images of the set that mean and std are of come near (0, 1)

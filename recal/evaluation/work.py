@@ -13,9 +13,9 @@ import numpy as np
 from recal.distributed import ALONE
 from recal.errors import InputError, RecalError
 from recal.evaluation.backends import Batch, Predictors
-from recal.evaluation.class_order import kept_logits
-from recal.evaluation.metrics import score
-from recal.evaluation.runs import cell_file, json_digest, read_cell, write_cell
+from recal.results.metrics import score
+from recal.results.runs import cell_file, json_digest, read_cell, write_cell
+from recal.suites.class_order import kept_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from recal.distributed import World
     from recal.evaluation.backends import Execution
-    from recal.evaluation.images import SuiteImages
-    from recal.evaluation.runs import Columns
-    from recal.evaluation.suites import Cell, Suite
     from recal.evaluation.targets import Target
+    from recal.results.runs import Columns
+    from recal.suites.images import SuiteImages
+    from recal.suites.suite import Cell, Suite
 
 # goes into every cell's key: raise it when a change of this code changes a number
 EVALUATION_VERSION = 2

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recal.errors import InputError, UsageError
-from recal.evaluation.runs import cell_file, read_cell
-from recal.evaluation.suites import Cell, Reference
+from recal.results.runs import cell_file, read_cell
+from recal.suites.suite import Cell, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.images import SuiteImages
-    from recal.evaluation.runs import Columns
-    from recal.evaluation.suites import Suite
+    from recal.results.runs import Columns
+    from recal.suites.images import SuiteImages
+    from recal.suites.suite import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

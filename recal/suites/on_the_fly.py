@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.data.prepared import PreparedImages
-    from recal.evaluation.suites import Cell, Suite
+    from recal.suites.suite import Cell, Suite
 
 
 class CorruptedHere:

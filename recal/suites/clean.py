@@ -13,8 +13,8 @@ from recal.data.finding import candidates, places_searched
 from recal.data.layouts import SPLIT_FOLDERS, TEST, open_images
 from recal.data.sources import FileSource
 from recal.errors import InputError
-from recal.evaluation.class_order import class_count, class_numbers
 from recal.resources import data_folders
+from recal.suites.class_order import class_count, class_numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.data.sources import ImageSource
-    from recal.evaluation.suites import Suite
+    from recal.suites.suite import Suite
 
 ANNOTATIONS = "val/val_annotations.txt"
 

@@ -10,9 +10,9 @@ from saved_runs import columns_of, simulated, write_run
 
 from recal import select
 from recal.errors import InputError, RecalError, UsageError
-from recal.evaluation.expressions import parse_limit, parse_sum
-from recal.evaluation.measured import halves
-from recal.evaluation.quantities import Quantity
+from recal.results.expressions import parse_limit, parse_sum
+from recal.results.measured import halves
+from recal.results.quantities import Quantity
 
 KNOWN = {
     "clean_accuracy": Quantity(np.array([[1.0, 0.0]])),
@@ -148,7 +148,7 @@ def test_the_best_that_keeps_to_the_limits_is_chosen(run):
 
 
 def test_numbers_come_from_the_half_that_did_not_choose(run):
-    from recal.evaluation.runs import read_cell
+    from recal.results.runs import read_cell
 
     selection = select(run, "clean", seed=4)
     first, second = halves(np.arange(2000) % 10, 4)

@@ -12,8 +12,8 @@ from recal.data.archives import images_in
 from recal.data.provenance import label_of
 from recal.data.sources import FileSource, decode, fingerprint_files, is_image_name
 from recal.errors import InputError
-from recal.evaluation.class_order import class_numbers
-from recal.evaluation.published_names import check_corruptions, check_severities
+from recal.suites.class_order import class_numbers
+from recal.suites.published_names import check_corruptions, check_severities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.suites import Cell, Suite
+    from recal.suites.suite import Cell, Suite
 
 
 # ImageNet-C's tar files, whose names some people unpack them below

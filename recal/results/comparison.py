@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recal.errors import InputError, UsageError
-from recal.evaluation.measured import measure
-from recal.evaluation.pairs import CellTest, Comparison, Difference, Pair
-from recal.evaluation.quantities import parts_of, quantities_of
-from recal.evaluation.saved import open_run
-from recal.evaluation.significance import holm, mcnemar, paired_mean
+from recal.results.measured import measure
+from recal.results.pairs import CellTest, Comparison, Difference, Pair
+from recal.results.quantities import parts_of, quantities_of
+from recal.results.saved import open_run
+from recal.results.significance import holm, mcnemar, paired_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from recal.evaluation.measured import Measured
-    from recal.evaluation.saved import SavedRun
-    from recal.evaluation.suites import Cell
+    from recal.results.measured import Measured
+    from recal.results.saved import SavedRun
+    from recal.suites.suite import Cell
 
 
 def compare(

@@ -11,9 +11,9 @@ from published_sets import SUITE, add_member, pack, pictures, write_folders, wri
 from recal import evaluate
 from recal.data.tarred_arrays import tarred_arrays
 from recal.errors import InputError
-from recal.evaluation.opening import check_pixels, open_suite_images
-from recal.evaluation.suite_file import read_suite
-from recal.evaluation.suites import Cell, load_suite
+from recal.suites.opening import check_pixels, open_suite_images
+from recal.suites.suite import Cell, load_suite
+from recal.suites.suite_file import read_suite
 
 EVERY = np.arange(20)
 

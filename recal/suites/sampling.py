@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.suites import Suite
+    from recal.suites.suite import Suite
 
 
 def choose_images(

@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recal.evaluation.comparison import compare_measured
-from recal.evaluation.intervals import normal_interval, percentile_interval, wilson_interval
-from recal.evaluation.measured import measure
-from recal.evaluation.metrics import METRICS
-from recal.evaluation.pairs import difference_document
-from recal.evaluation.quantities import parts_of, quantities_of
-from recal.evaluation.saved import open_run
+from recal.results.comparison import compare_measured
+from recal.results.intervals import normal_interval, percentile_interval, wilson_interval
+from recal.results.measured import measure
+from recal.results.metrics import METRICS
+from recal.results.pairs import difference_document
+from recal.results.quantities import parts_of, quantities_of
+from recal.results.saved import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from recal.evaluation.intervals import Interval
-    from recal.evaluation.measured import Measured
-    from recal.evaluation.pairs import Pair
-    from recal.evaluation.quantities import Quantity
-    from recal.evaluation.saved import SavedRun, SavedTarget
+    from recal.results.intervals import Interval
+    from recal.results.measured import Measured
+    from recal.results.pairs import Pair
+    from recal.results.quantities import Quantity
+    from recal.results.saved import SavedRun, SavedTarget
 
 # of a target, in the summary; those that a run does not allow are null there
 HEADLINES = (

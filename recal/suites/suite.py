@@ -145,7 +145,7 @@ def load_suite(name: str) -> Suite:
         UsageError: There is none of this name.
         InputError: The file cannot be read or says what it must not.
     """
-    from recal.evaluation.suite_file import read_suite
+    from recal.suites.suite_file import read_suite
 
     if name.endswith(".toml") or "/" in name:
         return read_suite(Path(name))

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.evaluation.intervals import normal_interval, percentile_interval, wilson_interval
-from recal.evaluation.metrics import METRICS
+from recal.results.intervals import normal_interval, percentile_interval, wilson_interval
+from recal.results.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.intervals import Interval
-    from recal.evaluation.saved import SavedRun
-    from recal.evaluation.suites import Cell
+    from recal.results.intervals import Interval
+    from recal.results.saved import SavedRun
+    from recal.suites.suite import Cell
 
 ACCURACY, ECE = METRICS.index("accuracy"), METRICS.index("ece")
 

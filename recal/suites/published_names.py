@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from recal.evaluation.suites import Cell, Suite
+    from recal.suites.suite import Cell, Suite
 
 
 def check_corruptions(

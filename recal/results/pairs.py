@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recal.evaluation.significance import ALPHA
+from recal.results.significance import ALPHA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from recal.evaluation.saved import SavedRun, SavedTarget
-    from recal.evaluation.suites import Cell
+    from recal.results.saved import SavedRun, SavedTarget
+    from recal.suites.suite import Cell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from recal import compare
 from recal.errors import InputError, UsageError
-from recal.evaluation.significance import holm, mcnemar, paired_mean
+from recal.results.significance import holm, mcnemar, paired_mean
 
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), min_size=1, max_size=5))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from recal.evaluation.suites import Suite
+    from recal.suites.suite import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

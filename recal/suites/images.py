@@ -16,7 +16,7 @@ from recal.data.prepared import PreparedImages
 from recal.data.provenance import REGENERATED, label_of
 from recal.data.sources import ArraySource
 from recal.errors import InputError
-from recal.evaluation.on_the_fly import CorruptedHere
+from recal.suites.on_the_fly import CorruptedHere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.data.sources import ImageSource
-    from recal.evaluation.clean import CleanImages
-    from recal.evaluation.published import Published
-    from recal.evaluation.suites import Cell, Suite
+    from recal.suites.clean import CleanImages
+    from recal.suites.published import Published
+    from recal.suites.suite import Cell, Suite
 
 KEPT_BYTES = 1 << 30
 # images that one thread reads at a time, and whose contents are hashed together

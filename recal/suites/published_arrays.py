@@ -12,7 +12,7 @@ from recal.data.provenance import label_of
 from recal.data.sources import ArraySource
 from recal.data.tarred_arrays import tarred_arrays
 from recal.errors import InputError
-from recal.evaluation.published_names import check_corruptions
+from recal.suites.published_names import check_corruptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.suites import Cell, Suite
+    from recal.suites.suite import Cell, Suite
 
 LABELS = "labels"
 # images a class on average, from which on every class must have some

@@ -7,12 +7,12 @@ import pytest
 from saved_runs import columns_of, simulated, write_run
 
 from recal.errors import InputError, UsageError
-from recal.evaluation.classes import class_rows
-from recal.evaluation.measured import measure
-from recal.evaluation.runs import cell_file, read_cell, write_cell
-from recal.evaluation.saved import open_run
-from recal.evaluation.suites import load_suite
-from recal.evaluation.summary import flat, summarise_run
+from recal.results.classes import class_rows
+from recal.results.measured import measure
+from recal.results.runs import cell_file, read_cell, write_cell
+from recal.results.saved import open_run
+from recal.results.summary import flat, summarise_run
+from recal.suites.suite import load_suite
 
 # Correct answers of 5,000, severities 1 to 5, as RobustBench publishes them for its subset of
 # ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv, 2025). Its mCE of the two,

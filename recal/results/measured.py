@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recal.errors import InputError
-from recal.evaluation.intervals import bootstrap_counts, deal
-from recal.evaluation.metrics import ECE_BINS, confidence_bins, confidence_gaps, per_image
-from recal.evaluation.saved import images_digest
+from recal.results.intervals import bootstrap_counts, deal
+from recal.results.metrics import ECE_BINS, confidence_bins, confidence_gaps, per_image
+from recal.results.saved import images_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.runs import Columns
-    from recal.evaluation.saved import SavedRun, SavedTarget
-    from recal.evaluation.suites import Cell
+    from recal.results.runs import Columns
+    from recal.results.saved import SavedRun, SavedTarget
+    from recal.suites.suite import Cell
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from recal.data.archives import TAR_SUFFIX
 from recal.data.finding import candidates
-from recal.evaluation.published_arrays import find_arrays, find_tarred_arrays
-from recal.evaluation.published_folders import find_folders, find_tarred_folders
+from recal.suites.published_arrays import find_arrays, find_tarred_arrays
+from recal.suites.published_folders import find_folders, find_tarred_folders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.data.sources import ImageSource
-    from recal.evaluation.suites import Cell, Suite
+    from recal.suites.suite import Cell, Suite
 
 
 class Published(Protocol):

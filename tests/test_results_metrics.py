@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recal.evaluation.metrics import score, summarise
+from recal.results.metrics import score, summarise
 
 
 def reference(logits, labels):

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recal.evaluation.intervals import bounded_mean_interval, mean_interval
-from recal.evaluation.metrics import METRICS, per_image
-from recal.evaluation.saved import open_run
+from recal.results.intervals import bounded_mean_interval, mean_interval
+from recal.results.metrics import METRICS, per_image
+from recal.results.saved import open_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from recal.evaluation.runs import Columns
-    from recal.evaluation.saved import SavedRun, SavedTarget
+    from recal.results.runs import Columns
+    from recal.results.saved import SavedRun, SavedTarget
 
 # the calibration error is none of them: among the images of one class, how often the network is
 # right is its recall, which its confidence does not claim to be

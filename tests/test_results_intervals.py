@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from recal.evaluation.intervals import (
+from recal.results.intervals import (
     RESAMPLES,
     bootstrap_counts,
     bounded_mean_interval,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.suites import Suite
+    from recal.suites.suite import Suite
 
 ORDERS = ("sorted", "wnids", "numbers")
 SUBSETS = ("imagenet_a", "imagenet_r")

@@ -8,19 +8,19 @@ import numpy as np
 
 from recal.data.finding import places_searched
 from recal.errors import InputError
-from recal.evaluation.clean import find_clean
-from recal.evaluation.images import Chosen, SuiteImages
-from recal.evaluation.places import how_to_get
-from recal.evaluation.published import find_published
-from recal.evaluation.sampling import choose_images
+from recal.suites.clean import find_clean
+from recal.suites.images import Chosen, SuiteImages
+from recal.suites.places import how_to_get
+from recal.suites.published import find_published
+from recal.suites.sampling import choose_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from recal.evaluation.clean import CleanImages
-    from recal.evaluation.published import Published
-    from recal.evaluation.suites import Cell, Suite
+    from recal.suites.clean import CleanImages
+    from recal.suites.published import Published
+    from recal.suites.suite import Cell, Suite
 
 
 def open_suite_images(

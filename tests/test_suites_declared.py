@@ -12,10 +12,10 @@ from published_sets import SUITE, write_suite
 from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
 from recal.data.published import PUBLISHED
 from recal.errors import InputError, UsageError
-from recal.evaluation.class_order import class_count, class_numbers, kept_logits, wnids
-from recal.evaluation.sampling import choose_images
-from recal.evaluation.suite_file import read_suite
-from recal.evaluation.suites import load_suite, suite_names, usual_suite
+from recal.suites.class_order import class_count, class_numbers, kept_logits, wnids
+from recal.suites.sampling import choose_images
+from recal.suites.suite import load_suite, suite_names, usual_suite
+from recal.suites.suite_file import read_suite
 
 
 @pytest.mark.parametrize("name", suite_names())

@@ -18,7 +18,7 @@ import numpy as np
 
 from recal.declared import did_you_mean
 from recal.errors import UsageError
-from recal.evaluation.quantities import Quantity
+from recal.results.quantities import Quantity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recal.errors import InputError, RecalError, UsageError
-from recal.evaluation.expressions import parse_limit, parse_sum
-from recal.evaluation.measured import measure
-from recal.evaluation.quantities import quantities_of
-from recal.evaluation.saved import open_run
+from recal.results.expressions import parse_limit, parse_sum
+from recal.results.measured import measure
+from recal.results.quantities import quantities_of
+from recal.results.saved import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.expressions import Limit
-    from recal.evaluation.intervals import Interval
-    from recal.evaluation.measured import Measured
-    from recal.evaluation.quantities import Quantity
-    from recal.evaluation.saved import SavedRun, SavedTarget
+    from recal.results.expressions import Limit
+    from recal.results.intervals import Interval
+    from recal.results.measured import Measured
+    from recal.results.quantities import Quantity
+    from recal.results.saved import SavedRun, SavedTarget
 
 
 @dataclass(frozen=True, kw_only=True)

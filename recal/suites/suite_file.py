@@ -9,8 +9,8 @@ from recal.data.policies import family_names, load_family
 from recal.data.published import PUBLISHED
 from recal.declared import check_keys, check_type, did_you_mean, read_toml
 from recal.errors import InputError
-from recal.evaluation.class_order import ORDERS, SUBSETS
-from recal.evaluation.suites import CleanSet, Reference, Suite
+from recal.suites.class_order import ORDERS, SUBSETS
+from recal.suites.suite import CleanSet, Reference, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

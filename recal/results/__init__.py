@@ -1,0 +1,1 @@
+"""Results: cells on disk, metrics, intervals, comparison and selection; without torch."""

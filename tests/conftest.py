@@ -67,8 +67,8 @@ def recal(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def benchmark_statistics():
-    """The module benchmarks/intervals.py, whose name is that of a standard one."""
-    path = Path(__file__).parents[1] / "benchmarks" / "statistics.py"
+    """The module benchmarks/intervals.py, which is outside of the package."""
+    path = Path(__file__).parents[1] / "benchmarks" / "intervals.py"
     spec = importlib.util.spec_from_file_location("benchmark_statistics", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from recal.bn.estimators import CONSISTENT
 from recal.bn.variant import Variant, branch_variant, save_variant
 from recal.calibration import calibrate, calibrate_matrix, calibration_images, usual_affine
 from recal.cli.console import console, messages, progress_bar
@@ -139,8 +140,11 @@ def _cells(variant: Variant, source: str) -> tuple[str, ...]:
 
 
 def _passes(variant: Variant) -> str:
-    passes = variant.statistics["passes"]
-    return "" if passes == 1 else f", {passes} passes"
+    """Say how often the images went through the network, where that is not plain."""
+    passes, estimator = variant.statistics["passes"], variant.statistics["estimator"]
+    if estimator != CONSISTENT:
+        return ""
+    return ", 1 pass, activations kept" if passes == 1 else f", {passes} passes"
 
 
 def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from recal.errors import RecalError, UsageError
 from recal.evaluation.adaptation import AdaptedPredictor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import onnx
     from numpy.typing import NDArray
@@ -216,6 +216,20 @@ class Predictors:
             raise RecalError(self._faults[name])
         return self._made[name]
 
+    def begin(self, name: str, images: Batch) -> Callable[[], NDArray[np.float32]]:
+        """Start to map a batch by a target's network; return what waits for the logits.
+
+        ONNX Runtime works on several batches and targets one after the other without a pause;
+        PyTorch begins when the logits are asked for. What fails is raised then, too.
+        """
+        try:
+            predictor = self[name]
+        except RecalError as error:
+            return partial(_raise, error)
+        if isinstance(predictor, _OnnxPredictor):
+            return predictor.begin(images)
+        return partial(predictor, images)
+
     def begin_cell(self) -> None:
         """Forget what was learnt of the images of another cell."""
         for predictor in self._made.values():
@@ -259,12 +273,21 @@ class _OnnxPredictor:
         self._piece = max(SMALLEST_PIECE, PIECE_VALUES // (3 * target.spec.size**2))
 
     def __call__(self, images: Batch) -> NDArray[np.float32]:
+        return self.begin(images)()
+
+    def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
+        """Hand a batch's pieces to the threads; return what waits for their logits."""
         if self._network.takes_pixels:
             inputs: NDArray[Any] = images.pixels
         else:
             inputs = images.normalised(self._mean, self._std)
         pieces = [inputs[i : i + self._piece] for i in range(0, len(inputs), self._piece)]
-        return np.concatenate(list(self._pool.map(self._network.logits, pieces)))
+        started = self._pool.map(self._network.logits, pieces)
+        return lambda: np.concatenate(list(started))
+
+
+def _raise(error: RecalError) -> NDArray[np.float32]:
+    raise error
 
 
 def _with_distinct_tensors(variant: Variant) -> Variant:

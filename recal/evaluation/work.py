@@ -171,12 +171,12 @@ def score_batches(
     predictors.begin_cell()
     labels, kept = work.images.chosen(cell).labels, kept_logits(work.suite)
     try:
-        for number, batch, images in _read_ahead(work, cell, batches):
-            for name in names:
+        for number, batch, started in _started(work, cell, names, predictors, batches):
+            for name, logits_of in started.items():
                 if name in part.wrong:
                     continue
                 try:
-                    logits = _checked_logits(predictors[name](images), batch, work.suite)
+                    logits = _checked_logits(logits_of(), batch, work.suite)
                 except (RecalError, RuntimeError, MemoryError) as error:
                     reason = str(error).strip() or type(error).__name__
                     part.wrong[name] = reason.splitlines()[0]
@@ -297,6 +297,24 @@ def _checked_logits(
     if not finite.all():
         raise InputError(f"NaN or infinite logits, first for image {batch[~finite][0]}.")
     return logits
+
+
+def _started(
+    work: Work,
+    cell: Cell,
+    names: Sequence[str],
+    predictors: Predictors,
+    batches: dict[int, NDArray[np.int64]],
+) -> Iterator[tuple[int, NDArray[np.int64], dict[str, Callable[[], NDArray[np.float32]]]]]:
+    """Yield batches and, by target, what waits for their logits; the next one is begun before."""
+    previous = None
+    for number, batch, images in _read_ahead(work, cell, batches):
+        begun = {name: predictors.begin(name, images) for name in names}
+        if previous is not None:
+            yield previous
+        previous = number, batch, begun
+    if previous is not None:
+        yield previous
 
 
 def _read_ahead(

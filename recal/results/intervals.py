@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVEL = 0.95
-Z = float(special.ndtri((1 + LEVEL) / 2))
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 RESAMPLES = 2000
 GROUPS = 2000
 
@@ -52,7 +52,7 @@ def bounded_mean_interval(values: NDArray[np.float64]) -> Interval:
     variance = float(values.var())
     size = float(n)
     if variance > 0 and not np.isin(values, (0, 1)).all():
-        uncertain = Z / special.stdtrit(n - 1, (1 + LEVEL) / 2)
+        uncertain = Z / _student(n - 1)
         size = n * share * (1 - share) / variance * uncertain**2
     return wilson_interval(min(max(share, 0.0), 1.0), size)
 
@@ -62,8 +62,16 @@ def mean_interval(values: NDArray[np.float64]) -> Interval:
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, mean
-    half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(n))
+    half = float(_student(n - 1) * values.std(ddof=1) / np.sqrt(n))
     return mean - half, mean + half
+
+
+def _student(degrees: int) -> float:
+    """Return the quantile of Student's distribution that bounds the interval."""
+    # imported here, because evaluation alone need not pay for it
+    from scipy import special
+
+    return float(special.stdtrit(degrees, (1 + LEVEL) / 2))
 
 
 def deal(n: int, *, seed: int = 0) -> NDArray[np.int64]:

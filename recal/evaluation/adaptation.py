@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from recal.evaluation.backends import Batch, Execution
+    from recal.evaluation.execution import Batch, Execution
     from recal.evaluation.targets import Target
 
 KINDS = ("batch", "ema")

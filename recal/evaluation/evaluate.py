@@ -16,10 +16,11 @@ from recal import __version__
 from recal.distributed import ALONE
 from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import adapted
-from recal.evaluation.backends import choose_execution
+from recal.evaluation.execution import choose_execution
 from recal.evaluation.oddities import odd_preparation, odd_results
+from recal.evaluation.scoring import Work
 from recal.evaluation.targets import Target, resolve_targets
-from recal.evaluation.work import Progress, Work, compute_cells
+from recal.evaluation.work import Progress, compute_cells
 from recal.files import locked, write_whole
 from recal.results.classes import class_rows
 from recal.results.metrics import score, summarise

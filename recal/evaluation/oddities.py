@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from recal.evaluation.scoring import Work
     from recal.evaluation.targets import Target
-    from recal.evaluation.work import Work
     from recal.results.runs import Columns
     from recal.suites.images import SuiteImages
     from recal.suites.suite import Cell

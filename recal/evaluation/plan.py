@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from recal.errors import RecalError
 from recal.evaluation.backends import Predictors
-from recal.evaluation.work import cell_batches, score_batches
+from recal.evaluation.scoring import cell_batches, score_batches
 from recal.results.runs import cell_file
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from recal.evaluation.work import Work
+    from recal.evaluation.scoring import Work
     from recal.suites.suite import Cell
 
 # batches that are timed, after one that is not

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from recal.evaluation.execution import Batch, Execution
     from recal.evaluation.targets import Target
 
-# values that one thread of ONNX Runtime works on at a time: 16 images of 32 pixels
-PIECE_VALUES, SMALLEST_PIECE = 3 * 32**2 * 16, 4
+# values that one thread of ONNX Runtime works on at a time: 8 images of 32 pixels
+PIECE_VALUES, SMALLEST_PIECE = 3 * 32**2 * 8, 4
 
 
 class Predictor(Protocol):

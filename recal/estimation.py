@@ -14,7 +14,7 @@ from recal.bn.estimators import CONSISTENT, ESTIMATORS, ONE_PASS, Estimate, OneP
 from recal.bn.observing import Listener, observe
 from recal.bn.precision import bound, images_needed, layer_errors
 from recal.data.broken import without_broken
-from recal.data.draws import DEFAULT_SAMPLES, seeded_batches
+from recal.data.draws import DEFAULT_SAMPLES, in_batches, seeded_batches
 from recal.data.loading import Batches, Pixels, normalise
 from recal.declared import pick
 from recal.distributed import ALONE, World
@@ -153,7 +153,7 @@ def _choose(
     told = world.gather(found)[0]
     assert told is not None
     kept, broken = told
-    return [kept[start : start + size] for start in range(0, len(kept), size)], tuple(broken)
+    return in_batches(kept, size), tuple(broken)
 
 
 def _pilot(batches: Sequence[NDArray[np.int64]], settings: Settings) -> int:

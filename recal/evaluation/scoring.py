@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.data.draws import in_batches
 from recal.errors import InputError, RecalError
 from recal.evaluation.execution import Batch
 from recal.results.metrics import score
@@ -65,10 +66,7 @@ class Part:
 
 def cell_batches(work: Work, cell: Cell) -> list[NDArray[np.int64]]:
     """Return the indices of a cell's images, cut into batches."""
-    indices, size = work.images.chosen(cell).indices, work.execution.batch_size
-    if work.execution.adaptation:
-        return work.execution.adaptation.batches(indices)
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
+    return in_batches(work.images.chosen(cell).indices, work.execution.batch_size)
 
 
 def score_batches(

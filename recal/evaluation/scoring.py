@@ -65,8 +65,11 @@ class Part:
 
 
 def cell_batches(work: Work, cell: Cell) -> list[NDArray[np.int64]]:
-    """Return the indices of a cell's images, cut into batches."""
-    return in_batches(work.images.chosen(cell).indices, work.execution.batch_size)
+    """Return the indices of a cell's images, cut into batches; adaptation has its own."""
+    indices, execution = work.images.chosen(cell).indices, work.execution
+    if execution.adaptation:
+        return execution.adaptation.batches(indices)
+    return in_batches(indices, execution.batch_size)
 
 
 def score_batches(

@@ -189,11 +189,8 @@ def calibrate_matrix(
         {key: built[key[0]] for key in keys}, {key: key[1] for key in keys}, images, settings,
         mean=spec.mean, std=spec.std, progress=progress,
     )  # fmt: skip
-    world = settings.world
-    # names below the data's place: a variant says nothing of this machine's folders
-    skipped = [name.removeprefix(str(source.where)).lstrip("/: ") for name in found.skipped]
     # hashing reads every image's file: one process is enough
-    data_sha256 = world.gather(source.fingerprint(found.used) if world.leads else "")[0]
+    data_sha256 = settings.world.ask_leader(lambda: source.fingerprint(found.used))
     return {
         (affine, policies[number].name): _calibrated(
             stored[affine],
@@ -202,7 +199,6 @@ def calibrate_matrix(
             found,
             (affine, number),
             data_sha256,
-            skipped,
         )
         for affine, number in keys
     }
@@ -215,7 +211,6 @@ def _calibrated(
     found: Estimation[tuple[str, int]],
     key: tuple[str, int],
     data_sha256: str,
-    skipped: list[str],
 ) -> Variant:
     layers = found.layers[key]
     tensors = dict(stored.tensors)
@@ -231,7 +226,7 @@ def _calibrated(
             layer_errors(layers),
             data_sha256=data_sha256,
             images=len(found.used),
-            skipped=skipped,
+            skipped=list(found.skipped),
             batch_size=settings.batch_size,
             estimator=settings.estimator,
             passes=found.passes[key],

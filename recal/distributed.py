@@ -51,6 +51,14 @@ class World:
         _talk(lambda: dist.all_gather_object(items, item))
         return items  # type: ignore[return-value]
 
+    def ask_leader(self, ask: Callable[[], Item]) -> Item:
+        """Return the leader's answer to a question in every process; the others do not ask.
+
+        Raises:
+            RecalError: Another process has died or does not answer.
+        """
+        return self.gather(ask() if self.leads else None)[0]  # type: ignore[return-value]
+
     def wait(self) -> None:
         """Return when every process has come here.
 
@@ -84,6 +92,10 @@ def joined() -> Iterator[World]:
             f"{', '.join(missing)}. Start with `torchrun --nproc-per-node N -m recal ...`."
         )
     import torch.distributed as dist
+
+    # imported later, its functions would keep the group, which they have as a default, for good:
+    # gloo's threads would outlive the interpreter, and processes end by an abort now and then
+    import torch.distributed.nn.functional  # noqa: F401
 
     _talk(lambda: dist.init_process_group("gloo", timeout=PATIENCE))
     try:

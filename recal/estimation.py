@@ -13,9 +13,10 @@ from recal.bn.consistent import Consistent, consistent
 from recal.bn.estimators import CONSISTENT, ESTIMATORS, ONE_PASS, Estimate, OnePass
 from recal.bn.observing import Listener, observe
 from recal.bn.precision import bound, images_needed, layer_errors
-from recal.data.broken import without_broken
-from recal.data.draws import DEFAULT_SAMPLES, in_batches, seeded_batches
+from recal.data.broken import counting_broken
+from recal.data.draws import DEFAULT_SAMPLES
 from recal.data.loading import Batches, Pixels, normalise
+from recal.data.usable import MIN_IMAGES, usable_batches
 from recal.declared import pick
 from recal.distributed import ALONE, World
 from recal.errors import InputError, UsageError
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 
 DEFAULT_BATCH = 128
-# fewer images say next to nothing of a channel's variance
-MIN_IMAGES = 8
 # with a tolerance, how many images are looked at before the first estimate of how many it takes
 PILOT_IMAGES = 1024
 # what an estimated number of images is raised by, and the most by which one round multiplies it
@@ -85,7 +84,8 @@ class Estimation(Generic[Key]):
     Attributes:
         layers: For each key, the statistics of every layer that saw data, by path.
         used: Indices of the images, in order.
-        skipped: Names of images that cannot be decoded and were left out.
+        skipped: Names, below the source's place, of images that cannot be decoded and were left
+            out.
         passes: How often they went through each network.
     """
 
@@ -117,18 +117,24 @@ def estimate(
         settings: How.
         mean: Channel means of images in [0, 1].
         std: Channel standard deviations, likewise.
-        progress: Called with image passes done and expected.
+        progress: Called with image passes done and expected, or with images tried and in total
+            while broken ones are looked for.
 
     Raises:
         InputError: Too few images, one that cannot be used, or values that are not finite.
     """
-    batches, skipped = _choose(images, settings)
-    _check_number(sum(map(len, batches)), images, settings)
+    batches, skipped = usable_batches(
+        images.source, settings.samples, settings.batch_size, settings.seed,
+        min_images=settings.min_images, skip_broken=settings.skip_broken,
+        ask_once=settings.world.ask_leader, progress=progress,
+    )  # fmt: skip
+    drawn = np.concatenate(batches)
     task = _Task(networks, columns, images, settings, mean, std, progress)
     rounds = _Layerwise(task) if settings.estimator == CONSISTENT else _OneReading(task)
     end = _pilot(batches, settings)
     while True:
-        layers, passes = rounds.estimates(batches[:end])
+        with counting_broken(images.source, drawn, progress):
+            layers, passes = rounds.estimates(batches[:end])
         for found in layers.values():
             check_finite(found)
         if end == len(batches) or settings.tolerance is None:
@@ -139,21 +145,6 @@ def estimate(
         end = _next_end(batches, end, reached, settings)
     used = [int(index) for batch in batches[:end] for index in batch]
     return Estimation(layers=layers, used=used, skipped=skipped, passes=passes)
-
-
-def _choose(
-    images: PreparedTogether, settings: Settings
-) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
-    """Return the batches of images to use, and the names of those left out."""
-    size, world = settings.batch_size, settings.world
-    batches = seeded_batches(len(images), settings.samples or len(images), size, settings.seed)
-    if not settings.skip_broken:
-        return batches, ()
-    found = without_broken(images.source, np.concatenate(batches)) if world.leads else None
-    told = world.gather(found)[0]
-    assert told is not None
-    kept, broken = told
-    return in_batches(kept, size), tuple(broken)
 
 
 def _pilot(batches: Sequence[NDArray[np.int64]], settings: Settings) -> int:
@@ -267,14 +258,6 @@ class _Inputs(Generic[Key]):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self.task.inputs(pixels, [self.key])[self.key] for pixels in self.read)
-
-
-def _check_number(count: int, images: PreparedTogether, settings: Settings) -> None:
-    if count < max(1, settings.min_images):
-        raise InputError(
-            f"{images.source.where}: expected at least {settings.min_images} images, got {count}. "
-            "Give more, or lower --min-images."
-        )
 
 
 def check_finite(layers: Mapping[str, Estimate]) -> None:

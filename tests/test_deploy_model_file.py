@@ -1,5 +1,6 @@
 """Hostile ONNX files end in one clear error."""
 
+import copy
 import os
 
 import numpy as np
@@ -120,6 +121,92 @@ def test_enormous_files_and_tensors_are_refused_before_memory_is_taken(tmp_path)
     with path.open("wb") as file:
         os.truncate(file.fileno(), 3 << 30)  # sparse: takes no room on the disk
     with pytest.raises(InputError, match="at most 2 GiB"):
+        read_model(path)
+
+
+SIDE = np.array([100_000, 100_000], np.int64)
+BOMBS = {
+    "ConstantOfShape": ([SIDE], {}),
+    "Expand": ([np.ones(1, np.float32), SIDE], {}),
+    "Range": ([np.float32(0), np.float32(1e10), np.float32(1)], {}),
+    "MatMul": ([np.ones((100_000, 1), np.float32), np.ones((1, 100_000), np.float32)], {}),
+    "Tile": (["input", np.array([1, 1, 10_000, 10_000])], {}),
+    "Pad": (["input", np.array([0, 0, 0, 0, 0, 0, 50_000, 50_000])], {}),
+    "Resize": (["input", "", np.array([1, 1, 1e4, 1e4], np.float32)], {}),
+}
+
+
+def asking(operator, inputs, **attributes):
+    """Return a network that adds the sum of what an operator gives to its input."""
+    names = [
+        value if isinstance(value, str) else f"c{number}" for number, value in enumerate(inputs)
+    ]
+    nodes = [
+        helper.make_node(operator, names, ["large"], **attributes),
+        helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["input", "sum"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.asarray(value), name)
+        for name, value in zip(names, inputs, strict=True)
+        if not isinstance(value, str)
+    ]
+    shape = ["batch", 3, 8, 8]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)], constants,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    # what a file claims of its own shapes is not believed
+    graph.value_info.append(helper.make_tensor_value_info("large", TensorProto.FLOAT, [1]))
+    return model
+
+
+@pytest.mark.parametrize("operator", BOMBS)
+def test_few_bytes_that_unfold_to_gigabytes_are_refused_before_they_do(tmp_path, operator):
+    path = tmp_path / "m.onnx"
+    inputs, attributes = BOMBS[operator]
+    path.write_bytes(asking(operator, inputs, **attributes).SerializeToString())
+    with pytest.raises(InputError, match="'large': expected at most 2 GiB, got a graph that asks"):
+        OnnxNetwork(path)
+
+
+def test_constants_count_together_inside_branches_too(tmp_path):
+    path = tmp_path / "m.onnx"
+    model = asking("ConstantOfShape", [np.array([20_000, 20_000])])
+    path.write_bytes(model.SerializeToString())
+    read_model(path)
+    again = copy.deepcopy(model.graph.node[0])
+    again.output[0] = "more"
+    model.graph.node.insert(0, again)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="expected at most 2 GiB"):
+        read_model(path)
+
+    branch = helper.make_graph(
+        [
+            helper.make_node("ConstantOfShape", ["side"], ["inner"]),
+            helper.make_node("ReduceSum", ["inner"], ["few"], keepdims=0),
+        ],
+        "branch", [], [helper.make_tensor_value_info("few", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(SIDE, "side")],
+    )  # fmt: skip
+    inside = asking("If", [np.array(True)], then_branch=branch, else_branch=branch)
+    path.write_bytes(inside.SerializeToString())
+    with pytest.raises(InputError, match="'inner': expected at most 2 GiB"):
+        read_model(path)
+
+
+def test_images_of_a_fixed_batch_are_not_taken_for_one(tmp_path):
+    path = tmp_path / "m.onnx"
+    inputs = ["input", np.array([1, 1, 1000, 1000])]
+    model = asking("Tile", inputs)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    path.write_bytes(model.SerializeToString())
+    read_model(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1 << 30
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="'input': expected at most 2 GiB"):
         read_model(path)
 
 

@@ -72,10 +72,33 @@ def test_what_cannot_be_recalibrated_says_why(recal, split_checkpoint, class_fol
         (["m.onnx", "--estimator", "pooled"], 2, "only 'consistent'"),
         (["none.onnx"], 3, "expected an ONNX file, got nothing there"),
         (["m.onnx", "--mode", "odd"], 2, "--mode"),
+        (["m.onnx", "--device", "cuda"], 2, "an ONNX file takes no --device"),
+        (["m.onnx", "--min-images", "10000"], 3, "expected at least 10000 images"),
     ):
         found, _, err = recal("calibrate", *arguments, "--data", class_folders)
         assert found == status, err
         assert message in err
+
+
+def test_broken_images_of_a_device_are_named_and_left_out_only_on_request(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for i, path in enumerate(sorted(class_folders.glob("train/*/*.png"))[:20]):
+        (folder / f"{i:02d}.png").write_bytes(path.read_bytes()[: 40 if i in (4, 9) else None])
+    recal("export", split_checkpoint, "-o", "m.onnx", "--patchable")
+    arguments = ["m.onnx", "--mode", "clean", "--data", folder, "-o", "v.safetensors"]
+    status, _, err = recal("calibrate", *arguments)
+    assert status == 3
+    assert "2 out of 20 that cannot be decoded" in err
+    assert not (tmp_path / "v.safetensors").exists()
+    status, out, err = recal("calibrate", *arguments, "--skip-broken")
+    assert status == 0, err
+    assert "from 18 images" in out
+    assert "warning: 2 images cannot be decoded and were left out: " in err
+    record = read_variant(tmp_path / "v.safetensors").record["statistics"]
+    assert sorted(record["skipped"]) == ["04.png", "09.png"]
 
 
 @pytest.fixture(scope="module")

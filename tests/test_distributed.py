@@ -48,6 +48,17 @@ with joined() as world:
         os._exit(9)
     world.wait()
 """
+LEAVES = """
+import weakref
+import torch.distributed as dist
+from recal.distributed import joined
+
+with joined() as world:
+    group = weakref.ref(dist.group.WORLD)
+    import torch.distributed.nn.functional  # as torch's own modules do when they are first used
+    world.gather(world.rank)
+assert group() is None, "its threads go on"
+"""
 ROOT = Path(__file__).parent.parent
 
 
@@ -76,6 +87,13 @@ def test_two_processes_with_uneven_shares_estimate_what_one_does(tmp_path):
     assert len(expected) == 15
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_nothing_of_the_group_is_left_when_it_ends(tmp_path):
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    done = torchrun(script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -130,7 +148,7 @@ def test_one_process_with_a_broken_image_ends_the_job_and_leaves_nothing(
         "--workers", 0, "-o", "v.safetensors", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "1 out of 10 that cannot be decoded" in done.stderr
+    assert "1 out of 20 that cannot be decoded" in done.stderr
     assert "11.png" in done.stderr
     assert not (tmp_path / "v.safetensors").exists()
 

@@ -94,7 +94,10 @@ def command(
     if checkpoint is not None and checkpoint.suffix == ".onnx":
         from recal.cli.recalibrate import recalibrate_file
 
-        _refuse(("matrix", "statistics", "tolerance", "autocast"), "an ONNX file takes")
+        _refuse(
+            ("matrix", "statistics", "tolerance", "autocast", "device", "workers"),
+            "an ONNX file takes",
+        )
         recalibrate_file(
             checkpoint, mode=_one(mode, "--mode"), policy=policy, data=data, output=output,
             asked=asked, options={**options, "affine": _only(affine, "--affine")},

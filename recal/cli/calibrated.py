@@ -11,7 +11,7 @@ from recal.bn.estimators import CONSISTENT
 from recal.bn.variant import Variant, branch_variant, save_variant
 from recal.calibration import calibrate, calibrate_matrix, calibration_images, usual_affine
 from recal.cli.console import console, messages, progress_bar
-from recal.cli.precision import BOUNDS, largest, precision
+from recal.cli.precision import BOUNDS, doubts, largest, precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from recal.checkpoint.checkpoint import Checkpoint
     from recal.data.policies import Policy
     from recal.estimation import Settings
-
-
-SHOWN = 3
 
 
 def calibrate_one(
@@ -165,11 +162,5 @@ def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> Non
 
 
 def _warn(variant: Variant) -> None:
-    skipped = variant.statistics["skipped"]
-    if skipped:
-        messages.print(
-            f"warning: {len(skipped):,} images cannot be decoded and were left out: "
-            f"{', '.join(skipped[:SHOWN])}{' and more' if len(skipped) > SHOWN else ''}."
-        )
-    for layer in variant.statistics["layers_without_data"]:
-        messages.print(f"warning: layer {layer} saw no data and keeps its stored statistics.")
+    for doubt in doubts(variant.statistics):
+        messages.print(f"warning: {doubt}")

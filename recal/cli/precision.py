@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BOUNDS = ("mean_bound", "log_variance_bound")
+NAMED = 3
 
 
 def largest(statistics: Mapping[str, Any], kind: str) -> tuple[float, str]:
@@ -22,3 +23,17 @@ def precision(statistics: Mapping[str, Any]) -> str:
         f"95 % error bounds: means within {mean:.4f} standard deviations ({mean_layer}), "
         f"variances within {variance:.2%} ({variance_layer}); other layers are more precise."
     )
+
+
+def doubts(statistics: Mapping[str, Any]) -> list[str]:
+    """Return sentences on images that were left out, and on layers that saw none."""
+    skipped = statistics["skipped"]
+    more = " and more" if len(skipped) > NAMED else ""
+    left_out = (
+        f"{len(skipped):,} images cannot be decoded and were left out: "
+        f"{', '.join(skipped[:NAMED])}{more}."
+    )
+    return [left_out] * bool(skipped) + [
+        f"layer {layer} saw no data and keeps its stored statistics."
+        for layer in statistics["layers_without_data"]
+    ]

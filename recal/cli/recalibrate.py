@@ -25,8 +25,8 @@ def recalibrate_file(
     from pathlib import Path
 
     from recal.bn.variant_file import write_variant
-    from recal.cli.console import console, progress_bar
-    from recal.cli.precision import precision
+    from recal.cli.console import console, messages, progress_bar
+    from recal.cli.precision import doubts, precision
     from recal.data.draws import DEFAULT_SAMPLES
     from recal.data.finding import find_images
     from recal.data.policies import load_family, load_policy, read_policy
@@ -51,10 +51,13 @@ def recalibrate_file(
     with progress_bar("images") as bar:
         variant = recalibrate(
             model, images, spec, chosen, samples=options["samples"] or DEFAULT_SAMPLES,
-            batch_size=options["batch_size"], seed=options["seed"], where=str(path), progress=bar,
+            batch_size=options["batch_size"], seed=options["seed"], where=str(path),
+            min_images=options["min_images"], skip_broken=options["skip_broken"], progress=bar,
         )  # fmt: skip
     output = output or Path(f"{path.stem}-{chosen.name}.safetensors")
     write_variant(variant, output)
+    for doubt in doubts(variant.record["statistics"]):
+        messages.print(f"warning: {doubt}")
     console.print(
         f"Statistics of {len(variant.tensors) // 4} layers from "
         f"{variant.record['statistics']['images']:,} images (consistent, by ONNX Runtime)."

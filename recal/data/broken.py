@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from recal.data.sources import ArraySource
 from recal.errors import BrokenImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -48,20 +49,33 @@ def without_broken(
     return indices[kept], [source.name(index) for index in indices[~kept].tolist()]
 
 
-def broken_images(source: ImageSource, broken: Sequence[str], tried: int) -> BrokenImageError:
-    """Return an error that names the first few broken images and counts them.
+@contextmanager
+def counting_broken(
+    source: ImageSource,
+    indices: NDArray[np.int64],
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Iterator[None]:
+    """Where the block meets a broken image, look for all of them before it ends.
 
     Args:
         source: The images.
-        broken: The broken ones' names.
-        tried: How many were tried.
+        indices: Those that the block reads, int64 (n,).
+        progress: Called with images looked at and in total.
+
+    Raises:
+        BrokenImageError: It names the first few and counts them.
     """
-    names = ", ".join(broken[:NAMED])
-    more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
-    return BrokenImageError(
-        f"{source.where}: expected images, got {len(broken):,} out of {tried:,} that cannot be "
-        f"decoded: {names}{more}. Replace or remove them, or leave them out with --skip-broken."
-    )
+    try:
+        yield
+    except BrokenImageError as error:
+        _, broken = without_broken(source, indices, progress)
+        names = ", ".join(broken[:NAMED])
+        more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+        raise BrokenImageError(
+            f"{source.where}: expected images, got {len(broken):,} out of {len(indices):,} that "
+            f"cannot be decoded: {names}{more}. Replace or remove them, or leave them out with "
+            "--skip-broken."
+        ) from error
 
 
 def _decodes(source: ImageSource, index: int) -> bool:

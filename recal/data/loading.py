@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from recal.data.broken import broken_images, without_broken
-from recal.errors import BrokenImageError, RecalError
+from recal.data.prepared import KEPT_BYTES
+from recal.errors import RecalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from recal.data.prepared import PreparedTogether
 
-# augmented images that several passes read are kept as uint8 while they take no more than this
-KEPT_BYTES = 2 << 30
 Pixels = tuple[torch.Tensor, ...]
 
 
@@ -86,19 +84,12 @@ class Batches:
             collate_fn=_as_it_is,
             num_workers=self._workers,
         ):
-            if isinstance(batch, BrokenImageError):
-                raise self._all_broken()
             if isinstance(batch, RecalError):
                 raise batch
             if self._keeps:
                 read.append(batch)
             yield batch
         self._kept = read
-
-    def _all_broken(self) -> BrokenImageError:
-        indices = np.concatenate(self._batches)
-        _, broken = without_broken(self._images.source, indices)
-        return broken_images(self._images.source, broken, len(indices))
 
 
 def normalise(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from recal.data.policies import Policy
     from recal.data.sources import ImageSource
 
+# images that are read several times are kept as uint8 while they take no more than this
+KEPT_BYTES = 2 << 30
+
 
 class PreparedImages:
     """The images of a source under a policy, as arrays, with draws keyed by (seed, image index).

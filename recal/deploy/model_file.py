@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from recal.deploy.sizes import check_sizes
 from recal.errors import InputError
 from recal.files import require_file
 
@@ -36,7 +37,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
     Raises:
         InputError: It is missing, larger than 2 GiB, truncated, no ONNX model, or asks for data
-            outside its folder.
+            outside its folder or for more than 2 GiB of memory in one tensor.
     """
     require_file(path, "an ONNX file")
     try:
@@ -66,6 +67,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path}: its external data cannot be read ({_reason(error)}).") from error
+    check_sizes(model, str(path), LARGEST)
     return model
 
 

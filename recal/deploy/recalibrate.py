@@ -12,8 +12,9 @@ from onnx import TensorProto, numpy_helper
 from recal import __version__
 from recal.bn.precision import LayerError
 from recal.bn.variant_file import FORMAT, VariantFile, estimated_statistics
-from recal.data.draws import seeded_batches
-from recal.data.prepared import PreparedImages
+from recal.data.broken import counting_broken
+from recal.data.prepared import KEPT_BYTES, PreparedImages
+from recal.data.usable import MIN_IMAGES, usable_batches
 from recal.deploy.editing import batch_norm_nodes, layer_tensors, with_arrays
 from recal.deploy.image_moments import ImageMoments, merge, moments_session
 from recal.deploy.patch import require_patchable, weights_identity
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from recal.data.policies import Policy
     from recal.data.sources import ImageSource
 
-KEPT_BYTES = 2 << 30
-
 
 def recalibrate(
     model: onnx.ModelProto,
@@ -42,6 +41,8 @@ def recalibrate(
     batch_size: int,
     seed: int,
     where: str,
+    min_images: int = MIN_IMAGES,
+    skip_broken: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> VariantFile:
     """Estimate the statistics that the network in an ONNX file itself sees, layer by layer.
@@ -60,7 +61,10 @@ def recalibrate(
         batch_size: Images a run, where the file is not fixed to a number; no matter to the result.
         seed: Of the choice of images and of the policy's draws.
         where: The model's name in messages.
-        progress: Called with image passes done and in total.
+        min_images: Fewer are refused.
+        skip_broken: Whether images that cannot be decoded are left out; else they are an error.
+        progress: Called with image passes done and in total, or with images tried and in total
+            while broken ones are looked for.
 
     Returns:
         The variant: the file's affine, the new statistics.
@@ -71,7 +75,11 @@ def recalibrate(
     record = require_patchable(model, where)
     weights_sha256 = weights_identity(model)
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    indices = seeded_batches(len(source), samples or len(source), fixed or batch_size, seed)
+    indices, skipped = usable_batches(
+        source, samples, fixed or batch_size, seed,
+        min_images=min_images, skip_broken=skip_broken, progress=progress,
+    )  # fmt: skip
+    drawn = np.concatenate(indices)
     images = PreparedImages(source, policy, seed, spec.size)
     batches = _Batches(images, indices, spec, model)
     levels = _levels(model.graph)
@@ -80,17 +88,18 @@ def recalibrate(
     for layers in levels:
         parts: dict[str, list[ImageMoments]] = {layer: [] for layer in layers}
         run = moments_session(current, layers)
-        for batch in batches:
-            for layer, moments in run(batch).items():
-                parts[layer].append(moments)
-            done += len(batch)
-            progress(done, total)
+        with counting_broken(source, drawn, progress):
+            for batch in batches:
+                for layer, moments in run(batch).items():
+                    parts[layer].append(moments)
+                done += len(batch)
+                progress(done, total)
         merged = {layer: merge(found) for layer, found in parts.items()}
         errors |= {layer: moments.error() for layer, moments in merged.items()}
         current = with_arrays(current, _statistics(current.graph, merged, where))
     names = layer_tensors(current.graph)
     arrays = {tensor.name: tensor for tensor in current.graph.initializer}
-    used = [int(index) for batch in indices for index in batch]
+    used = drawn.tolist()
     return VariantFile(
         tensors={key: numpy_helper.to_array(arrays[name]) for key, name in names.items()},
         record={
@@ -103,6 +112,7 @@ def recalibrate(
                 errors,
                 data_sha256=source.fingerprint(used),
                 images=len(used),
+                skipped=list(skipped),
                 batch_size=batch_size,
                 estimator="consistent",
                 passes=len(levels),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recal.data.policies import load_policy
-from recal.data.prepared import PreparedImages
+from recal.data.prepared import KEPT_BYTES, PreparedImages
 from recal.data.provenance import REGENERATED, label_of
 from recal.data.sources import ArraySource
 from recal.errors import InputError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from recal.suites.published import Published
     from recal.suites.suite import Cell, Suite
 
-KEPT_BYTES = 1 << 30
 # images that one thread reads at a time, and whose contents are hashed together
 READ, HASHED = 16, 512
 PUBLISHED = "published files"

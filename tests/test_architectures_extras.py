@@ -208,9 +208,9 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     from timm.data import create_dataset, create_loader
     from timm.utils import accuracy
 
+    from recal.data.imagenet import wnids
     from recal.evaluation.evaluate import evaluate
     from recal.results.runs import read_target_cell
-    from recal.suites.class_order import wnids
 
     archive = PHOTOGRAPHS / "imagenet-sample-500.tar.gz"
     if not archive.is_file():

@@ -1,5 +1,7 @@
 """int8 files: made of the variant's own images, judged by what they lose, the same each time."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,6 +11,7 @@ from PIL import Image
 
 from recal import build, export_onnx, load_checkpoint
 from recal.bn.variant import branch_variant
+from recal.data.imagenet import wnids
 from recal.data.policies import load_policy, read_policy
 from recal.deploy import export_int8 as export_int8_module
 from recal.deploy import int8_proof
@@ -260,6 +263,24 @@ def test_labels_of_other_classes_are_no_labels(checkpoint, class_folders):
     assert fits.labels is not None
     other = type(spec)(**{**vars(spec), "classes": 20})
     assert held_out_images(other, class_folders, calibration).labels is None
+
+
+def test_a_part_of_imagenets_folders_are_its_classes(checkpoint, tmp_path):
+    order = wnids("imagenet")
+    for number in (7, 999, 300):
+        folder = tmp_path / order[number]
+        folder.mkdir()
+        for i in range(6):
+            Image.new("RGB", (32, 32), (i, number % 256, 0)).save(folder / f"{i}.png")
+    spec = replace(checkpoint.spec(), classes=1000)
+    calibration = calibration_images(spec, CLEAN, tmp_path, count=9)
+    assert calibration.record["class_balanced"]
+    held_out = held_out_images(spec, tmp_path, calibration)
+    assert sorted(held_out.labels.tolist()) == [7] * 3 + [300] * 3 + [999] * 3
+    assert [int(pixels[0, 0, 1]) for pixels in held_out.pixels] == (held_out.labels % 256).tolist()
+    (tmp_path / order[7]).rename(tmp_path / "cats")
+    strange = held_out_images(spec, tmp_path, calibration)
+    assert strange.labels is None
 
 
 def test_command_says_what_was_lost(recal, split_checkpoint, class_folders):

@@ -10,13 +10,13 @@ from published_sets import write_suite
 
 from recal import build, evaluate, export_onnx, load_checkpoint
 from recal.architectures import create_network
+from recal.data.imagenet import wnids
 from recal.errors import InputError, UsageError
 from recal.evaluation.evaluate import prepare_work
 from recal.evaluation.execution import Batch, choose_execution
 from recal.evaluation.plan import make_plan
 from recal.results.runs import read_target_cell
 from recal.sample_data import sample_checkpoint, sample_images
-from recal.suites.class_order import wnids
 
 
 def onnx_model(path, nodes, classes=10, side=32, kind=TensorProto.FLOAT):

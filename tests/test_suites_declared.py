@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from published_sets import SUITE, write_suite
 
 from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
+from recal.data.imagenet import wnids
 from recal.data.published import PUBLISHED
 from recal.errors import InputError, UsageError
-from recal.suites.class_order import class_count, class_numbers, kept_logits, wnids
+from recal.suites.class_order import class_count, class_numbers, kept_logits
 from recal.suites.sampling import choose_images
 from recal.suites.suite import load_suite, suite_names, usual_suite
 from recal.suites.suite_file import read_suite

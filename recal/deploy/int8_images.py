@@ -11,6 +11,7 @@ import numpy as np
 
 from recal.data.draws import even_over_classes
 from recal.data.finding import find_images
+from recal.data.imagenet import wnids
 from recal.data.layouts import TEST, TRAIN
 from recal.data.policies import load_family, load_policy, policy_names, read_policy
 from recal.data.prepared import PreparedImages
@@ -157,15 +158,27 @@ def held_out_images(
         )
     indices = left[spread(len(left), count)]
     pixels = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size).batch(indices)
-    labels = None if not _labels_fit(source, spec) else np.asarray(source.labels)[indices]
+    labels = _labels(source, spec)
+    if labels is not None:
+        labels = labels[indices]
     kind = "labelled" if labels is not None else "unlabelled"
     return HeldOutImages(
         pixels=pixels, labels=labels, what=f"{len(indices):,} {kind} images of {source.where}"
     )
 
 
-def _labels_fit(source: ImageSource, spec: ModelSpec) -> bool:
-    """Tell whether a data set's labels can be the network's: class folders of a part are not."""
-    if source.labels is None or (source.classes and len(source.classes) != spec.classes):
-        return False
-    return bool(source.labels.min() >= 0 and source.labels.max() < spec.classes)
+def _labels(source: ImageSource, spec: ModelSpec) -> NDArray[np.int64] | None:
+    """Return the network's classes of all images, or None where the labels are not known as such.
+
+    Class folders stand for the network's classes where there are as many; of ImageNet's a part
+    will do, as they say which they are.
+    """
+    if source.labels is None:
+        return None
+    labels, folders = np.asarray(source.labels, np.int64), source.classes
+    if folders and len(folders) != spec.classes:
+        order = {wnid: number for number, wnid in enumerate(wnids("imagenet"))}
+        if len(order) != spec.classes or not order.keys() >= set(folders):
+            return None
+        labels = np.array([order[folder] for folder in folders], np.int64)[labels]
+    return labels if labels.min() >= 0 and labels.max() < spec.classes else None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.data.imagenet import wnids
 from recal.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -73,21 +72,3 @@ def kept_logits(suite: Suite) -> NDArray[np.int64] | None:
 def class_count(suite: Suite) -> int:
     """Return how many classes a suite's labels can be of."""
     return len(wnids(suite.subset)) if suite.subset else suite.classes
-
-
-@lru_cache
-def wnids(name: str) -> tuple[str, ...]:
-    """Return ImageNet's synsets in the order of the logits, from timm's list of them.
-
-    Args:
-        name: `imagenet` for all 1000, `imagenet_a` or `imagenet_r` for 200 of them.
-    """
-    spec = importlib.util.find_spec("timm")
-    assert spec is not None
-    assert spec.origin is not None
-    # read where it stands: importing timm would import torch
-    path = Path(spec.origin).parent / "data" / "_info" / f"{name}_synsets.txt"
-    try:
-        return tuple(path.read_text(encoding="utf-8").split())
-    except OSError as error:
-        raise InputError(f"{path}: expected timm's list of classes, got none.") from error

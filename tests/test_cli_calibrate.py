@@ -232,7 +232,8 @@ def test_precision_is_said_and_so_is_a_tolerance_out_of_reach(
     [
         (["--mode", "clean,weak"], "--mode: expected one without --matrix, got 2"),
         (["--affine", "main,aux0"], "--affine: expected one without --matrix, got 2"),
-        (["--statistics", "aux0", "--mode", "weak"], "--statistics takes no --mode"),
+        (["--statistics", "aux0", "--mode", "weak"], "--mode: with --statistics nothing is"),
+        (["--statistics", "aux0", "--samples", "9"], "--data: with --statistics nothing is"),
         (["--autocast", "int8"], "'int8' is not one of"),
         (["--tolerance", "2"], "--tolerance: expected a relative error between 0 and 1"),
     ],

@@ -151,6 +151,8 @@ def test_a_corruption_that_fails_alone_leaves_the_others_and_tells(
         (["--backend", "onnx"], 2, "Did you mean 'onnxruntime'?"),
         (["nothing.pth"], 3, "nothing.pth: expected a checkpoint, variant or .onnx file"),
         (["nothing.onnx"], 3, "nothing.onnx: expected an ONNX file, got nothing there"),
+        (["aux0"], 2, "'aux0': expected a file, CHECKPOINT:BRANCH, or with --checkpoint the name"),
+        (["--autocast", "int8"], 2, "'int8' is not one of"),
     ],
 )
 def test_wrong_requests_end_in_one_line_and_leave_no_run(

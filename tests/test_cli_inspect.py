@@ -72,6 +72,12 @@ def test_data_adds_accuracy_and_distance_of_every_branch(recal, split_checkpoint
     assert "aux0: accuracy" in out
 
 
+def test_options_of_images_are_refused_without_any(recal, split_checkpoint):
+    status, _, err = recal("inspect", split_checkpoint, "--samples", 9)
+    assert status == 2
+    assert "--samples: expected --data too" in err
+
+
 def test_plot_is_written_beside_the_text(recal, split_checkpoint, tmp_path):
     status, out, _ = recal("inspect", split_checkpoint, "--plot", "distances.svg")
     assert status == 0

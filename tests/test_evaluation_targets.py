@@ -216,10 +216,10 @@ def test_execution_is_chosen_by_size_and_device():
     small, large = (choose_execution("auto", "cpu", size) for size in (32, 224))
     assert (small.backend, small.batch_size, large.batch_size) == ("onnxruntime", 256, 64)
     assert choose_execution("auto", "cuda", 224).backend == "torch"
-    assert choose_execution("auto", "cpu", 32, autocast=True).backend == "torch"
+    assert choose_execution("auto", "cpu", 32, autocast=torch.bfloat16).backend == "torch"
     assert choose_execution("auto", "cpu", 32, batch_size=5, threads=3).threads == 3
     with pytest.raises(UsageError, match="expected --backend torch"):
-        choose_execution("onnxruntime", "cpu", 32, autocast=True)
+        choose_execution("onnxruntime", "cpu", 32, autocast=torch.bfloat16)
 
 
 def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(

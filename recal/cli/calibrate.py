@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from recal.cli.options import Listed, choose_device, default_workers, model_options
+from recal.cli.options import (
+    Listed,
+    autocast_option,
+    choose_device,
+    default_workers,
+    model_options,
+    precision_named,
+    refuse_given,
+)
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
@@ -18,7 +26,12 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 MATRIX_MODES = ("clean", "weak", "strong")
-PRECISIONS = ("bfloat16", "float16")
+# what says how statistics are estimated
+OF_ESTIMATES = (
+    "mode", "policy", "data", "matrix", "tolerance", "estimator", "samples", "min_images",
+    "skip_broken", "batch_size", "seed", "device", "workers", "autocast",
+)  # fmt: skip
+NOT_IN_ONNX = ("matrix", "statistics", "tolerance", "device", "workers", "autocast")
 
 
 @click.command("calibrate")
@@ -62,9 +75,7 @@ PRECISIONS = ("bfloat16", "float16")
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
-@click.option(
-    "--autocast", type=click.Choice(PRECISIONS), help="Reduced precision for the forward pass."
-)
+@autocast_option
 @click.option(
     "--workers", default=default_workers, type=click.IntRange(0), help="Processes for images.",
     show_default="cores - 1",
@@ -94,10 +105,7 @@ def command(
     if checkpoint is not None and checkpoint.suffix == ".onnx":
         from recal.cli.recalibrate import recalibrate_file
 
-        _refuse(
-            ("matrix", "statistics", "tolerance", "autocast", "device", "workers"),
-            "an ONNX file takes",
-        )
+        refuse_given(NOT_IN_ONNX, "an ONNX file takes no such option. Leave it out.")
         recalibrate_file(
             checkpoint, mode=_one(mode, "--mode"), policy=policy, data=data, output=output,
             asked=asked, options={**options, "affine": _only(affine, "--affine")},
@@ -119,7 +127,7 @@ def command(
         for doubt in loaded.doubts:
             messages.print(f"warning: {doubt}")
         if statistics is not None:
-            _refuse(("mode", "policy", "data", "matrix", "tolerance"), "--statistics takes")
+            refuse_given(OF_ESTIMATES, "with --statistics nothing is estimated. Leave it out.")
             take_stored(loaded, _only(affine, "--affine") or "main", statistics, output, asked)
             return
         settings = _settings(world, **options)
@@ -146,7 +154,7 @@ def _settings(world: World, device: str, autocast: str | None, **options: Any) -
         options["samples"] = DEFAULT_SAMPLES
     return Settings(
         device=torch.device(local_device(choose_device(device))),
-        autocast=None if autocast is None else getattr(torch, autocast),
+        autocast=precision_named(autocast),
         world=world,
         **options,
     )
@@ -165,10 +173,3 @@ def _only(items: tuple[str, ...], option: str) -> str | None:
 def _given(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
     return source not in (click.core.ParameterSource.DEFAULT, None)
-
-
-def _refuse(names: tuple[str, ...], whose: str) -> None:
-    for name in names:
-        source = click.get_current_context().get_parameter_source(name)
-        if source is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{whose} no --{name}. Leave it out.")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recal.cli.adaptation_options import adaptation_options
-from recal.cli.options import Listed, choose_device, format_option, model_options
+from recal.cli.options import (
+    Listed,
+    autocast_option,
+    choose_device,
+    format_option,
+    model_options,
+    precision_named,
+)
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, torch.")
-@click.option("--autocast", is_flag=True, help="Half precision where torch holds it to be safe.")
+@autocast_option
 @click.option("--plan", is_flag=True, help="Say what it would take, and do nothing.")
 @adaptation_options
 @format_option
@@ -55,6 +62,7 @@ def command(
     checkpoint: Path | None,
     severities: tuple[str, ...],
     device: str,
+    autocast: str | None,
     plan: bool,
     form: str,
     reading: dict[str, Any],
@@ -81,7 +89,8 @@ def command(
     request = {
         "suite": load_suite(suite) if suite else None, "data": data, "checkpoint": checkpoint,
         "severities": [int(text) for text in severities],
-        "device": local_device(choose_device(device)), "reading": reading, **options, **asked,
+        "device": local_device(choose_device(device)), "autocast": precision_named(autocast),
+        "reading": reading, **options, **asked,
     }  # fmt: skip
     with joined() as world:
         if note and world.leads:

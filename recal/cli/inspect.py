@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recal.cli.options import model_options
+from recal.cli.options import model_options, refuse_given
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def command(
     from recal.cli.console import messages, progress_bar
     from recal.sample_data import sample_checkpoint
 
+    if score_on is None:
+        refuse_given(("samples", "seed"), "expected --data too, whose images it chooses.")
     if checkpoint is None:
         checkpoint = sample_checkpoint()
         messages.print("No checkpoint given: using the bundled Fashion-MNIST sample.")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    import torch
 
 FORMATS = ("plain", "markdown", "csv", "json")
 SPEC_FIELDS = ("arch", "classes", "family", "mean", "std", "size")
@@ -97,6 +99,40 @@ def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, form="json" if as_json else form, **kwargs)
 
     return wrapper
+
+
+def refuse_given(names: Iterable[str], reason: str) -> None:
+    """Refuse options of the command line that would be without effect.
+
+    Args:
+        names: The parameters' names, such as `batch_size`.
+        reason: Said after the option's name.
+
+    Raises:
+        UsageError: One was typed; what recal.toml sets for every command is no matter.
+    """
+    from recal.errors import UsageError
+
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            (option,) = (p.opts[0] for p in context.command.params if p.name == name)
+            raise UsageError(f"{option}: {reason}")
+
+
+def autocast_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--autocast`, passed to the command as its name or None; see `precision_named`."""
+    return click.option(
+        "--autocast", type=click.Choice(("bfloat16", "float16")),
+        help="Reduced precision of the forward pass where torch holds it to be safe.",
+    )(function)  # fmt: skip
+
+
+def precision_named(name: str | None) -> torch.dtype | None:
+    """Return the type of that name, or None for None."""
+    import torch
+
+    return None if name is None else getattr(torch, name)
 
 
 def choose_device(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from recal.cli.options import refuse_given
 from recal.cli.reading_options import reading_options
 
 
@@ -39,11 +40,11 @@ def command(
     """
     from recal.cli.console import console
     from recal.deploy.verify import verify_alone
-    from recal.errors import UsageError
 
     if checkpoint is None or alone:
-        if variant is not None:
-            raise UsageError("--variant: expected --checkpoint too, which it belongs to.")
+        refuse_given(
+            ("variant", "data", "images"), "expected --checkpoint too, which it belongs to."
+        )
         check = verify_alone(model)
         record = check.record
         console.print(

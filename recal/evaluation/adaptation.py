@@ -15,6 +15,7 @@ import torch
 
 from recal.bn.build import build
 from recal.bn.layers import batch_norms
+from recal.bn.observing import autocasting
 from recal.declared import pick
 from recal.errors import UsageError
 
@@ -134,7 +135,7 @@ class AdaptedPredictor:
     def __call__(self, images: Batch) -> NDArray[np.float32]:
         """Map a batch to logits (N, K)."""
         batch = images.on_device(self._spec.mean, self._spec.std, self._device)
-        with torch.autocast(self._device.type, enabled=self._autocast):
+        with autocasting(self._device, self._autocast):
             result = self._network(batch)
         logits: NDArray[np.float32] = result.float().cpu().numpy()
         return logits

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from recal.bn.build import build
+from recal.bn.observing import autocasting
 from recal.deploy.graph import to_onnx, with_tensors
 from recal.deploy.runtime import OnnxNetwork
 from recal.errors import RecalError, UsageError
@@ -178,7 +179,7 @@ class _TorchPredictor:
     @torch.inference_mode()
     def __call__(self, images: Batch) -> NDArray[np.float32]:
         batch = images.on_device(self._mean, self._std, self._device)
-        with torch.autocast(self._device.type, enabled=self._autocast):
+        with autocasting(self._device, self._autocast):
             result = self._network(batch)
         logits: NDArray[np.float32] = result.float().cpu().numpy()
         return logits

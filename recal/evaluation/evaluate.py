@@ -71,7 +71,7 @@ def evaluate(
     seed: int = ...,
     batch_size: int | None = ...,
     threads: int | None = ...,
-    autocast: bool = ...,
+    autocast: torch.dtype | None = ...,
     device: str = ...,
     backend: str = ...,
     adaptation: Adaptation | None = ...,
@@ -104,9 +104,10 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
             (a seeded stratified sample of so many images); `seed` (of that sample and of
             corruptions made on the fly); `batch_size` and `threads` (chosen for the networks'
             input size and the machine); `device`; `backend` (auto, onnxruntime, torch);
-            `adaptation` (an `Adaptation` to the test images of each cell); `autocast` (half
-            precision where torch holds it to be safe); `progress` (called with cell images done and
-            in total); `on_cell` (called with each cell that is done and its columns by target
+            `adaptation` (an `Adaptation` to the test images of each cell); `autocast` (a
+            `torch.dtype`, to which torch may go down where it holds that to be safe); `progress`
+            (called with cell images done and in total); `on_cell` (called with each cell that is
+            done and its columns by target
             name); `world` (several processes: only the leading one writes, and has a document);
             `reading` (options of `load_checkpoint`); fields of `ModelSpec` that the files do not
             give.
@@ -185,7 +186,7 @@ def prepare_work(
     seed: int = 0,
     batch_size: int | None = None,
     threads: int | None = None,
-    autocast: bool = False,
+    autocast: torch.dtype | None = None,
     device: str = "cpu",
     backend: str = "auto",
     adaptation: Adaptation | None = None,

@@ -34,7 +34,7 @@ class Execution:
         device: For torch.
         batch_size: Images a batch.
         threads: Of this process.
-        autocast: Whether torch may compute in half precision where it holds that to be safe.
+        autocast: Precision to which torch may go down where it holds that to be safe, or None.
         adaptation: How statistics come from the test images; None where they do not.
     """
 
@@ -42,7 +42,7 @@ class Execution:
     device: str
     batch_size: int
     threads: int
-    autocast: bool = False
+    autocast: torch.dtype | None = None
     adaptation: Adaptation | None = None
 
     @property
@@ -52,12 +52,13 @@ class Execution:
             return "onnxruntime"
         kind = self.device.partition(":")[0]
         adapted = f" {self.adaptation.text}" if self.adaptation else ""
-        return f"torch {kind} {self.batch_size}{' autocast' * self.autocast}{adapted}"
+        half = f" autocast {self.autocast}" if self.autocast else ""
+        return f"torch {kind} {self.batch_size}{half}{adapted}"
 
     def describe(self) -> str:
         """Say it for people."""
         where = "" if self.backend == "onnxruntime" else f" on {self.device}"
-        half = ", autocast" if self.autocast else ""
+        half = f", autocast to {self.autocast}" if self.autocast else ""
         plural = "s" * (self.threads != 1)
         return (
             f"{self.backend}{where}{half}, {self.threads} thread{plural}, "
@@ -108,7 +109,7 @@ def choose_execution(
     *,
     batch_size: int | None = None,
     threads: int | None = None,
-    autocast: bool = False,
+    autocast: torch.dtype | None = None,
     adaptation: Adaptation | None = None,
 ) -> Execution:
     """Return how networks are run, with what was not asked for chosen.

@@ -65,7 +65,9 @@ def resolve_targets(
     """
     resolver = _Resolver(checkpoint, asked, reading or {})
     if not names:
-        names = list(resolver.load(resolver.the_checkpoint()).branches)
+        if checkpoint is None:
+            raise UsageError("no checkpoint named. Give one, or --checkpoint, or a recal.toml.")
+        names = list(resolver.load(checkpoint).branches)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UsageError(f"target '{twice[0]}' stands twice. Name each once.")
@@ -89,11 +91,6 @@ class _Resolver:
         self.reading = reading
         self.loaded: dict[Path, Checkpoint] = {}
 
-    def the_checkpoint(self) -> Path:
-        if self.default is None:
-            raise UsageError("no checkpoint named. Give one, or --checkpoint, or a recal.toml.")
-        return self.default
-
     def load(self, path: Path) -> Checkpoint:
         if path not in self.loaded:
             self.loaded[path] = load_checkpoint(path, **self.reading)
@@ -111,7 +108,12 @@ class _Resolver:
             return self.branch_target(name, Path(base), branch)
         if path.suffix or "/" in name:
             require_file(Path(base if colon else name), "a checkpoint, variant or .onnx file")
-        return self.branch_target(name, self.the_checkpoint(), name)
+        if self.default is None:
+            raise UsageError(
+                f"'{name}': expected a file, CHECKPOINT:BRANCH, or with --checkpoint the name of a "
+                "branch, got none of them."
+            )
+        return self.branch_target(name, self.default, name)
 
     def branch_target(self, name: str, path: Path, branch: str) -> Target:
         checkpoint = self.load(path)

@@ -29,6 +29,22 @@ def test_suites_are_listed_with_what_is_here(recal, tmp_path, monkeypatch):
     assert not rows["cifar100c"]["ready"]
 
 
+def test_suites_are_looked_for_where_one_says(recal, tmp_path):
+    (tmp_path / "here" / "CIFAR-10-C").mkdir(parents=True)
+    (tmp_path / "data" / "CIFAR-100-C").mkdir(parents=True)
+
+    def ready(*arguments):
+        _, out, _ = recal("suites", "--json", *arguments)
+        return {row["name"] for row in json.loads(out) if row["ready"]} - {"sample"}
+
+    assert ready() == {"cifar100c", "cifar100c-extra"}
+    found = {"cifar10c", "cifar10c-extra", "robustbench-cifar10c"}
+    assert ready("--data", tmp_path / "here") == found
+    assert ready("--data", tmp_path / "here" / "CIFAR-10-C") == found
+    (tmp_path / "recal.toml").write_text("[data]\ndata = 'here'\n")
+    assert ready() == found
+
+
 def test_one_suite_is_described_whole(recal, tmp_path):
     status, out, _ = recal("suites", "imagenetc")
     assert status == 0

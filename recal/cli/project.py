@@ -27,6 +27,8 @@ SHARED_TABLES = {
     "data": ("data", "workers"),
 }
 COMMAND_TABLES = ("calibrate", "eval", "export")
+# to inspect or verify a file, or to draw a policy, is not to ask for the project's images
+OF_DATA = (*COMMAND_TABLES, "suites")
 
 
 def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
@@ -45,8 +47,8 @@ def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
     for table, keys in SHARED_TABLES.items():
         values = _values(document, table, path)
         check_keys(values, keys, f"{path}: [{table}]")
-        if table == "data" and command.name not in COMMAND_TABLES:
-            continue  # to inspect a file is not to score it on images
+        if table == "data" and command.name not in OF_DATA:
+            continue
         defaults |= {known[key]: value for key, value in values.items() if key in known}
     if command.name in document:
         values = _values(document, command.name, path)

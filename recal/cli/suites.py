@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,8 +13,11 @@ if TYPE_CHECKING:
 
 @click.command("suites")
 @click.argument("names", nargs=-1)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder to look in.  [the usual places]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(names: tuple[str, ...], as_json: bool) -> None:
+def command(names: tuple[str, ...], data: Path | None, as_json: bool) -> None:
     """List the benchmarks and what of them is on this machine.
 
     With NAMES, shipped suites or .toml files of your own, say all about these.
@@ -23,7 +27,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     from recal.suites.suite import load_suite, suite_names
 
     suites = [load_suite(name) for name in names or suite_names()]
-    rows = [_describe(suite) for suite in suites]
+    rows = [_describe(suite, data) for suite in suites]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     elif names:
@@ -33,10 +37,10 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
         _show_table(rows)
 
 
-def _describe(suite: Suite) -> dict[str, Any]:
+def _describe(suite: Suite, data: Path | None) -> dict[str, Any]:
     from recal.suites.places import find_places
 
-    places = find_places(suite)
+    places = find_places(suite, data)
     return {
         "name": suite.name,
         "title": suite.title,

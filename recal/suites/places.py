@@ -33,14 +33,19 @@ class Places:
     missing: str
 
 
-def find_places(suite: Suite) -> Places:
-    """Look for a suite's images in the usual places."""
-    clean = _find(suite.clean.folders)
+def find_places(suite: Suite, data: Path | None = None) -> Places:
+    """Look for a suite's images.
+
+    Args:
+        suite: The suite.
+        data: A folder that holds them, or is theirs by its name; None for the usual places.
+    """
+    clean = _find(suite.clean.folders, data)
     if suite.family == "sample" and clean is None:
         from recal.sample_data import sample_images
 
         clean = sample_images()
-    corrupted = _find(suite.folders) if suite.corruptions else None
+    corrupted = _find(suite.folders, data) if suite.corruptions else None
     here = bool(clean if not suite.corruptions else corrupted or (suite.parameters and clean))
     ways = []
     if suite.folders and corrupted is None:
@@ -61,8 +66,10 @@ def how_to_get(data: str, folder: str) -> str:
     return f"{folder}/, {way}"
 
 
-def _find(names: Sequence[str]) -> Path | None:
-    for place in data_folders():
+def _find(names: Sequence[str], data: Path | None) -> Path | None:
+    if data is not None and data.name in names and data.exists():
+        return data
+    for place in data_folders() if data is None else [data]:
         for name in names:
             for path in (place / name, place / f"{name}{TAR_SUFFIX}"):
                 if path.exists():

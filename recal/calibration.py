@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from torch import nn
 
 from recal.bn.build import build
 from recal.bn.consistent import consistent
@@ -28,8 +29,6 @@ from recal.estimation import Settings, check_finite, estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from torch import nn
 
     from recal.checkpoint.spec import ModelSpec
     from recal.data.sources import ImageSource
@@ -115,17 +114,27 @@ def _calibrate_module(
     world: World = ALONE,
     autocast: torch.dtype | None = None,
 ) -> nn.Module:
+    eager = _uncompiled(module)
     if pick(estimator, ESTIMATORS, "--estimator") == CONSISTENT:
-        layers = consistent(module, batches, world=world, autocast=autocast).layers
+        layers = consistent(eager, batches, world=world, autocast=autocast).layers
     else:
-        layers = one_pass(module, batches, estimator=estimator, world=world, autocast=autocast)
+        layers = one_pass(eager, batches, estimator=estimator, world=world, autocast=autocast)
     check_finite(layers)
     network = copy.deepcopy(module).eval()
-    for name, layer in batch_norms(network).items():
+    for name, layer in batch_norms(_uncompiled(network)).items():
         if name in layers:
             with torch.no_grad():
                 set_statistics(layer, layers[name].mean, layers[name].variance)
     return network
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module inside a `torch.compile`d one: hooks would be compiled anew for each layer.
+
+    The two share parameters and buffers.
+    """
+    inside = getattr(module, "_orig_mod", module)
+    return inside if isinstance(inside, nn.Module) else module
 
 
 def _calibrate_checkpoint(

@@ -190,6 +190,20 @@ def test_calibrate_on_a_module_gives_a_copy_with_the_new_statistics():
         np.testing.assert_allclose(layer.running_mean, mean, atol=2e-6)
 
 
+@pytest.mark.parametrize("estimator", ["pooled", "consistent"])
+def test_compiled_modules_are_not_compiled_for_it(estimator):
+    def refuse(_graph, _inputs):
+        raise AssertionError("compiled")
+
+    network, batches = make_network(), [make_images(8, seed) for seed in range(3)]
+    expected = calibrate(network, batches, estimator=estimator)
+    compiled = torch.compile(copy.deepcopy(network), backend=refuse)
+    found = calibrate(compiled, batches, estimator=estimator)
+    assert type(found) is type(compiled)
+    for name, values in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[f"_orig_mod.{name}"], values), name
+
+
 def test_a_batch_of_one_value_a_channel_is_refused_with_advice():
     with pytest.raises(InputError, match="--estimator consistent"):
         calibrate(make_network(), [make_images(8), make_images(1)])

@@ -53,7 +53,8 @@ class Batches:
         images: The images under their policies.
         batches: The indices of each batch.
         workers: Processes that decode and augment; 0 does it in this one.
-        keep: Whether to keep what was read while it fits into 2 GiB, for those who read it again.
+        keep: Whether to keep what was read, for those who read it again, while it fits into
+            `KEPT_BYTES`.
     """
 
     def __init__(

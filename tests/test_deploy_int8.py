@@ -1,5 +1,6 @@
 """int8 files: made of the variant's own images, judged by what they lose, the same each time."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from recal.data.policies import load_policy, read_policy
 from recal.deploy import export_int8 as export_int8_module
 from recal.deploy import int8_proof
 from recal.deploy.export import ExportOptions
-from recal.deploy.export_int8 import export_int8
+from recal.deploy.export_int8 import export_int8, ranges_of
 from recal.deploy.graph import to_onnx
 from recal.deploy.int8_images import (
     HeldOutImages,
@@ -220,6 +221,39 @@ def test_verify_rebuilds_it_and_finds_tampering(checkpoint, made_of, tmp_path):
         path.write_bytes(model.SerializeToString())
         with pytest.raises(InputError, match="expected the ranges"):
             verify_against(path, checkpoint, [variant], pixels)
+
+
+def test_verify_takes_the_ranges_from_the_images_again(
+    checkpoint, made_of, class_folders, tmp_path, monkeypatch
+):
+    path, held_out = tmp_path / "m.onnx", made_of[1]
+    exported(checkpoint, path, made_of)
+    arguments = checkpoint, [branch_variant(checkpoint, "main", checkpoint.spec())], held_out.pixels
+    rebuilt = verify_against(path, *arguments, class_folders)
+    assert rebuilt.same_ranges
+    assert rebuilt.int8.images == 40
+    assert set(rebuilt.int8.accuracies) == {"pytorch", "folded", "int8"}
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(class_folders / "test", elsewhere)
+    other = verify_against(path, *arguments, elsewhere)
+    assert not other.same_ranges
+    assert other.int8.accuracies == {}
+
+    # a file made of wrong ranges throughout: nothing but the images can tell
+    def widened(*given):
+        return {name: [low, high + 1.0] for name, (low, high) in ranges_of(*given).items()}
+
+    monkeypatch.setattr(export_int8_module, "ranges_of", widened)
+    exported(checkpoint, path, made_of)
+    assert verify_against(path, *arguments).same_bytes
+    with pytest.raises(VerificationError, match=r"tensor '.*': expected the range .* to "):
+        verify_against(path, *arguments, class_folders)
+    record = read_record(onnx.load(path))
+    model = onnx.load(path)
+    write_record(model, {**record, "int8": {"ranges": record["int8"]["ranges"]}})
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="int8: expected a record of its images"):
+        verify_against(path, *arguments)
 
 
 def test_policy_is_the_variants_own(checkpoint, tmp_path):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from recal.cli.options import refuse_given
 from recal.cli.reading_options import reading_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from recal.deploy.int8_proof import Int8Proof
 
 
 @click.command("verify")
@@ -68,17 +73,14 @@ def command(
         names = variant.split(",") if "variants" in record else [variant]
         wanted = [chosen_variant(loaded, name.strip(), record["model"]) for name in names]
     pixels, what = comparison_images(wanted[0].spec, data, images)
-    rebuilt = verify_against(model, loaded, wanted, pixels)
+    rebuilt = verify_against(model, loaded, wanted, pixels, data)
     console.print(
         f"{model}: is {'; '.join(v.label for v in wanted)} of {checkpoint.name}; "
         + ("the same bytes when exported again." if rebuilt.same_bytes else "the same tensors; "
            "bytes differ, as the versions do.")
     )  # fmt: skip
     if rebuilt.int8 is not None:
-        console.print(
-            f"int8: the same prediction as in float32 on {rebuilt.int8.agreement:.2%} of {what}; "
-            f"outputs off by {rebuilt.int8.error:.1%} of their spread. Its float32 form:"
-        )
+        _show_int8(rebuilt.int8, record["int8"]["calibration"], rebuilt.same_ranges)
     for name, proof in rebuilt.proofs.items():
         console.print(
             f"{name}: on {what}: largest difference of a logit {proof.difference:.1e} (at most "
@@ -89,3 +91,18 @@ def command(
             console.print(
                 f"From '{other}': {rival.distance:.1e}, the variant {rival.expected:.1e}."
             )
+
+
+def _show_int8(proof: Int8Proof, made_of: Mapping[str, Any], same_ranges: bool) -> None:
+    from recal.cli.console import console
+
+    images = f"{made_of['images']} '{made_of['policy']}' images"
+    if same_ranges:
+        console.print(f"int8: ranges are those of the {images} that it records.")
+    else:
+        console.print(f"int8: ranges as recorded; --data with its {images} recomputes them.")
+    kept = f"int8: the same prediction as in float32 on {proof.agreement:.2%} of {proof.images:,}"
+    lost = f"{proof.drop:.2%} ± {proof.drop_error:.2%} of accuracy lost; " * bool(proof.accuracies)
+    console.print(
+        f"{kept} images; {lost}outputs off by {proof.error:.1%} of their spread. Its float32 form:"
+    )

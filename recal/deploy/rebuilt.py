@@ -15,10 +15,9 @@ from recal.deploy.export import (
     switchable_model,
     to_model,
 )
-from recal.deploy.int8_images import HeldOutImages
-from recal.deploy.int8_proof import judge
 from recal.deploy.model_file import graph_bytes, read_model, tensor_digest
 from recal.deploy.proof import FLOAT16, FLOAT32, prove
+from recal.deploy.rebuilt_int8 import judge_again
 from recal.deploy.record import describe, require_entries, require_record
 from recal.errors import InputError, UsageError, VerificationError
 
@@ -48,15 +47,21 @@ class Rebuilt:
         proofs: The comparison with PyTorch, on the images given, by variant; of an int8 file, that
             of its float32 form.
         int8: How an int8 file differs from that; None for others.
+        same_ranges: Whether an int8 file's ranges were recomputed, from the images that it records.
     """
 
     same_bytes: bool
     proofs: Mapping[str, Proof]
-    int8: Int8Proof | None
+    int8: Int8Proof | None = None
+    same_ranges: bool = False
 
 
 def verify_against(
-    path: Path, checkpoint: Checkpoint, variants: Sequence[Variant], images: NDArray[np.uint8]
+    path: Path,
+    checkpoint: Checkpoint,
+    variants: Sequence[Variant],
+    images: NDArray[np.uint8],
+    data: Path | None = None,
 ) -> Rebuilt:
     """Export the variants again and compare: record, every tensor, bytes, then logits.
 
@@ -65,6 +70,8 @@ def verify_against(
         checkpoint: The weights that it should hold.
         variants: The variant that it should be; of a switchable file, all of them, in order.
         images: What to compare logits on, uint8 (N, size, size, 3).
+        data: The folder that an int8 file may have been made with: then its ranges and what it
+            loses are looked at again.
 
     Raises:
         VerificationError: The file is not these variants of these weights; a tensor that differs is
@@ -94,7 +101,7 @@ def verify_against(
             f"{path}: expected the tensors of the variant, got others in {_brief(differing)}. The "
             "file was changed, or is not what its record says."
         )
-    proofs, int8 = _prove(model, record, checkpoint, variants, images, path)
+    rebuilt = _prove(model, record, checkpoint, variants, images, data, path)
     same = graph_bytes(model) == graph_bytes(again)
     current = describe(variants[0].record(), variants[0].label, variants[0].sha256)
     if not same and record.get("versions") == current["versions"]:
@@ -103,7 +110,7 @@ def verify_against(
             "tensors: its nodes were changed."
         )
     require_record(model, str(path))
-    return Rebuilt(same_bytes=same, proofs=proofs, int8=int8)
+    return replace(rebuilt, same_bytes=same)
 
 
 def recorded_variants(
@@ -180,28 +187,30 @@ def _prove(
     checkpoint: Checkpoint,
     variants: Sequence[Variant],
     images: NDArray[np.uint8],
+    data: Path | None,
     path: Path,
-) -> tuple[dict[str, Proof], Int8Proof | None]:
-    """Compare a file's outputs with PyTorch's."""
+) -> Rebuilt:
+    """Compare a file's outputs with PyTorch's; `same_bytes` is left open."""
     options, content = options_of(record, str(path)), model.SerializeToString()
     if len(variants) > 1:
         names = [entry["variant"] for entry in record["variants"]]
         networks = {n: build(checkpoint, v) for n, v in zip(names, variants, strict=True)}
         proofs = prove_switchable(content, networks, images, variants[0].spec, where=str(path))
-        return proofs, None
+        return Rebuilt(same_bytes=False, proofs=proofs)
     (variant,) = variants
     network, rivals = build(checkpoint, variant), rivals_of(checkpoint, variant)
-    allowed, judged = FLOAT16 if options.fp16 else FLOAT32, None
+    allowed, judged, same_ranges = FLOAT16 if options.fp16 else FLOAT32, None, False
     if options.int8:
         folded = to_model(network, variant, replace(options, int8=False)).SerializeToString()
-        held_out = HeldOutImages(pixels=images, labels=None, what=f"{len(images)} images")
-        judged = judge(
-            content, folded, network, rivals, held_out, variant.spec, max_drop=None,
-            where=str(path),
+        judged, same_ranges = judge_again(
+            content, folded, network, rivals, variant, record["int8"], options, images, data,
+            str(path),
         )  # fmt: skip
         content = folded
     proof = prove(content, network, rivals, images, variant.spec, allowed=allowed, where=str(path))
-    return {variant.label: proof}, judged
+    return Rebuilt(
+        same_bytes=False, proofs={variant.label: proof}, int8=judged, same_ranges=same_ranges
+    )
 
 
 def _brief(value: Any) -> str:

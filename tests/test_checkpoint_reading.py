@@ -246,6 +246,10 @@ def test_checkpoint_of_timms_own_saver_is_read(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "last.pth.tar")
     assert checkpoint.layout.name == "timm-splitbn"
     assert checkpoint.spec().arch == "timm:resnet10t"
+    # timm's configuration is of ImageNet's weights, and says nothing of another data set
+    assert (checkpoint.spec().family, checkpoint.spec().size) == ("imagenet", 176)
+    tiny = checkpoint.spec(family="tiny", classes=4)
+    assert (tiny.size, tiny.mean) == (64, (0.4802, 0.4481, 0.3975))
     built = build(checkpoint)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -1,5 +1,7 @@
 """`recal calibrate`, as people call it."""
 
+import shlex
+
 import pytest
 
 from recal.bn.variant import load_variant
@@ -259,6 +261,22 @@ def test_autocast_changes_the_forward_pass_and_is_recorded(
     for name, tensor in full.tensors.items():
         if name.endswith("running_var"):
             assert ((half.tensors[name] / tensor) - 1).abs().max() < 0.05
+
+
+def test_the_next_command_has_the_options_that_were_typed(
+    recal, split_checkpoint, class_folders, tmp_path
+):
+    options = ["--family", "cifar", "--std", "0.2,0.2,0.3"]
+    _, out, _ = recal(
+        "calibrate", split_checkpoint, "--data", class_folders, "-o", "v.st", *options
+    )
+    following = f"recal eval {split_checkpoint} v.st --family cifar --std 0.2,0.2,0.3"
+    assert following in out
+    status, out, _ = recal(*shlex.split(following)[1:], "--data", class_folders)
+    assert status == 0
+    (tmp_path / "recal.toml").write_text("[model]\nfamily = 'cifar'\n")
+    _, out, _ = recal("calibrate", split_checkpoint, "--data", class_folders, "-o", "v.st")
+    assert f"Next: recal eval {split_checkpoint} v.st\n" in out
 
 
 def test_broken_images_are_named_and_left_out_only_on_request(

@@ -10,8 +10,8 @@ from recal.suites.suite_file import read_suite
 POLICIES = [(family, name) for family in family_names() for name in policy_names(family)]
 
 
-def test_families_are_those_of_the_design():
-    assert family_names() == ["cifar", "imagenet", "sample"]
+def test_families_have_the_three_modes():
+    assert family_names() == ["cifar", "imagenet", "sample", "tiny"]
     for name in family_names():
         assert {"clean", "weak", "strong"} <= set(policy_names(name))
 
@@ -22,7 +22,7 @@ def test_shipped_policy_gives_images_of_the_family_size(family, name):
 
     from recal.data.draws import keyed_draws
 
-    side = {"cifar": 32, "imagenet": 300, "sample": 28}[family]
+    side = {"cifar": 32, "imagenet": 300, "sample": 28, "tiny": 64}[family]
     policy = load_policy(family, name)
     assert policy.summary.endswith(".")
     with keyed_draws(0, 0):

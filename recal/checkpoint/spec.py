@@ -116,7 +116,8 @@ def complete_spec(
     given = {key: value for key, value in asked.items() if value is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     arch = given.get("arch") or architecture_of(facts.get("arch"), shapes)
-    known = {**usual_preprocessing(arch), **facts, **given}
+    family_name = given.get("family") or facts.get("family")
+    known = {**usual_preprocessing(arch, family_name), **facts, **given}
     family = load_family(known.get("family") or "cifar")
     classes = known.get("classes") or _classes_of(tensors) or family.classes
     if classes is None:

@@ -11,6 +11,7 @@ from recal.bn.estimators import CONSISTENT
 from recal.bn.variant import Variant, branch_variant, save_variant
 from recal.calibration import calibrate, calibrate_matrix, calibration_images, usual_affine
 from recal.cli.console import console, messages, progress_bar
+from recal.cli.options import retyped
 from recal.cli.precision import BOUNDS, doubts, largest, precision
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def calibrate_one(
     )
     console.print(precision(statistics))
     _say_whether_reached([variant], settings)
-    console.print(f"Wrote {output}. Next: recal eval {checkpoint.path} {output}")
+    console.print(f"Wrote {output}. Next: recal eval {checkpoint.path} {output}{retyped(asked)}")
 
 
 def calibrate_table(
@@ -106,7 +107,7 @@ def calibrate_table(
     _say_whether_reached(estimated, settings)
     console.print(
         f"Wrote {len(found)} variants to {folder}. Next: recal eval --checkpoint "
-        f"{checkpoint.path} {' '.join(checkpoint.branches)} {folder}/*.safetensors"
+        f"{checkpoint.path} {' '.join(checkpoint.branches)} {folder}/*.safetensors{retyped(asked)}"
     )
 
 

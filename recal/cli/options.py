@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     import torch
 
@@ -62,7 +62,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option("--trust", is_flag=True, help="Run the python: code that recal.toml names.")
     @click.option("--classes", type=click.IntRange(1), help="Number of classes.")
-    @click.option("--family", help="Family of policies: cifar, imagenet, sample.")
+    @click.option("--family", help="Family of policies: cifar, imagenet, sample, tiny.")
     @click.option("--mean", type=Numbers(), help="Channel means of RGB images in [0, 1].")
     @click.option("--std", type=Numbers(), help="Channel standard deviations, likewise.")
     @click.option("--size", type=click.IntRange(1), help="Side of the network's input in pixels.")
@@ -83,6 +83,22 @@ def _check_trust(arch: str | None, trust: bool) -> None:
             f"recal.toml names code as architecture, {arch}. Look at it, then say --trust, or give "
             "--arch yourself."
         )
+
+
+def retyped(asked: Mapping[str, Any]) -> str:
+    """Return the model options of the command line once more, for a command that is to follow.
+
+    Args:
+        asked: As `model_options` passes it.
+    """
+    import shlex
+
+    context, words = click.get_current_context(), [""]
+    for field, value in asked.items():
+        if context.get_parameter_source(field) is click.core.ParameterSource.COMMANDLINE:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{field} {shlex.quote(text)}")
+    return " ".join(words)
 
 
 def format_option(function: Callable[..., Any]) -> Callable[..., Any]:

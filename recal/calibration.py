@@ -14,7 +14,7 @@ from recal.bn.build import build
 from recal.bn.consistent import consistent
 from recal.bn.estimators import CONSISTENT, ESTIMATORS, one_pass
 from recal.bn.layers import batch_norms
-from recal.bn.observing import set_statistics
+from recal.bn.observing import device_of, set_statistics
 from recal.bn.precision import layer_errors
 from recal.bn.variant import Variant, branch_variant
 from recal.bn.variant_file import estimated_statistics
@@ -25,10 +25,11 @@ from recal.data.policies import Policy, load_family, load_policy
 from recal.data.prepared import PreparedTogether
 from recal.declared import pick
 from recal.distributed import ALONE, World
+from recal.errors import InputError
 from recal.estimation import Settings, check_finite, estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from recal.checkpoint.spec import ModelSpec
     from recal.data.sources import ImageSource
@@ -56,7 +57,7 @@ def calibration_images(spec: ModelSpec, data: str | Path | None) -> ImageSource:
 @overload
 def calibrate(
     source: nn.Module,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[torch.Tensor | Sequence[Any]],
     *,
     estimator: str = ...,
     world: World = ...,
@@ -80,10 +81,11 @@ def calibrate(
 def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
     """Re-estimate the statistics of every BatchNorm layer.
 
-    With a module and batches of normalised images ((N, 3, H, W), on the module's device; an
-    iterable that can be read again for `consistent`), returns a copy of the module in eval mode
-    with new statistics. The module itself stays as it is. In a distributed job give `world`, of
-    `recal.distributed.joined`, and to each process its own batches: all get the same statistics.
+    With a module and batches of normalised images, (N, 3, H, W), returns a copy of the module in
+    eval mode with new statistics. The module itself stays as it is. Batches may be pairs of images
+    and labels, as loaders give them; for `consistent` they can be read again. In a distributed job
+    give `world`, of `recal.distributed.joined`, and to each process its own batches: all get the
+    same statistics.
 
     With a checkpoint, returns a `Variant`. Its options:
 
@@ -108,17 +110,20 @@ def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
 
 def _calibrate_module(
     module: nn.Module,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[torch.Tensor | Sequence[Any]],
     *,
     estimator: str = "pooled",
     world: World = ALONE,
     autocast: torch.dtype | None = None,
 ) -> nn.Module:
     eager = _uncompiled(module)
+    images: Iterable[torch.Tensor] = _ImagesOf(batches, device_of([eager]))
+    if iter(batches) is batches:  # it can be read once only, which shows from this one too
+        images = iter(images)
     if pick(estimator, ESTIMATORS, "--estimator") == CONSISTENT:
-        layers = consistent(eager, batches, world=world, autocast=autocast).layers
+        layers = consistent(eager, images, world=world, autocast=autocast).layers
     else:
-        layers = one_pass(eager, batches, estimator=estimator, world=world, autocast=autocast)
+        layers = one_pass(eager, images, estimator=estimator, world=world, autocast=autocast)
     check_finite(layers)
     network = copy.deepcopy(module).eval()
     for name, layer in batch_norms(_uncompiled(network)).items():
@@ -126,6 +131,25 @@ def _calibrate_module(
             with torch.no_grad():
                 set_statistics(layer, layers[name].mean, layers[name].variance)
     return network
+
+
+class _ImagesOf:
+    """The images of batches, on a device; labels and what else is beside them are left out."""
+
+    def __init__(
+        self, batches: Iterable[torch.Tensor | Sequence[Any]], device: torch.device
+    ) -> None:
+        self._batches, self._device = batches, device
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self._batches:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if not isinstance(images, torch.Tensor):
+                raise InputError(
+                    "calibrate: expected batches of images as tensors, alone or before their "
+                    f"labels, got {type(images).__name__}."
+                )
+            yield images.to(self._device)
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:

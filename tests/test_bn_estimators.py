@@ -204,6 +204,28 @@ def test_compiled_modules_are_not_compiled_for_it(estimator):
         assert torch.equal(found.state_dict()[f"_orig_mod.{name}"], values), name
 
 
+@pytest.mark.parametrize("estimator", ["pooled", "consistent"])
+def test_loaders_of_images_and_labels_are_taken_as_they_are(estimator):
+    network, images = make_network(), make_images(12)
+    pairs = torch.utils.data.TensorDataset(images, torch.arange(12))
+    found = calibrate(network, torch.utils.data.DataLoader(pairs, 4), estimator=estimator)
+    expected = calibrate(network, list(images.split(4)), estimator=estimator)
+    for name, values in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], values), name
+    with pytest.raises(InputError, match="expected batches of images as tensors"):
+        calibrate(network, [{"images": images}], estimator=estimator)
+
+
+def test_an_iterator_is_read_once_or_refused():
+    network, batches = make_network(), list(make_images(12).split(4))
+    found = calibrate(network, iter(batches), estimator="consistent")
+    expected = calibrate(network, batches, estimator="consistent")
+    assert torch.equal(found.bn3.running_var, expected.bn3.running_var)
+    # what measures the first batch has read it
+    with pytest.raises(InputError, match="expected batches that can be read again"):
+        consistent(network, iter(batches), memory=0)
+
+
 def test_a_batch_of_one_value_a_channel_is_refused_with_advice():
     with pytest.raises(InputError, match="--estimator consistent"):
         calibrate(make_network(), [make_images(8), make_images(1)])

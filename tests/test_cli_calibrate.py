@@ -237,6 +237,7 @@ def test_precision_is_said_and_so_is_a_tolerance_out_of_reach(
         (["--statistics", "aux0", "--mode", "weak"], "--mode: with --statistics nothing is"),
         (["--statistics", "aux0", "--samples", "9"], "--data: with --statistics nothing is"),
         (["--autocast", "int8"], "'int8' is not one of"),
+        (["--mode", "weak", "--policy", "a.toml"], "--mode: expected it instead of --policy"),
         (["--tolerance", "2"], "--tolerance: expected a relative error between 0 and 1"),
     ],
 )

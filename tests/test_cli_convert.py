@@ -76,8 +76,8 @@ def test_class_that_holds_the_branches_itself_is_said_not_to_load_the_file(recal
 def test_variants_file_is_converted_and_the_result_is_read_back(recal, split_checkpoint, tmp_path):
     checkpoint = load_checkpoint(split_checkpoint)
     mixed = branch_variant(checkpoint, "aux0", checkpoint.spec(), statistics="main")
-    save_variant(mixed, tmp_path / "v.safetensors")
-    status, _, _ = recal("convert", split_checkpoint, "--variant", "v.safetensors",
+    save_variant(mixed, tmp_path / "v.variant")
+    status, _, _ = recal("convert", split_checkpoint, "--variant", "v.variant",
                          "-o", "plain.safetensors")  # fmt: skip
     assert status == 0
     plain = load_checkpoint(tmp_path / "plain.safetensors")

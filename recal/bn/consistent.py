@@ -78,13 +78,20 @@ def consistent(
         progress: Called with the layers that are done, and their number.
 
     Raises:
-        InputError: Batches reach the layers in different orders.
+        InputError: Batches reach the layers in different orders, or would have to be read again
+            and cannot be.
     """
     room = _free_memory(device_of([network])) // 2 if memory is None else memory
     held = _hold(network, batches, room)
+    if held is None and iter(batches) is batches:
+        raise InputError(
+            "--estimator consistent: expected batches that can be read again, as a list or loader "
+            "can, because their activations do not fit in memory; got an iterator."
+        )
     # all processes have to go the same way
     if any(other is None for other in world.gather(None if held is None else len(held))):
-        return _repeated_passes(network, batches, world, autocast, progress)
+        again = batches if held is None else held
+        return _repeated_passes(network, again, world, autocast, progress)
     assert held is not None
     return Consistent(_waiting_passes(network, held, world, autocast, progress), 1)
 

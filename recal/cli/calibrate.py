@@ -102,6 +102,8 @@ def command(
     Runtime estimates, without torch (`--mode clean`), for `recal patch`. Under torchrun the
     processes share the images.
     """
+    if policy is not None:
+        refuse_given(("mode",), "expected it instead of --policy, got both.")
     if checkpoint is not None and checkpoint.suffix == ".onnx":
         from recal.cli.recalibrate import recalibrate_file
 

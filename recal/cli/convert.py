@@ -35,8 +35,8 @@ def command(
     from recal.cli.console import console
 
     loaded = load_checkpoint(checkpoint, **reading)
-    named = Path(variant)
-    chosen = load_variant(named) if named.suffix == ".safetensors" else variant
+    stored = variant in loaded.branches or not Path(variant).suffix
+    chosen = variant if stored else load_variant(Path(variant))
     notes = convert(loaded, chosen, output, **asked)
     for doubt in loaded.doubts:
         console.print(f"warning: {doubt}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recal.cli.options import model_options
+from recal.cli.options import model_options, retyped
 from recal.cli.reading_options import reading_options
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def command(
             save_variant(mix(variants, [1 - share, share]), file)
         console.print(
             f"Wrote {sweep} variants to {output}/, from {names[0]} (0.000) to {names[1]} (1.000). "
-            f"Next: recal eval {output}/*.safetensors"
+            f"Next: recal eval --checkpoint {checkpoint or 'CHECKPOINT'} {output}/*.safetensors"
+            f"{retyped(asked)}"
         )
         return
     if prior is not None:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     "--checkpoint", type=click.Path(path_type=Path), help="The weights that it should hold."
 )
 @click.option("--variant", help="Variant file, or a branch, that it should be.  [as recorded]")
-@click.option("--data", type=click.Path(path_type=Path), help="Images to compare on.  [bundled]")
+@click.option(
+    "--data", type=click.Path(path_type=Path),
+    help="Images to compare on; those an int8 file was made with give its ranges again.  [bundled]",
+)  # fmt: skip
 @click.option(
     "--images", default=256, show_default=True, type=click.IntRange(1), help="How many of them."
 )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from recal import __version__
+from recal.bn.observing import device_of
 from recal.distributed import ALONE
 from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import adapted
@@ -123,11 +124,11 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
 
 @torch.inference_mode()
 def _evaluate_module(module: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-    training = {m: m.training for m in module.modules()}
+    training, device = {m: m.training for m in module.modules()}, device_of([module])
     module.eval()
     try:
         scored = [
-            score(module(images).float().cpu().numpy(), labels.cpu().numpy())
+            score(module(images.to(device)).float().cpu().numpy(), labels.cpu().numpy())
             for images, labels in batches
         ]
     finally:

@@ -15,11 +15,14 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "load_checkpoint",
+    "load_variant",
+    "save_variant",
     "select",
 ]
 
 if TYPE_CHECKING:
     from recal.bn.build import build
+    from recal.bn.variant import load_variant, save_variant
     from recal.calibration import calibrate
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.deploy.export import export_onnx
@@ -34,6 +37,8 @@ _HOMES = {
     "evaluate": "recal.evaluation.evaluate",
     "export_onnx": "recal.deploy.export",
     "load_checkpoint": "recal.checkpoint.checkpoint",
+    "load_variant": "recal.bn.variant",
+    "save_variant": "recal.bn.variant",
     "select": "recal.results.selection",
 }
 

@@ -105,6 +105,11 @@ def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
     """
     if isinstance(source, Checkpoint):
         return _calibrate_checkpoint(source, **options)
+    if not isinstance(source, nn.Module) or batches is None:
+        raise TypeError(
+            "calibrate: expected a checkpoint, as load_checkpoint gives it, or a module and "
+            f"batches, got {type(source).__name__} and {type(batches).__name__}"
+        )
     return _calibrate_module(source, batches, **options)
 
 

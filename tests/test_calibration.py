@@ -192,3 +192,9 @@ def test_what_cannot_be_estimated_from_is_refused(split_checkpoint, class_folder
         calibrate(checkpoint, data=class_folders, tolerance=0.0)
     with pytest.raises(TypeError, match="simples"):
         calibrate(checkpoint, data=class_folders, simples=5)
+
+
+@pytest.mark.parametrize("given", [("file.pth",), (torch.nn.BatchNorm2d(3),)])
+def test_what_is_no_checkpoint_and_no_module_with_batches_is_said(given):
+    with pytest.raises(TypeError, match="expected a checkpoint, as load_checkpoint gives it, or"):
+        calibrate(*given)

@@ -253,3 +253,12 @@ def test_record_takes_class_names_and_accuracies(checkpoint, tmp_path):
     assert metadata["checkpoint_sha256"] == hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="expected 10 names, got 9"):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, class_names=names[1:])
+
+
+def test_images_of_another_form_are_refused_and_none_are_needed(split_checkpoint, tmp_path):
+    checkpoint = load_checkpoint(split_checkpoint)
+    for odd in (np.zeros((4, 32, 32, 3)), np.zeros((4, 3, 32, 32), np.uint8), PIXELS[:0]):
+        with pytest.raises(InputError, match=r"expected images uint8 \(N, 32, 32, 3\), got"):
+            export_onnx(checkpoint, "aux0", tmp_path / "m.onnx", odd)
+    assert not list(tmp_path.iterdir())
+    assert export_onnx(checkpoint, "aux0", tmp_path / "m.onnx").images == 256

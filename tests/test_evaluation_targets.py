@@ -1,5 +1,7 @@
 """Targets of one command: one that fails leaves the others going; backends agree."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -8,7 +10,15 @@ from onnx import TensorProto, helper
 from PIL import Image
 from published_sets import write_suite
 
-from recal import build, evaluate, export_onnx, load_checkpoint
+from recal import (
+    build,
+    calibrate,
+    compare,
+    evaluate,
+    export_onnx,
+    load_checkpoint,
+    save_variant,
+)
 from recal.architectures import create_network
 from recal.data.imagenet import wnids
 from recal.errors import InputError, UsageError
@@ -244,3 +254,30 @@ def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(
     assert len(run.failures) == 3
     assert "the network cannot be built (no such operator)" in run.failures[0]
     assert {cell["target"] for cell in run.document["cells"]} == {f"{split_checkpoint}:aux0"}
+
+
+def test_targets_in_memory_are_those_of_their_files(split_checkpoint, class_folders, tmp_path):
+    checkpoint = load_checkpoint(split_checkpoint)
+    variant = calibrate(checkpoint, mode="clean", data=class_folders, batch_size=30)
+    save_variant(variant, tmp_path / "clean.safetensors")
+    options = {"data": class_folders, "suite": "cifar10"}
+    named = evaluate(
+        [str(split_checkpoint), str(tmp_path / "clean.safetensors")], output=tmp_path / "a",
+        **options,
+    )  # fmt: skip
+    given = evaluate([checkpoint, variant], output=tmp_path / "b", **options)
+    alone = evaluate(variant, checkpoint=checkpoint, output=tmp_path / "c", **options)
+    one = evaluate(Path(split_checkpoint), output=tmp_path / "d", **options)
+    accuracies = [row["clean_accuracy"] for row in named.document["summary"]]
+    assert [row["clean_accuracy"] for row in given.document["summary"]] == accuracies
+    assert alone.document["summary"][0]["clean_accuracy"] == accuracies[1]
+    assert one.document["summary"][0]["clean_accuracy"] == accuracies[0]
+    # another run's cells of the same networks are the same
+    again = evaluate([checkpoint, variant], output=named.folder, **options)
+    assert len(list((again.folder / "cells").rglob("*.parquet"))) == 2
+    assert compare(given).pairs[0].images == 40
+    assert "tensor" not in repr(variant) + repr(given)
+    with pytest.raises(InputError, match=r"main, clean statistics: expected its weights"):
+        evaluate(variant, output=tmp_path / "e", **options)
+    with pytest.raises(TypeError, match="expected a module with batches, got str"):
+        evaluate(str(split_checkpoint), [])

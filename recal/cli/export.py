@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from recal.checkpoint.checkpoint import Checkpoint
     from recal.deploy.export import ExportOptions
 
-IMAGES = 256
-
 
 @click.command("export")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
@@ -75,7 +73,7 @@ def command(
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.cli.console import console
     from recal.deploy.export import ExportOptions, export_onnx
-    from recal.deploy.images import comparison_images
+    from recal.deploy.images import IMAGES, comparison_images
     from recal.deploy.recorded import read_class_names, run_accuracies
     from recal.sample_data import sample_checkpoint, sample_images
 

@@ -11,6 +11,7 @@ from recal.bn.build import build
 from recal.bn.variant import Variant, branch_variant
 from recal.deploy.editing import accept_uint8, end_in_softmax, to_half
 from recal.deploy.graph import OPSET, to_onnx
+from recal.deploy.images import IMAGES, comparison_images
 from recal.deploy.int8 import simplified, to_int8
 from recal.deploy.model_file import check_model
 from recal.deploy.probe import probe
@@ -84,7 +85,7 @@ def export_onnx(
     checkpoint: Checkpoint,
     variant: Variant | str,
     path: str | Path,
-    images: NDArray[np.uint8],
+    images: NDArray[np.uint8] | None = None,
     *,
     options: ExportOptions | None = None,
     class_names: Sequence[str] | None = None,
@@ -98,7 +99,7 @@ def export_onnx(
         variant: A variant, or the name of a branch.
         path: The file to write. It is written only after the proof; one that was there stays as it
             is until then.
-        images: What to compare on, uint8 (N, size, size, 3).
+        images: What to compare on, uint8 (N, size, size, 3); by default the bundled ones.
         options: The form of the file.
         class_names: The classes' names in the order of the logits, for the record.
         accuracies: What an evaluation found, for the record.
@@ -117,6 +118,8 @@ def export_onnx(
         raise UsageError("export_onnx: expected a float form, got int8. Call export_int8.")
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant, checkpoint.spec(**asked))
+    if images is None:
+        images, _ = comparison_images(variant.spec, None, IMAGES)
     network = build(checkpoint, variant)
     model = to_model(network, variant, options)
     proof = prove(

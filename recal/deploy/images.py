@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from recal.checkpoint.spec import ModelSpec
 
+# enough to tell branches apart, and run in a second
+IMAGES = 256
+
 
 def comparison_images(
     spec: ModelSpec, data: Path | None, count: int

@@ -9,7 +9,7 @@ import numpy as np
 
 from recal.deploy.hostile import hostile_inputs, in_float64, relative_errors, run_torch
 from recal.deploy.runtime import OnnxNetwork, normalise_array
-from recal.errors import VerificationError
+from recal.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -128,7 +128,14 @@ def prove(
     Raises:
         VerificationError: The model differs from the network by more than the tolerance, or is as
             near to a rival that itself differs from the network.
+        InputError: The images are others than that.
     """
+    side = spec.size
+    if pixels.dtype != np.uint8 or not len(pixels) or pixels.shape[1:] != (side, side, 3):
+        raise InputError(
+            f"{where}: expected images uint8 (N, {side}, {side}, 3), got {pixels.dtype} "
+            f"{pixels.shape}."
+        )
     session = OnnxNetwork(model, variant=variant)
     softmax = session.gives_probabilities
     pixels = np.resize(pixels, (max(len(pixels), sum(BATCHES)), *pixels.shape[1:]))

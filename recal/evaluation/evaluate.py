@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,6 +14,8 @@ from torch import nn
 
 from recal import __version__
 from recal.bn.observing import device_of
+from recal.bn.variant import Variant
+from recal.checkpoint.checkpoint import Checkpoint
 from recal.distributed import ALONE
 from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import adapted
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from recal.results.runs import Columns
 
 
+# what is taken as a target
+Given = str | Path | Checkpoint | Variant
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A finished evaluation.
@@ -50,8 +56,12 @@ class Run:
     """
 
     folder: Path
-    document: dict[str, Any]
+    document: dict[str, Any] = field(repr=False)
     failures: tuple[str, ...]
+
+    def __fspath__(self) -> str:
+        """Return the folder: a run can be given wherever a run's folder can."""
+        return str(self.folder)
 
 
 @overload
@@ -60,12 +70,12 @@ def evaluate(source: nn.Module, batches: Iterable[Any]) -> dict[str, float]: ...
 
 @overload
 def evaluate(
-    source: Sequence[str],
+    source: Given | Sequence[Given],
     *,
     suite: str | Suite | None = ...,
     data: str | Path | None = ...,
     output: str | Path | None = ...,
-    checkpoint: str | Path | None = ...,
+    checkpoint: str | Path | Checkpoint | None = ...,
     corruptions: Sequence[str] = ...,
     severities: Sequence[int] = ...,
     limit: int | None = ...,
@@ -91,12 +101,13 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
     tensors on the module's device), returns the metrics over all of them: `accuracy`,
     `top5_accuracy`, `nll`, `brier`, `ece`. The module's mode is put back afterwards.
 
-    With the names of targets, evaluates them over a suite into a run folder. Cells that are already
+    With targets, evaluates them over a suite into a run folder. Cells that are already
     there for the same weights, data, suite and preprocessing are not computed again.
 
     Args:
         source: A module, or targets: `CHECKPOINT`, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a
-            variant file, an .onnx file; none stands for every branch of `checkpoint`.
+            variant file, an .onnx file; also a `Checkpoint` (its main branch) or `Variant` in
+            memory. One or several; none stands for every branch of `checkpoint`.
         batches: With a module, pairs of images and labels.
         **options: With targets: `suite` (a name, a .toml file or a `Suite`; by default the clean
             one of the network's family); `data` (a folder or file; by default looked for in the
@@ -108,10 +119,9 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
             `adaptation` (an `Adaptation` to the test images of each cell); `autocast` (a
             `torch.dtype`, to which torch may go down where it holds that to be safe); `progress`
             (called with cell images done and in total); `on_cell` (called with each cell that is
-            done and its columns by target
-            name); `world` (several processes: only the leading one writes, and has a document);
-            `reading` (options of `load_checkpoint`); fields of `ModelSpec` that the files do not
-            give.
+            done and its columns by target name); `world` (several processes: only the leading one
+            writes, and has a document); `reading` (options of `load_checkpoint`); fields of
+            `ModelSpec` that the files do not give.
 
     Raises:
         InputError: A file or folder is not what it should be; nothing has been computed then.
@@ -119,7 +129,10 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
     """
     if isinstance(source, nn.Module):
         return _evaluate_module(source, batches)
-    return _evaluate_targets(source, **options)
+    if batches is not None:
+        raise TypeError(f"expected a module with batches, got {type(source).__name__}")
+    one = isinstance(source, (str, Path, Checkpoint, Variant))
+    return _evaluate_targets([source] if one else list(source), **options)
 
 
 @torch.inference_mode()
@@ -140,7 +153,7 @@ def _evaluate_module(module: nn.Module, batches: Iterable[Any]) -> dict[str, flo
 
 
 def _evaluate_targets(
-    names: Sequence[str],
+    given: Sequence[Given],
     *,
     output: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -148,7 +161,7 @@ def _evaluate_targets(
     world: World = ALONE,
     **options: Any,
 ) -> Run:
-    work, request = prepare_work(names, output=output, **options)
+    work, request = prepare_work(given, output=output, **options)
     adaptation = work.execution.adaptation
     if adaptation and adaptation.kind == "ema" and world.size > 1:
         raise UsageError("--adapt ema: expected one process, because batches follow each other.")
@@ -175,12 +188,12 @@ def _evaluate_targets(
 
 
 def prepare_work(
-    names: Sequence[str],
+    given: Sequence[Given],
     *,
     suite: str | Suite | None = None,
     data: str | Path | None = None,
     output: str | Path | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     corruptions: Sequence[str] = (),
     severities: Sequence[int] = (),
     limit: int | None = None,
@@ -202,8 +215,9 @@ def prepare_work(
         The work, and the content of the run's `run.json`.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
-    data, output, checkpoint = _path(data), _path(output), _path(checkpoint)
-    targets = resolve_targets(names, checkpoint, asked, reading)
+    data, output = _path(data), _path(output)
+    checkpoint = Path(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    targets = resolve_targets(given, checkpoint, asked, reading)
     suite = suite or usual_suite(targets[0].spec.family, targets[0].spec.classes)
     cells = suite.cells(corruptions, severities)
     _check_targets(targets, suite)

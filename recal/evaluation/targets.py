@@ -45,16 +45,17 @@ class Target:
 
 
 def resolve_targets(
-    names: Sequence[str],
-    checkpoint: Path | None,
+    given: Sequence[str | Path | Checkpoint | Variant],
+    checkpoint: Path | Checkpoint | None,
     asked: Mapping[str, Any],
     reading: Mapping[str, Any] | None = None,
 ) -> list[Target]:
     """Turn what the user named into targets.
 
     Args:
-        names: Each a checkpoint, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a variant file or
-            an .onnx file. None at all stands for every branch of `checkpoint`.
+        given: Each a checkpoint, `CHECKPOINT:BRANCH`, a branch of `checkpoint`, a variant file or
+            an .onnx file; or a checkpoint or variant in memory. None at all stands for every branch
+            of `checkpoint`.
         checkpoint: Where branches without a file, and weights of variants, are found.
         asked: Fields of `ModelSpec` that go before those of the files.
         reading: Options of `load_checkpoint`, for every checkpoint.
@@ -64,17 +65,21 @@ def resolve_targets(
         InputError: A file is not what it should be, or a variant's weights are in no checkpoint.
     """
     resolver = _Resolver(checkpoint, asked, reading or {})
-    if not names:
-        if checkpoint is None:
+    if not given:
+        if resolver.default is None:
             raise UsageError("no checkpoint named. Give one, or --checkpoint, or a recal.toml.")
-        names = list(resolver.load(checkpoint).branches)
+        given = list(resolver.load(resolver.default).branches)
+    names = [resolver.name_of(item) for item in given]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UsageError(f"target '{twice[0]}' stands twice. Name each once.")
     # checkpoints first, because variants find their weights among them
-    parsed = [resolver.parse(name) for name in names]
+    parsed = [
+        item if isinstance(item, Variant) else resolver.parse(name)
+        for item, name in zip(given, names, strict=True)
+    ]
     targets = [
-        resolver.variant_target(name, found) if isinstance(found, Path) else found
+        found if isinstance(found, Target) else resolver.variant_target(name, found)
         for name, found in zip(names, parsed, strict=True)
     ]
     return _with_distinct_labels(targets)
@@ -84,12 +89,27 @@ class _Resolver:
     """Remembers the checkpoints of one command."""
 
     def __init__(
-        self, checkpoint: Path | None, asked: Mapping[str, Any], reading: Mapping[str, Any]
+        self,
+        checkpoint: Path | Checkpoint | None,
+        asked: Mapping[str, Any],
+        reading: Mapping[str, Any],
     ) -> None:
-        self.default = checkpoint
         self.asked = asked
         self.reading = reading
         self.loaded: dict[Path, Checkpoint] = {}
+        if isinstance(checkpoint, Checkpoint):
+            self.loaded[checkpoint.path] = checkpoint
+            checkpoint = checkpoint.path
+        self.default = checkpoint
+
+    def name_of(self, given: str | Path | Checkpoint | Variant) -> str:
+        """Return a target's name; a checkpoint in memory is remembered as its file's."""
+        if isinstance(given, Variant):
+            return given.label
+        if isinstance(given, Checkpoint):
+            self.loaded[given.path] = given
+            return str(given.path)
+        return str(given)
 
     def load(self, path: Path) -> Checkpoint:
         if path not in self.loaded:
@@ -120,17 +140,18 @@ class _Resolver:
         variant = branch_variant(checkpoint, branch, checkpoint.spec(**self.asked))
         return _variant_target(name, branch, checkpoint, variant)
 
-    def variant_target(self, name: str, path: Path) -> Target:
-        variant = load_variant(path)
+    def variant_target(self, name: str, found: Path | Variant) -> Target:
+        variant = load_variant(found) if isinstance(found, Path) else found
         if self.default is not None:
             self.load(self.default)
         for checkpoint in self.loaded.values():
             if checkpoint.weights_sha256 == variant.weights_sha256:
                 variant = replace(variant, spec=variant.spec.overridden(self.asked))
-                return _variant_target(name, path.stem, checkpoint, variant)
+                label = found.stem if isinstance(found, Path) else name
+                return _variant_target(name, label, checkpoint, variant)
         looked = ", ".join(str(path) for path in self.loaded) or "no checkpoint at all"
         raise InputError(
-            f"{path}: expected its weights ({variant.weights_sha256[:12]}) among the checkpoints, "
+            f"{name}: expected its weights ({variant.weights_sha256[:12]}) among the checkpoints, "
             f"got {looked}. Name the checkpoint that it was made for with --checkpoint."
         )
 

@@ -17,6 +17,7 @@ from recal.results.significance import holm, mcnemar, paired_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
 
     from recal.results.measured import Measured
     from recal.results.saved import SavedRun
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    folder: str | Path,
+    folder: str | PathLike[str],
     targets: Sequence[str] = (),
     *,
     every_pair: bool = False,
@@ -33,7 +34,7 @@ def compare(
     """Compare targets of a run, each with the first of them.
 
     Args:
-        folder: The run's.
+        folder: The run's, or the run that `evaluate` returned.
         targets: Names or labels, two or more; all of the run's by default.
         every_pair: Compare each with each.
         seed: Of the bootstrap.
@@ -45,13 +46,15 @@ def compare(
     run = open_run(Path(folder))
     chosen = run.pick(targets)
     if len(chosen) < 2:
-        raise UsageError(f"{folder}: expected two targets or more to compare, got {len(chosen)}.")
+        raise UsageError(
+            f"{run.folder}: expected two targets or more to compare, got {len(chosen)}."
+        )
     measured = [found for target in chosen if (found := measure(run, target, seed=seed))]
     if len(measured) < len(chosen):
         missing = {target.label for target in chosen} - {m.target.label for m in measured}
         raise InputError(
-            f"{folder}: expected cells of every target, got none of {', '.join(sorted(missing))}. "
-            "Say its `recal eval` again."
+            f"{run.folder}: expected cells of every target, got none of "
+            f"{', '.join(sorted(missing))}. Say its `recal eval` again."
         )
     pairs = list(combinations(measured, 2)) if every_pair else [
         (measured[0], other) for other in measured[1:]

@@ -16,6 +16,7 @@ from recal.results.saved import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from os import PathLike
 
     from numpy.typing import NDArray
 
@@ -110,7 +111,7 @@ class Selection:
 
 
 def select(
-    folder: str | Path,
+    folder: str | PathLike[str],
     maximize: str | Sequence[str],
     *,
     subject_to: str | Sequence[str] = (),
@@ -124,7 +125,7 @@ def select(
     them, even over the classes, make the choice, and the numbers come from the other half.
 
     Args:
-        folder: The run's.
+        folder: The run's, or the run that `evaluate` returned.
         maximize: A quantity (`clean`, `corrupted`, `fog`, `clean_nll`, ...) or a weighted sum such
             as `0.5*clean + 0.5*corrupted`; with `pareto`, two or more of them.
         subject_to: Limits such as `mean_corruption_error <= 0.25`.

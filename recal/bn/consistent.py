@@ -6,7 +6,6 @@ of one training-mode forward of all images as a single batch, whatever the split
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from recal.bn.observing import (
 )
 from recal.distributed import ALONE, World
 from recal.errors import InputError
+from recal.machine import available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 # tensors as large as the largest input of a BatchNorm layer that a waiting forward pass keeps: that
 # input, what a shortcut carries, and one more for networks that split
 KEPT_TENSORS = 3
-UNKNOWN_MEMORY = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -213,10 +212,7 @@ def _largest_input(network: nn.Module, image: torch.Tensor) -> int:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on the device; a cautious guess where nobody says."""
+    """Return the bytes that are free on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return UNKNOWN_MEMORY
+    return available_memory()

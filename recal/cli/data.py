@@ -147,7 +147,8 @@ def generate_command(
     """
     from recal.cli.console import progress_bar
     from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
-    from recal.data.generating import available_cores, generate
+    from recal.data.generating import generate
+    from recal.machine import available_cores
 
     groups = {STANDARD: CORRUPTIONS, EVERY: (*CORRUPTIONS, *EXTRA_CORRUPTIONS)}
     names = groups.get(corruptions) or tuple(part.strip() for part in corruptions.split(","))

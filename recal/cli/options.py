@@ -177,6 +177,6 @@ def choose_device(name: str) -> str:
 
 def default_workers() -> int:
     """Return the processes that prepare images: the cores but one, at most 8."""
-    import os
+    from recal.machine import cores_of_this_process
 
-    return max(0, min(8, (os.cpu_count() or 1) - 1))
+    return min(8, cores_of_this_process() - 1)

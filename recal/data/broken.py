@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from recal.data.sources import ArraySource
 from recal.errors import BrokenImageError
+from recal.machine import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def without_broken(
     if isinstance(source, ArraySource):  # nothing to decode
         return indices, []
     kept = np.ones(len(indices), bool)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+    with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
         for start in range(0, len(indices), BLOCK):
             block = indices[start : start + BLOCK].tolist()
             kept[start : start + BLOCK] = list(pool.map(lambda i: _decodes(source, i), block))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -247,13 +246,6 @@ def _write_sums(out: Path, names: list[str]) -> None:
     write_whole(
         out / SUMS, "".join(format_sum(hash_file(out / name, "sha256"), name) for name in there)
     )
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def verify_folders(out: Path, record: dict[str, Any]) -> int:

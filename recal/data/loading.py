@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from recal.data.prepared import KEPT_BYTES
 from recal.errors import RecalError
+from recal.machine import may_keep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,8 +53,8 @@ class Batches:
         images: The images under their policies.
         batches: The indices of each batch.
         workers: Processes that decode and augment; 0 does it in this one.
-        keep: Whether to keep what was read, for those who read it again, while it fits into
-            `KEPT_BYTES`.
+        keep: Whether to keep what was read, for those who read it again, where `may_keep`
+            allows it.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Batches:
         self._batches = batches
         self._workers = min(workers, len(batches))
         size = sum(map(len, batches)) * images.size**2 * 3 * len(images.each)
-        self._keeps = keep and size <= KEPT_BYTES
+        self._keeps = keep and may_keep(size)
         self._kept: list[Pixels] = []
 
     def __iter__(self) -> Iterator[Pixels]:

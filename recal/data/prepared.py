@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,6 @@ if TYPE_CHECKING:
 
     from recal.data.policies import Policy
     from recal.data.sources import ImageSource
-
-# images that are read several times are kept as uint8 while they take no more than this, and no
-# more than an eighth of the machine's memory: it may be a small device
-KEPT_BYTES = 2 << 30
-if hasattr(os, "sysconf"):
-    KEPT_BYTES = min(KEPT_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
 
 
 class PreparedImages:

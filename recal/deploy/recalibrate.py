@@ -13,13 +13,14 @@ from recal import __version__
 from recal.bn.precision import LayerError
 from recal.bn.variant_file import FORMAT, VariantFile, estimated_statistics
 from recal.data.broken import counting_broken
-from recal.data.prepared import KEPT_BYTES, PreparedImages
+from recal.data.prepared import PreparedImages
 from recal.data.usable import MIN_IMAGES, usable_batches
 from recal.deploy.editing import batch_norm_nodes, layer_tensors, with_arrays
 from recal.deploy.image_moments import ImageMoments, merge, moments_session
 from recal.deploy.patch import require_patchable, weights_identity
 from recal.deploy.runtime import normalise_array
 from recal.errors import InputError
+from recal.machine import may_keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -138,15 +139,15 @@ class _Batches:
         kind = model.graph.input[0].type.tensor_type.elem_type
         self._takes_pixels = kind == TensorProto.UINT8
         self._kept: list[NDArray[np.uint8]] = []
+        self._keeps = may_keep(sum(map(len, indices)) * spec.size**2 * 3)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        fits = sum(map(len, self._indices)) * self._spec.size**2 * 3 <= KEPT_BYTES
         for number, index in enumerate(self._indices):
             if number < len(self._kept):
                 pixels = self._kept[number]
             else:
                 pixels = self._images.batch(index)
-                if fits:
+                if self._keeps:
                     self._kept.append(pixels)
             if self._takes_pixels:
                 yield pixels

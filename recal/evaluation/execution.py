@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from recal.declared import pick
 from recal.deploy.runtime import normalise_array
 from recal.errors import UsageError
+from recal.machine import cores_of_this_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,10 +146,3 @@ def choose_execution(
         autocast=autocast,
         adaptation=adaptation,
     )
-
-
-def cores_of_this_process() -> int:
-    """Return the cores that this process may use, shared with the others that torchrun started."""
-    from recal.data.generating import available_cores
-
-    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

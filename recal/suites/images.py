@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recal.data.policies import load_policy
-from recal.data.prepared import KEPT_BYTES, PreparedImages
+from recal.data.prepared import PreparedImages
 from recal.data.provenance import REGENERATED, label_of
 from recal.data.sources import ArraySource
 from recal.errors import InputError
+from recal.machine import may_keep
 from recal.suites.on_the_fly import CorruptedHere
 
 if TYPE_CHECKING:
@@ -195,14 +196,12 @@ class SuiteImages:
         read: Callable[[int], NDArray[np.uint8]],
         part: NDArray[np.int64],
     ) -> NDArray[np.uint8]:
-        # every cell reads the same clean images: decode them once where they fit
-        keep = len(self._used_of_clean) * self.size**2 * 3 <= KEPT_BYTES
         images = []
         for index in part.tolist():
             image = kept.get(index)
             if image is None:
                 image = read(index)
-                if keep:
+                if self._keeps:
                     kept[index] = image
             images.append(image)
         return np.stack(images)
@@ -245,6 +244,11 @@ class SuiteImages:
     @cached_property
     def _corrupted_here(self) -> CorruptedHere:
         return CorruptedHere(self.suite, self._prepared, self.seed)
+
+    @cached_property
+    def _keeps(self) -> bool:
+        """Whether clean images, which every cell reads, are decoded once only."""
+        return may_keep(len(self._used_of_clean) * self.size**2 * 3)
 
     @cached_property
     def _clean(self) -> dict[int, NDArray[np.uint8]]:

@@ -1,0 +1,102 @@
+"""Cores and memory that a process may use: of the machine, and of what a job is given of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# a cautious guess where nobody says
+UNKNOWN = 4 << 30
+# images that are read several times are kept while they take no more than this, and no more than
+# a quarter of what is available: the machine may be a small device
+KEPT_BYTES = 2 << 30
+# names of limit, use, and what of the use the system would give back, by version of control groups
+FILES = {
+    "cgroup": ("memory.max", "memory.current", "inactive_file"),
+    "cgroup/memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def may_keep(size: int) -> bool:
+    """Tell whether so many bytes of decoded images may be kept in memory."""
+    return size <= min(KEPT_BYTES, available_memory() // 4)
+
+
+def available_cores() -> int:
+    """Return the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cores_of_this_process() -> int:
+    """Return its share of them: those that torchrun started on a machine get as many each."""
+    return max(1, available_cores() // _processes())
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that this process may still take without anything being killed.
+
+    Files that the system has cached count as available: it gives them back. The processes that
+    torchrun starts on a machine get equal shares.
+
+    Args:
+        root: Where `proc` and `sys` are.
+
+    Source: proc(5), MemAvailable; the kernel's documentation of cgroup-v2 and of v1's memory.
+    """
+    return min((_of_machine(root), *_of_groups(root))) // _processes()
+
+
+def _processes() -> int:
+    """Return the number of processes that torchrun has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _of_machine(root: Path) -> int:
+    for line in _read(root / "proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return UNKNOWN
+
+
+def _of_groups(root: Path) -> Iterator[int]:
+    """Yield what is left of every limit that holds for this process."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        kind = "cgroup/memory" if controllers else "cgroup"
+        base = root / "sys/fs" / kind
+        group = base / path.lstrip("/")
+        # inside a container the path may be the host's; then the base is the container's own
+        for place in (group, *group.parents):
+            if place.is_relative_to(base):
+                yield from _left(place, *FILES[kind])
+
+
+def _left(group: Path, limit: str, used: str, cached: str) -> Iterator[int]:
+    most, taken = _read(group / limit).strip(), _read(group / used).strip()
+    if not (most.isdecimal() and taken.isdecimal()):  # `max`, or no such group
+        return
+    given_back = 0
+    for line in _read(group / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == cached:
+            given_back = int(value)
+    yield max(0, int(most) - int(taken) + given_back)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

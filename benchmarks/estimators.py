@@ -20,7 +20,7 @@ from recal.bn.variant import save_variant
 from recal.calibration import calibrate_matrix
 from recal.results.comparison import paired_difference
 from recal.results.runs import read_target_cell
-from recal.suites.suite import load_suite
+from recal.suites.suite_file import load_suite
 
 POLICIES = ("clean", "weak", "strong_noise")
 

@@ -255,7 +255,7 @@ def test_robustbenchs_own_list_of_images_is_found():
     """Its package holds the list; 5,000 of ImageNet's 50,000, and classes that recal knows."""
     from recal.suites.class_order import class_numbers, wnids
     from recal.suites.sampling import choose_images
-    from recal.suites.suite import load_suite
+    from recal.suites.suite_file import load_suite
 
     suite = load_suite("robustbench-imagenetc")
     spec = importlib.util.find_spec("robustbench")

@@ -4,8 +4,7 @@ import pytest
 
 from recal.data.policies import family_names, load_family, load_policy, policy_names, read_policy
 from recal.errors import InputError, UsageError
-from recal.suites.suite import load_suite, suite_names
-from recal.suites.suite_file import read_suite
+from recal.suites.suite_file import load_suite, read_suite, suite_names
 
 POLICIES = [(family, name) for family in family_names() for name in policy_names(family)]
 

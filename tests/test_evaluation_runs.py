@@ -13,7 +13,8 @@ from recal.files import locked
 from recal.results.runs import cell_file, read_cell, read_target_cell, write_cell
 from recal.suites.opening import open_suite_images
 from recal.suites.sampling import stratified_sample
-from recal.suites.suite import Cell, load_suite
+from recal.suites.suite import Cell
+from recal.suites.suite_file import load_suite
 
 PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 

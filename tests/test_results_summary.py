@@ -12,7 +12,7 @@ from recal.results.measured import measure
 from recal.results.runs import cell_file, read_cell, write_cell
 from recal.results.saved import open_run
 from recal.results.summary import flat, summarise_run
-from recal.suites.suite import load_suite
+from recal.suites.suite_file import load_suite
 
 # Correct answers of 5,000, severities 1 to 5, as RobustBench publishes them for its subset of
 # ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv, 2025). Its mCE of the two,

@@ -15,8 +15,7 @@ from recal.data.published import PUBLISHED
 from recal.errors import InputError, UsageError
 from recal.suites.class_order import class_count, class_numbers, kept_logits
 from recal.suites.sampling import choose_images
-from recal.suites.suite import load_suite, suite_names, usual_suite
-from recal.suites.suite_file import read_suite
+from recal.suites.suite_file import load_suite, read_suite, suite_names, usual_suite
 
 
 @pytest.mark.parametrize("name", suite_names())

@@ -12,8 +12,8 @@ from recal import evaluate
 from recal.data.tarred_arrays import tarred_arrays
 from recal.errors import InputError
 from recal.suites.opening import check_pixels, open_suite_images
-from recal.suites.suite import Cell, load_suite
-from recal.suites.suite_file import read_suite
+from recal.suites.suite import Cell
+from recal.suites.suite_file import load_suite, read_suite
 
 EVERY = np.arange(20)
 

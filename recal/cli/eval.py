@@ -79,7 +79,7 @@ def command(
     from recal.cli.console import console, messages
     from recal.distributed import joined, local_device
     from recal.errors import UsageError
-    from recal.suites.suite import load_suite
+    from recal.suites.suite_file import load_suite
 
     note = ""
     if not targets and checkpoint is None:
@@ -192,7 +192,7 @@ def _short(target: str) -> str:
 def _bundled(suite: str | None, data: Path | None) -> tuple[Path, Path | None, str, str]:
     """Choose the bundled network that fits a suite."""
     from recal.sample_data import sample_checkpoint, sample_images
-    from recal.suites.suite import load_suite
+    from recal.suites.suite_file import load_suite
 
     name = suite or "sample"
     if load_suite(name).family == "sample":

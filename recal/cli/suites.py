@@ -24,7 +24,7 @@ def command(names: tuple[str, ...], data: Path | None, as_json: bool) -> None:
     """
     import json
 
-    from recal.suites.suite import load_suite, suite_names
+    from recal.suites.suite_file import load_suite, suite_names
 
     suites = [load_suite(name) for name in names or suite_names()]
     rows = [_describe(suite, data) for suite in suites]

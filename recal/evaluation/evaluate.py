@@ -31,7 +31,8 @@ from recal.results.runs import csv_text, json_digest, sweep, write_json
 from recal.results.saved import declared
 from recal.results.summary import flat, summarise_run
 from recal.suites.opening import check_pixels, open_suite_images
-from recal.suites.suite import Cell, Suite, load_suite, usual_suite
+from recal.suites.suite import Cell, Suite
+from recal.suites.suite_file import load_suite, usual_suite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recal.declared import did_you_mean, pick
-from recal.errors import UsageError
-from recal.resources import shipped
+from recal.declared import pick
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,46 +125,3 @@ class Suite:
             for severity in self.severities
             if not severities or severity in severities
         ]
-
-
-def suite_names() -> list[str]:
-    """Return the names of the shipped suites."""
-    return sorted(path.stem for path in shipped("evals").glob("*.toml"))
-
-
-def load_suite(name: str) -> Suite:
-    """Read a shipped suite, or a file of one's own.
-
-    Args:
-        name: Its name, or the path of a .toml file.
-
-    Raises:
-        UsageError: There is none of this name.
-        InputError: The file cannot be read or says what it must not.
-    """
-    from recal.suites.suite_file import read_suite
-
-    if name.endswith(".toml") or "/" in name:
-        return read_suite(Path(name))
-    if name not in suite_names():
-        raise UsageError(
-            f"--suite: expected one of {', '.join(suite_names())}, or a .toml file, got '{name}'."
-            f"{did_you_mean(name, suite_names())} `recal suites` says what each is."
-        )
-    return read_suite(shipped("evals") / f"{name}.toml")
-
-
-def usual_suite(family: str, classes: int) -> Suite:
-    """Return the suite that fits a network when none is named: the first of its family.
-
-    Raises:
-        UsageError: There is none for this family and number of classes.
-    """
-    for name in suite_names():
-        suite = load_suite(name)
-        if suite.family == family and suite.classes == classes:
-            return suite
-    raise UsageError(
-        f"no suite for networks of family {family} with {classes} classes. Give one with --suite: "
-        f"{', '.join(suite_names())}."
-    )

@@ -1,23 +1,65 @@
-"""Reading a suite from TOML: a closed vocabulary, and every value of its type and range."""
+"""Finding suites, and reading them: a closed vocabulary, every value of its type and range."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
 from recal.data.policies import family_names, load_family
 from recal.data.published import PUBLISHED
 from recal.declared import check_keys, check_type, did_you_mean, read_toml
-from recal.errors import InputError
+from recal.errors import InputError, UsageError
+from recal.resources import shipped
 from recal.suites.class_order import ORDERS, SUBSETS
 from recal.suites.suite import CleanSet, Reference, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from pathlib import Path
 
 LAYOUTS = ("arrays", "folders")
 PARAMETERS = ("cifar", "tiny", "imagenet")
+
+
+def suite_names() -> list[str]:
+    """Return the names of the shipped suites."""
+    return sorted(path.stem for path in shipped("evals").glob("*.toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """Read a shipped suite, or a file of one's own.
+
+    Args:
+        name: Its name, or the path of a .toml file.
+
+    Raises:
+        UsageError: There is none of this name.
+        InputError: The file cannot be read or says what it must not.
+    """
+    if name.endswith(".toml") or "/" in name:
+        return read_suite(Path(name))
+    if name not in suite_names():
+        raise UsageError(
+            f"--suite: expected one of {', '.join(suite_names())}, or a .toml file, got '{name}'."
+            f"{did_you_mean(name, suite_names())} `recal suites` says what each is."
+        )
+    return read_suite(shipped("evals") / f"{name}.toml")
+
+
+def usual_suite(family: str, classes: int) -> Suite:
+    """Return the suite that fits a network when none is named: the first of its family.
+
+    Raises:
+        UsageError: There is none for this family and number of classes.
+    """
+    for name in suite_names():
+        suite = load_suite(name)
+        if suite.family == family and suite.classes == classes:
+            return suite
+    raise UsageError(
+        f"no suite for networks of family {family} with {classes} classes. Give one with --suite: "
+        f"{', '.join(suite_names())}."
+    )
 
 
 def read_suite(path: Path) -> Suite:

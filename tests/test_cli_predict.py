@@ -48,6 +48,19 @@ def test_predictions_are_those_of_the_network(recal, model, split_checkpoint, cl
     assert " %" in out
 
 
+@pytest.mark.parametrize("form", [[], ["--csv"], ["--json"]])
+def test_the_others_are_classified_where_an_image_is_broken(
+    recal, model, class_folders, tmp_path, form
+):
+    folder = class_folders / "test" / "class1"
+    _, expected, _ = recal("predict", model, folder, *form)
+    (tmp_path / "odd.png").write_bytes(b"no picture")
+    status, out, err = recal("predict", model, "odd.png", folder, *form)
+    assert (status, out) == (3, expected)
+    assert "failed: odd.png: expected an image" in err
+    assert "1 of 5 images cannot be decoded" in err
+
+
 def test_bad_images_are_named(recal, model, class_folders, tmp_path):
     (tmp_path / "odd.png").write_bytes(b"no picture")
     Image.new("RGB", (40, 30)).save(tmp_path / "large.png")

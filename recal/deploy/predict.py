@@ -12,10 +12,10 @@ from recal.checkpoint.spec import ModelSpec, complete_spec
 from recal.data.policies import load_policy
 from recal.data.prepared import PreparedImages
 from recal.data.sources import IMAGE_SUFFIXES, FileSource
-from recal.errors import InputError, UsageError
+from recal.errors import BrokenImageError, InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -79,7 +79,13 @@ def network_spec(network: OnnxNetwork, asked: Mapping[str, Any], where: str) -> 
 
 
 def predict(
-    network: OnnxNetwork, spec: ModelSpec, files: Sequence[Path], *, top: int = 5
+    network: OnnxNetwork,
+    spec: ModelSpec,
+    files: Sequence[Path],
+    *,
+    top: int = 5,
+    on_broken: Callable[[BrokenImageError], None] | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Iterator[Prediction]:
     """Classify images, prepared as the family's clean images are.
 
@@ -88,6 +94,9 @@ def predict(
         spec: Preprocessing.
         files: The images.
         top: How many classes an image, at most.
+        on_broken: Told of each image that cannot be decoded, which is left out; without it such an
+            image is an error.
+        progress: Called with images done and in total.
 
     Raises:
         InputError: An image cannot be decoded, or is of another size and the family does not
@@ -97,17 +106,38 @@ def predict(
     images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
     names = network.metadata.get("classes")
     for start in range(0, len(files), BATCH):
-        indices = np.arange(start, min(start + BATCH, len(files)))
-        logits = network.classify(images.batch(indices), spec.mean, spec.std)
+        end = min(start + BATCH, len(files))
+        read = _read(images, range(start, end), on_broken)
+        progress(end, len(files))
+        if not read:
+            continue
+        logits = network.classify(np.stack(list(read.values())), spec.mean, spec.std)
         probabilities = softmax(logits)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        for index, row, chosen in zip(indices, probabilities, order, strict=True):
+        for index, row, chosen in zip(read, probabilities, order, strict=True):
             yield Prediction(
-                image=files[int(index)],
+                image=files[index],
                 indices=tuple(int(i) for i in chosen),
                 names=tuple(names[i] if names else str(i) for i in chosen),
                 probabilities=tuple(float(row[i]) for i in chosen),
             )
+
+
+def _read(
+    images: PreparedImages,
+    indices: Iterable[int],
+    on_broken: Callable[[BrokenImageError], None] | None,
+) -> dict[int, NDArray[np.uint8]]:
+    """Return the images that can be decoded, by index."""
+    read = {}
+    for index in indices:
+        try:
+            read[index] = images.read(index)
+        except BrokenImageError as error:
+            if on_broken is None:
+                raise
+            on_broken(error)
+    return read
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

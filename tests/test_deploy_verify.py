@@ -1,5 +1,7 @@
 """`recal verify` finds whatever was changed in a file."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -118,3 +120,34 @@ def test_estimated_statistics_need_the_variant_file(checkpoint, exported):
     record = {**verify_alone(exported).record, "statistics": {"source": "policy"}}
     with pytest.raises(UsageError, match="Name it with --variant"):
         recorded_variants(record, checkpoint, exported)
+
+
+ODD = ["x", {}, [{}]]
+
+
+@pytest.mark.parametrize("key", [
+    ("variants",), ("variants", 0, "variant"), ("variants", 0, "affine"),
+    ("variants", 0, "statistics"), ("variants", 0, "statistics", "source"),
+    ("variants", 0, "statistics", "branch"), ("options", "batch"), ("options", "opset"),
+    ("options", "uint8"), ("model",), ("model", "size"), ("model", "family"), ("probe",),
+], ids=str)  # fmt: skip
+def test_records_of_other_types_end_in_one_error_whoever_wrote_their_digest(
+    key, recal, split_checkpoint, tmp_path
+):
+    recal("export", split_checkpoint, "--switchable", "main,aux0", "-o", "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    record = read_record(model)
+    for odd in ODD:
+        changed = copy.deepcopy(record)
+        place = changed
+        for step in key[:-1]:
+            place = place[step]
+        place[key[-1]] = odd
+        write_record(model, changed)
+        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+        # the probe is of no matter where the network itself is at hand
+        beside = [] if key == ("probe",) else [["--checkpoint", split_checkpoint]]
+        for arguments in ([], *beside):
+            status, _, err = recal("verify", "m.onnx", *arguments)
+            assert status in (0, 2, 3, 4), err
+            assert status == 0 or err.startswith("recal: ")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recal.bn.build import build
 from recal.bn.variant import Variant, branch_variant
+from recal.declared import check_type
 from recal.deploy.editing import accept_uint8, end_in_softmax, to_half
 from recal.deploy.graph import OPSET, to_onnx
 from recal.deploy.images import IMAGES, comparison_images
@@ -303,6 +304,13 @@ def options_of(record: Mapping[str, Any], where: str) -> ExportOptions:
         InputError: It is not one that this version of recal writes.
     """
     try:
-        return replace(ExportOptions(), **record["options"])
+        options = replace(ExportOptions(), **record["options"])
     except TypeError as error:
         raise InputError(f"{where}: expected options that recal knows, got {error}.") from error
+    for name, usual in asdict(ExportOptions()).items():
+        value = getattr(options, name)
+        if name != "batch" or value is not None:
+            check_type(value, int if usual is None else type(usual), f"{where}: options: {name}")
+    if options.batch is not None and options.batch < 1:
+        raise InputError(f"{where}: options: batch: expected 1 image or more, got {options.batch}.")
+    return options

@@ -110,7 +110,7 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, list[float]]) -> onnx.M
     )
     try:
         quantiser.quantize_model()
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"--int8: expected the ranges of this graph, got others ({error}).") from (
             error
         )

@@ -18,7 +18,7 @@ from recal.deploy.export import (
 from recal.deploy.model_file import graph_bytes, read_model, tensor_digest
 from recal.deploy.proof import FLOAT16, FLOAT32, prove
 from recal.deploy.rebuilt_int8 import judge_again
-from recal.deploy.record import describe, require_entries, require_record
+from recal.deploy.record import describe, require_entries, require_record, variants_of
 from recal.errors import InputError, UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def verify_against(
     model = read_model(path)
     record = require_entries(model, str(path))
     options = options_of(record, str(path))
-    entries = record.get("variants", [record])
+    entries = variants_of(record, str(path))
     if len(entries) != len(variants):
         raise UsageError(
             f"{path}: --variant: expected the {len(entries)} variants of the file, in order, got "
@@ -123,8 +123,8 @@ def recorded_variants(
     """
     spec = ModelSpec.from_json(record["model"])
     found = []
-    for entry in record.get("variants", [record]):
-        if entry["statistics"].get("source") != "branch" or "affine" not in entry:
+    for entry in variants_of(record, str(path)):
+        if entry["statistics"]["source"] != "branch":
             raise UsageError(
                 f"{path}: holds {entry['variant']}, which only its variant file gives again. Name "
                 "it with --variant (of a switchable file all of them, with commas between)."
@@ -193,7 +193,7 @@ def _prove(
     """Compare a file's outputs with PyTorch's; `same_bytes` is left open."""
     options, content = options_of(record, str(path)), model.SerializeToString()
     if len(variants) > 1:
-        names = [entry["variant"] for entry in record["variants"]]
+        names = [entry["variant"] for entry in variants_of(record, str(path))]
         networks = {n: build(checkpoint, v) for n, v in zip(names, variants, strict=True)}
         proofs = prove_switchable(content, networks, images, variants[0].spec, where=str(path))
         return Rebuilt(same_bytes=False, proofs=proofs)

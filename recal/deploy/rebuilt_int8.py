@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from recal.data.policies import load_policy, policy_names
+from recal.declared import check_type
 from recal.deploy.export_int8 import ranges_of
 from recal.deploy.int8_images import HeldOutImages, calibration_images, held_out_images
 from recal.deploy.int8_proof import judge
@@ -68,7 +69,8 @@ def judge_again(
     try:
         recorded, count = made["calibration"], int(made["calibration"]["images"])
         allowed, tested = float(made["max_drop"]), int(made["images"])
-    except (KeyError, TypeError, ValueError) as error:
+        check_type(recorded["policy"], str, "policy")
+    except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{where}: int8: expected a record of its images, got {error}.") from error
     if data is not None:
         policy = _policy_of(variant, recorded)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from recal.declared import check_type
 from recal.deploy.model_file import graph_bytes
 from recal.errors import InputError, VerificationError
 
@@ -20,6 +21,9 @@ FORMAT = 1
 REQUIRED: dict[str, type] = {
     "format": int, "variant": str, "variant_sha256": str, "weights_sha256": str, "model": dict,
     "affine": str, "statistics": dict, "options": dict, DIGEST: str,
+}  # fmt: skip
+OF_VARIANT: dict[str, type] = {
+    "variant": str, "variant_sha256": str, "affine": str, "statistics": dict,
 }  # fmt: skip
 
 
@@ -93,6 +97,25 @@ def require_entries(model: onnx.ModelProto, where: str) -> dict[str, Any]:
             f"{where}: expected format {FORMAT}, got {record['format']}. Use a newer recal."
         )
     return record
+
+
+def variants_of(record: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Return what a record says of each variant in the file: of most files, of one.
+
+    Raises:
+        InputError: An entry is not as recal writes it.
+    """
+    entries = record.get("variants", [record])
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{where}: variants: expected a list, got {entries!r}.")
+    for entry in entries:
+        check_type(entry, dict, f"{where}: variants")
+        for key, kind in OF_VARIANT.items():
+            check_type(entry.get(key), kind, f"{where}: {key}")
+        for key in ("source", "branch"):
+            if key == "source" or entry["statistics"]["source"] == "branch":
+                check_type(entry["statistics"].get(key), str, f"{where}: statistics: {key}")
+    return entries
 
 
 def require_record(model: onnx.ModelProto, where: str) -> dict[str, Any]:

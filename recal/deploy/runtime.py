@@ -10,7 +10,7 @@ import onnxruntime
 
 from recal.declared import pick
 from recal.deploy.model_file import read_model
-from recal.deploy.record import decode_entries
+from recal.deploy.record import decode_entries, variants_of
 from recal.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ class OnnxNetwork:
         custom = self._session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, Any] = decode_entries(custom)
         inputs = {i.name: i for i in self._session.get_inputs()}
-        self._extra = self._variant_input(inputs.pop("variant", None), variant)
+        names: list[str] = []
+        if "variants" in self.metadata:
+            names = [entry["variant"] for entry in variants_of(self.metadata, where)]
+        self._extra = _variant_input(inputs.pop("variant", None), names, variant)
         outputs = self._session.get_outputs()
         image = next(iter(inputs.values()), None)
         shape = image.shape if image is not None else []
@@ -96,14 +99,6 @@ class OnnxNetwork:
         width = outputs[0].shape[-1] if len(outputs[0].shape) == 2 else None
         self.classes: int | None = width if isinstance(width, int) else None
         self.gives_probabilities = outputs[0].name == "probabilities"
-
-    def _variant_input(self, given: Any, name: str | None) -> dict[str, NDArray[np.int64]]:
-        names = [entry["variant"] for entry in self.metadata.get("variants", [])]
-        if name is not None:
-            pick(name, names, "--variant")
-        if given is None:
-            return {}
-        return {"variant": np.array(names.index(name) if name is not None else 0, np.int64)}
 
     def logits(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Map what the file takes to logits (N, K), or their logarithms of probabilities.
@@ -146,6 +141,17 @@ class OnnxNetwork:
             reason = str(error).splitlines()[0]
             raise InputError(f"ONNX Runtime: {inputs.shape} images: {reason}") from error
         return result
+
+
+def _variant_input(
+    given: Any, names: Sequence[str], chosen: str | None
+) -> dict[str, NDArray[np.int64]]:
+    """Return the second input of a switchable file; of others none."""
+    if chosen is not None:
+        pick(chosen, names, "--variant")
+    if given is None:
+        return {}
+    return {"variant": np.array(0 if chosen is None else names.index(chosen), np.int64)}
 
 
 def _checked(path: Path) -> bytes:

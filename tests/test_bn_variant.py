@@ -84,9 +84,12 @@ def forged(variant, path, tensors=None, **changes):
     [
         ({"format": 99}, "expected format 1, got 99"),
         ({"model": {}}, "expected all its fields"),
-        ({"model": None}, "expected all its fields"),
-        ({"statistics": []}, "expected a whole variant record"),
-        ({"statistics": {"source": "branch"}}, "expected a whole variant record"),
+        ({"model": None}, "model: expected dict, got None"),
+        ({"weights_sha256": 5}, "weights_sha256: expected str, got 5"),
+        ({"statistics": []}, "statistics: expected dict"),
+        ({"statistics": {}}, "statistics: source: expected one of branch, policy, mix, got None"),
+        ({"statistics": {"source": "branch"}}, "statistics: branch: expected str, got None"),
+        ({"statistics": {"source": "policy", "policy": 5}}, "statistics: policy: expected str"),
     ],
 )
 def test_record_that_is_not_whole_is_refused(changes, message, variant, tmp_path):

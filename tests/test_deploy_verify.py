@@ -117,7 +117,8 @@ def test_files_that_recal_did_not_write_are_an_input_error(checkpoint, tmp_path)
 
 
 def test_estimated_statistics_need_the_variant_file(checkpoint, exported):
-    record = {**verify_alone(exported).record, "statistics": {"source": "policy"}}
+    estimated = {"source": "policy", "policy": "weak", "policy_sha256": "", "policy_text": ""}
+    record = {**verify_alone(exported).record, "statistics": estimated}
     with pytest.raises(UsageError, match="Name it with --variant"):
         recorded_variants(record, checkpoint, exported)
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from recal.checkpoint.spec import ModelSpec
+from recal.declared import check_type
 from recal.errors import InputError
 from recal.files import require_file, write_whole
 
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
 FORMAT = 1
 METADATA_KEY = "recal"
 LEAVES = ("weight", "bias", "running_mean", "running_var")
-REQUIRED = ("weights_sha256", "model", "affine", "statistics", "versions")
+REQUIRED: dict[str, type] = {
+    "weights_sha256": str, "model": dict, "affine": str, "statistics": dict, "versions": dict,
+}  # fmt: skip
+# what says where statistics come from, by their source
+OF_SOURCE = {
+    "branch": ("branch",), "policy": ("policy", "policy_sha256", "policy_text"), "mix": ("label",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,21 @@ def label_of(affine: str, statistics: Mapping[str, Any]) -> str:
     return affine if branch == affine else f"{affine}, statistics of {branch}"
 
 
+def check_statistics(statistics: Mapping[str, Any], where: str) -> None:
+    """Refuse a record of statistics that does not say where they come from.
+
+    Raises:
+        InputError: As said.
+    """
+    source = statistics.get("source")
+    if not isinstance(source, str) or source not in OF_SOURCE:
+        raise InputError(
+            f"{where}: statistics: source: expected one of {', '.join(OF_SOURCE)}, got {source!r}."
+        )
+    for key in OF_SOURCE[source]:
+        check_type(statistics.get(key), str, f"{where}: statistics: {key}")
+
+
 def is_variant_file(path: Path) -> bool:
     """Tell a variant's file from a checkpoint's."""
     try:
@@ -130,8 +152,9 @@ def read_variant(path: Path) -> VariantFile:
                 f"{path}: expected format {FORMAT}, got {record['format']}. Use the recal that "
                 "wrote it, or a newer one."
             )
-        for key in REQUIRED:
-            _ = record[key]
+        for key, kind in REQUIRED.items():
+            check_type(record[key], kind, f"{path}: {key}")
+        check_statistics(record["statistics"], str(path))
         variant = VariantFile(tensors=tensors, record=record)
         _ = variant.label, variant.spec
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

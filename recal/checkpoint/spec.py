@@ -79,7 +79,7 @@ class ModelSpec:
         """
         if not isinstance(self.arch, str) or not isinstance(self.family, str):
             raise InputError(f"expected names, got arch {self.arch!r}, family {self.family!r}.")
-        if not isinstance(self.size, int) or not isinstance(self.classes, int):
+        if type(self.size) is not int or type(self.classes) is not int:
             raise InputError(f"expected whole numbers, got {self.size!r} and {self.classes!r}.")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise InputError(f"--mean and --std: expected 3 numbers, got {self.mean}, {self.std}.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from recal.bn.variant_file import check_statistics
 from recal.declared import check_type
 from recal.deploy.model_file import graph_bytes
 from recal.errors import InputError, VerificationError
@@ -112,9 +113,7 @@ def variants_of(record: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         check_type(entry, dict, f"{where}: variants")
         for key, kind in OF_VARIANT.items():
             check_type(entry.get(key), kind, f"{where}: {key}")
-        for key in ("source", "branch"):
-            if key == "source" or entry["statistics"]["source"] == "branch":
-                check_type(entry["statistics"].get(key), str, f"{where}: statistics: {key}")
+        check_statistics(entry["statistics"], where)
     return entries
 
 

@@ -126,9 +126,9 @@ def open_run(folder: Path) -> SavedRun:
             cells=tuple(_cell(name) for name in content["cells"]),
             standard=standard,
             reference=_reference(declared["reference"], standard),
-            images=dict(declared["images"]),
-            targets=tuple(_target(target) for target in content["targets"]),
-            held=dict(content["held"]) if "held" in content else None,
+            images={kind: declared["images"][kind] for kind in ("clean", "corrupted")},
+            targets=_targets(content["targets"]),
+            held=_held(content["held"]) if "held" in content else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -181,7 +181,23 @@ def _reference(content: Mapping[str, Any] | None, standard: Sequence[Cell]) -> R
     return reference
 
 
+def _held(content: Mapping[str, Any]) -> dict[str, list[str]]:
+    for names in content.values():
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError(f"cells {names!r}")
+    return dict(content)
+
+
+def _targets(content: Sequence[Mapping[str, Any]]) -> tuple[SavedTarget, ...]:
+    if not content:
+        raise ValueError("no targets")
+    return tuple(_target(target) for target in content)
+
+
 def _target(content: Mapping[str, Any]) -> SavedTarget:
+    for name in ("name", "label"):
+        if not isinstance(content[name], str):
+            raise TypeError(f"{name} {content[name]!r}")
     if not re.fullmatch(r"[0-9a-f]{64}", content["sha256"]):
         raise ValueError(f"sha256 {content['sha256']!r}")
     fields = ("name", "label", "sha256", "adaptation")

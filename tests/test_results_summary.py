@@ -238,8 +238,12 @@ def test_what_is_no_run_is_refused(tmp_path):
         ("cells", ["../../clean-1"]),
         ("cells", ["fog"]),
         ("cells", 3),
+        ("targets", []),
         ("targets", [{"name": "a"}]),
+        ("targets", [{"name": [], "label": "a", "adaptation": None, "sha256": "0" * 64}]),
         ("held", 3),
+        ("held", {"a": None}),
+        ("held", {"a": [5]}),
         ("declared", {"title": "", "images": {}, "standard": ["fog-1"], "reference": {}}),
     ],
 )
@@ -296,16 +300,3 @@ def test_targets_are_picked_by_name_or_label(tmp_path):
     assert run.pick([]) == run.targets
     with pytest.raises(UsageError, match="expected one of a, b, got 'c'"):
         run.pick(["c"])
-
-
-@pytest.mark.parametrize("changes", [
-    {"targets": []}, {"targets": [{"name": [], "label": "a", "sha256": "0" * 64}]},
-    {"targets": [{"name": "a", "label": None, "sha256": "0" * 64}]}, {"held": {"a": None}},
-    {"held": {"a": [5]}}, {"held": 5}, {"cells": 5}, {"cells": [None]}, {"declared": {}},
-], ids=str)  # fmt: skip
-def test_a_run_of_other_content_is_refused_before_it_is_used(changes, tmp_path):
-    folder = write_run(tmp_path, simulated({"a": 0.8, "b": 0.7}, 20))
-    path = folder / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(InputError, match="what this version of recal writes"):
-        open_run(folder)

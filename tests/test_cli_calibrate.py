@@ -51,6 +51,10 @@ def test_project_file_gives_the_defaults_and_options_go_before_it(
         ("[modle]\n", "Did you mean 'model'?"),
         ("[model]\nachr = 'x'", "recal.toml: [model]: expected one of"),
         ("[model", "expected TOML"),
+        ("[model]\nsize = {}", "[model] size: expected str or float, got {}"),
+        ("[model]\nmean = [[1], 2, 3]", "[model] mean: expected str or float, got [1]"),
+        ("[model]\ncheckpoint = true", "[model] checkpoint: expected str or float, got True"),
+        ("[calibrate]\nmatrix = 1", "[calibrate] matrix: expected bool, got 1"),
     ],
 )
 def test_a_slip_in_the_project_file_is_refused(recal, tmp_path, text, message):

@@ -61,6 +61,7 @@ RAND = "summary='a'\n[[op]]\nname='rand_augment'\ntranslate=1\nfill=[0, 0, 0]\n"
         ("summery = 'a'", "Did you mean 'summary'?"),
         ("summary = ", "expected TOML"),
         ("summary = 'a'\nop = 3", "expected list, got 3"),
+        ("summary = 'a'\n[[op]]\nname = []", "op 1: expected a name out of"),
         (RAND + "magnitud=9", "op 1: rand_augment: expected one of fill, increasing, magnitude"),
         (RAND + "magnitud=9", "Did you mean 'magnitude'?"),
         (RAND + "magnitude=15", "rand_augment: magnitude: expected 0 to 10, got 15."),

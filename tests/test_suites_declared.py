@@ -74,6 +74,8 @@ def test_usual_suite_is_the_clean_one():
         (('["fog", "snow"]', '["fog", "snw"]\nparameters = "cifar"'), "Did you mean 'snow'"),
         (("[clean]", 'order = "wnid"\n[clean]'), "order: expected one of .*'wnids'"),
         (("[clean]", '[clean]\narrays = ["a.npy"]'), "files of images and of labels, got 1"),
+        (('["Small-C"]', "[5]"), "folders: expected str, got 5"),
+        (('["fog", "snow"]', '["fog", {}]'), "corruptions: expected str, got {}"),
         (('folders = ["Small-C"]\n', ""), "expected `folders` with the published images"),
         (("[clean]", "[reference]\nsource = 'x'\nerrors = {fog = 0.5}\n[clean]"), "snow missing"),
         (("[clean]", "[reference]\nsource = 'x'\nerrors = {fog = 0.5, snow = 50}\n[clean]"),

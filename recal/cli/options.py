@@ -23,7 +23,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
-        """Read the text of an option, or the list of a recal.toml."""
+        """Split the text at its commas; a default is a tuple already."""
         parts = value.split(",") if isinstance(value, str) else value
         try:
             numbers = tuple(float(part) for part in parts)
@@ -35,14 +35,14 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 
 class Listed(click.ParamType[tuple[str, ...]]):
-    """Names with commas between them, or the list of a recal.toml."""
+    """Names with commas between them."""
 
     name = "a,b,..."
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        """Split the text at its commas."""
+        """Split the text at its commas; a default is a tuple already."""
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(str(part).strip() for part in parts)
 

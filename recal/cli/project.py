@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from recal.declared import check_keys, check_type, read_toml
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     import click
@@ -42,18 +43,23 @@ def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
     """
     document = read_toml(path)
     check_keys(document, (*SHARED_TABLES, *COMMAND_TABLES), f"{path}: tables")
-    known = {_key(parameter): parameter.name or "" for parameter in command.params}
+    known = {_key(parameter): parameter for parameter in command.params}
     defaults: dict[str, Any] = {}
-    for table, keys in SHARED_TABLES.items():
-        values = _values(document, table, path)
+
+    def take(table: str, keys: Collection[str]) -> None:
+        values = document.get(table, {})
+        check_type(values, dict, f"{path}: [{table}]")
+        values = {key.replace("-", "_"): value for key, value in values.items()}
         check_keys(values, keys, f"{path}: [{table}]")
-        if table == "data" and command.name not in OF_DATA:
-            continue
-        defaults |= {known[key]: value for key, value in values.items() if key in known}
+        for key in values.keys() & known.keys():
+            typed = _as_typed(values[key], known[key], f"{path}: [{table}] {key}")
+            defaults[known[key].name or ""] = typed
+
+    for table, keys in SHARED_TABLES.items():
+        if table != "data" or command.name in OF_DATA:
+            take(table, keys)
     if command.name in document:
-        values = _values(document, command.name, path)
-        check_keys(values, known, f"{path}: [{command.name}]")
-        defaults |= {known[key]: value for key, value in values.items()}
+        take(command.name, known)
     return defaults
 
 
@@ -62,7 +68,16 @@ def _key(parameter: click.Parameter) -> str:
     return max(parameter.opts, key=len).lstrip("-").replace("-", "_")
 
 
-def _values(document: dict[str, Any], table: str, path: Path) -> dict[str, Any]:
-    values = document.get(table, {})
-    check_type(values, dict, f"{path}: [{table}]")
-    return {key.replace("-", "_"): value for key, value in values.items()}
+def _as_typed(value: Any, parameter: click.Parameter, where: str) -> str | bool:
+    """Return a value as one would type it: click then says what is wrong with it, if anything is.
+
+    Raises:
+        InputError: It is nothing that could be typed.
+    """
+    if getattr(parameter, "is_flag", False):
+        check_type(value, bool, where)
+        return bool(value)
+    parts = value if isinstance(value, list) else [value]
+    for part in parts:
+        check_type(part, (str, float), where)
+    return ",".join(map(str, parts))

@@ -208,7 +208,7 @@ def _read_op(entry: Any, where: str) -> tuple[str, Mapping[str, Any]]:
     check_type(entry, dict, where)
     arguments = dict(entry)
     name = arguments.pop("name", None)
-    if name not in OPS:
+    if not isinstance(name, str) or name not in OPS:
         hint = did_you_mean(str(name), OPS)
         raise InputError(f"{where}: expected a name out of {', '.join(OPS)}, got {name!r}.{hint}")
     check_arguments(OPS[name], arguments, f"{where}: {name}")

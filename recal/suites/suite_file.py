@@ -110,14 +110,11 @@ def _read_corrupted(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     _one_of(table["parameters"], ("", *PARAMETERS), f"{where} parameters")
     names, severities = table["corruptions"], table["severities"]
     for name in names:
-        check_type(name, str, f"{where} corruptions")
         if not name or set(name) & set("/\\.:\0"):
             raise InputError(f"{where} corruptions: expected plain names, got '{name}'.")
         if table["parameters"]:
             known = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
             _one_of(name, known, f"{where} corruptions (with parameters)")
-    for severity in severities:
-        check_type(severity, int, f"{where} severities")
     if given and (not names or len(set(names)) < len(names)):
         raise InputError(f"{where} corruptions: expected each name once, got {names}.")
     if given and (not severities or sorted(set(severities)) != severities or severities[0] < 1):
@@ -151,10 +148,15 @@ def _read_reference(
 def _checked(
     table: Mapping[str, Any], keys: Mapping[str, Any], where: str, required: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return a table with its defaults filled in, each value of its default's type."""
+    """Return a table with its defaults filled in, each value of its default's type.
+
+    Lists are of texts, that of severities of numbers.
+    """
     check_keys(table, keys, where, required)
     for key, value in table.items():
         check_type(value, type(keys[key]), f"{where} {key}")
+        for item in value if isinstance(value, list) else ():
+            check_type(item, int if key == "severities" else str, f"{where} {key}")
         if isinstance(value, int) and value < 0:
             raise InputError(f"{where} {key}: expected no negative number, got {value}.")
     return {**keys, **table}

@@ -210,6 +210,18 @@ def test_images_of_a_fixed_batch_are_not_taken_for_one(tmp_path):
         read_model(path)
 
 
+def test_texts_that_are_none_are_damage(tmp_path):
+    path = tmp_path / "m.onnx"
+    model = small_model()
+    onnx.helper.set_model_props(model, {"recal.variant": "aux0"})
+    content = model.SerializeToString()
+    for text in (b"logits", b"MatMul", b"batch", b"aux0", b"recal."):
+        assert text in content
+        path.write_bytes(content.replace(text, b"\xff" + text[1:]))
+        with pytest.raises(InputError, match="names or metadata that are no UTF-8"):
+            OnnxNetwork(path)
+
+
 def test_other_files_are_named_as_what_they_are_not(tmp_path):
     for content in (b"", b"PK\x03\x04 zip", b"hello"):
         (tmp_path / "m.onnx").write_bytes(content)

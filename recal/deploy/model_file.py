@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from recal.deploy.sizes import check_sizes
 from recal.errors import InputError
@@ -48,6 +48,11 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise InputError(
             f"{path}: expected an ONNX network, got {_reason(error)}. It may be truncated."
         ) from error
+    if not _texts_are_whole(model):
+        raise InputError(
+            f"{path}: expected an ONNX network, got names or metadata that are no UTF-8. The file "
+            "is damaged."
+        )
     if not model.graph.node or not model.opset_import:
         raise InputError(f"{path}: expected an ONNX network, got no nodes.")
     outside = 0
@@ -69,6 +74,20 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: its external data cannot be read ({_reason(error)}).") from error
     check_sizes(model, str(path), LARGEST)
     return model
+
+
+def _texts_are_whole(message: Message) -> bool:
+    """Tell whether every text of a message is one: protobuf's parser lets others through."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for item in [value] if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(item, Message):
+                if not _texts_are_whole(item):
+                    return False
+            elif not isinstance(item, str):
+                return False
+    return True
 
 
 def check_model(model: onnx.ModelProto, where: str) -> None:

@@ -131,3 +131,10 @@ def test_unknown_layout_is_wrong_use(recal, split_file):
     status, _, err = recal("inspect", split_file, "--layout", "mixbm")
     assert status == 2
     assert "Did you mean 'mixbn'" in err
+
+
+def test_a_slip_in_a_table_that_inspect_does_not_use_is_found(recal, split_file, tmp_path):
+    (tmp_path / "recal.toml").write_text("[data]\ndat = 'x'\n")
+    status, _, err = recal("inspect", "f.pth")
+    assert status == 3
+    assert "recal.toml: [data]: expected one of" in err

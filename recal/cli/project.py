@@ -46,18 +46,17 @@ def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
     known = {_key(parameter): parameter for parameter in command.params}
     defaults: dict[str, Any] = {}
 
-    def take(table: str, keys: Collection[str]) -> None:
+    def take(table: str, keys: Collection[str], *, used: bool = True) -> None:
         values = document.get(table, {})
         check_type(values, dict, f"{path}: [{table}]")
         values = {key.replace("-", "_"): value for key, value in values.items()}
         check_keys(values, keys, f"{path}: [{table}]")
-        for key in values.keys() & known.keys():
+        for key in values.keys() & known.keys() if used else ():
             typed = _as_typed(values[key], known[key], f"{path}: [{table}] {key}")
             defaults[known[key].name or ""] = typed
 
     for table, keys in SHARED_TABLES.items():
-        if table != "data" or command.name in OF_DATA:
-            take(table, keys)
+        take(table, keys, used=table != "data" or command.name in OF_DATA)
     if command.name in document:
         take(command.name, known)
     return defaults

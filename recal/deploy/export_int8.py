@@ -5,20 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from recal.bn.build import build
 from recal.deploy.export import ExportOptions, entries_of, finish, rivals_of, to_model
 from recal.deploy.graph import to_onnx
 from recal.deploy.int8 import activation_ranges, simplified
 from recal.deploy.int8_proof import MAX_DROP, Int8Proof, judge
 from recal.deploy.proof import prove
-from recal.deploy.runtime import normalise_array
+from recal.deploy.runtime import filled, normalise_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
@@ -112,7 +111,5 @@ def _batches(
     """Yield normalised images; a fixed batch that is not full is filled with its last image."""
     size = fixed or BATCH
     for start in range(0, len(pixels), size):
-        part = pixels[start : start + size]
-        missing = 0 if fixed is None else size - len(part)
-        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-        yield normalise_array(filled, spec.mean, spec.std)
+        part = filled(pixels[start : start + size], fixed or 0)
+        yield normalise_array(part, spec.mean, spec.std)

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from recal.bn.precision import LayerError, with_bounds
 from recal.deploy.editing import batch_norm_nodes
+from recal.deploy.runtime import filled
 from recal.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,9 +119,8 @@ def moments_session(
 
     def run(batch: NDArray[Any]) -> dict[str, ImageMoments]:
         count = len(batch)
-        filled = np.concatenate([batch, np.repeat(batch[-1:], max(0, fixed - count), axis=0)])
         try:
-            outputs = session.run(None, {given.name: filled})
+            outputs = session.run(None, {given.name: filled(batch, fixed)})
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"ONNX Runtime: {batch.shape} images: {reason}") from error

@@ -72,11 +72,10 @@ def variant_policy(spec: ModelSpec, statistics: Mapping[str, Any]) -> Policy:
     """
     if statistics.get("source") != "policy":
         return load_policy(spec.family, "clean")
-    name, digest = statistics["policy"], statistics["policy_sha256"]
-    if name in policy_names(spec.family):
-        shipped = load_policy(spec.family, name)
-        if shipped.sha256 == digest:
-            return shipped
+    name = statistics["policy"]
+    shipped = shipped_policy(spec, name, statistics["policy_sha256"])
+    if shipped is not None:
+        return shipped
     with tempfile.TemporaryDirectory() as folder:
         # as a file, because that is what policies are read from
         path = Path(folder) / f"{Path(name).name}.toml"
@@ -88,6 +87,14 @@ def variant_policy(spec: ModelSpec, statistics: Mapping[str, Any]) -> Policy:
                 f"--int8: expected the policy '{name}' to be one file, got a record that cannot be "
                 f"read as one ({error}). Name it with --policy, or another with --mode."
             ) from error
+
+
+def shipped_policy(spec: ModelSpec, name: str, sha256: str) -> Policy | None:
+    """Return the family's policy of this name, or None where it is another than was recorded."""
+    if name not in policy_names(spec.family):
+        return None
+    policy = load_policy(spec.family, name)
+    return policy if policy.sha256 == sha256 else None
 
 
 def calibration_images(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
+    from torch import nn
 
     from recal.bn.variant import Variant
     from recal.checkpoint.checkpoint import Checkpoint
@@ -101,7 +102,7 @@ def verify_against(
             f"{path}: expected the tensors of the variant, got others in {_brief(differing)}. The "
             "file was changed, or is not what its record says."
         )
-    rebuilt = _prove(model, record, checkpoint, variants, images, data, path)
+    rebuilt = _prove(model, record, checkpoint, variants, networks, images, data, path)
     same = graph_bytes(model) == graph_bytes(again)
     current = describe(variants[0].record(), variants[0].label, variants[0].sha256)
     if not same and record.get("versions") == current["versions"]:
@@ -186,6 +187,7 @@ def _prove(
     record: Mapping[str, Any],
     checkpoint: Checkpoint,
     variants: Sequence[Variant],
+    networks: Sequence[nn.Module],
     images: NDArray[np.uint8],
     data: Path | None,
     path: Path,
@@ -194,11 +196,11 @@ def _prove(
     options, content = options_of(record, str(path)), model.SerializeToString()
     if len(variants) > 1:
         names = [entry["variant"] for entry in variants_of(record, str(path))]
-        networks = {n: build(checkpoint, v) for n, v in zip(names, variants, strict=True)}
-        proofs = prove_switchable(content, networks, images, variants[0].spec, where=str(path))
+        named = dict(zip(names, networks, strict=True))
+        proofs = prove_switchable(content, named, images, variants[0].spec, where=str(path))
         return Rebuilt(same_bytes=False, proofs=proofs)
-    (variant,) = variants
-    network, rivals = build(checkpoint, variant), rivals_of(checkpoint, variant)
+    (variant,), (network,) = variants, networks
+    rivals = rivals_of(checkpoint, variant)
     allowed, judged, same_ranges = FLOAT16 if options.fp16 else FLOAT32, None, False
     if options.int8:
         folded = to_model(network, variant, replace(options, int8=False)).SerializeToString()

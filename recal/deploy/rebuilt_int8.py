@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recal.data.policies import load_policy, policy_names
 from recal.declared import check_type
 from recal.deploy.export_int8 import ranges_of
-from recal.deploy.int8_images import HeldOutImages, calibration_images, held_out_images
+from recal.deploy.int8_images import (
+    HeldOutImages,
+    calibration_images,
+    held_out_images,
+    shipped_policy,
+)
 from recal.deploy.int8_proof import judge
 from recal.errors import InputError, VerificationError
 
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recal.bn.variant import Variant
-    from recal.data.policies import Policy
     from recal.deploy.export import ExportOptions
     from recal.deploy.int8 import Ranges
     from recal.deploy.int8_proof import Int8Proof
@@ -73,7 +76,7 @@ def judge_again(
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{where}: int8: expected a record of its images, got {error}.") from error
     if data is not None:
-        policy = _policy_of(variant, recorded)
+        policy = shipped_policy(spec, recorded["policy"], recorded.get("policy_sha256"))
         calibration = calibration_images(spec, variant.statistics, data, policy=policy, count=count)
         same = dict(calibration.record) == recorded
     if data is not None and same:
@@ -92,13 +95,3 @@ def _check_ranges(recorded: Ranges, found: Ranges, where: str) -> None:
                 f"the images that the file records, got {low:.4g} to {high:.4g}. The record was "
                 "changed."
             )
-
-
-def _policy_of(variant: Variant, recorded: Mapping[str, Any]) -> Policy | None:
-    """Return the shipped policy that the images were made with; None for the variant's own."""
-    family, name = variant.spec.family, recorded.get("policy")
-    if name in policy_names(family):
-        policy = load_policy(family, name)
-        if policy.sha256 == recorded.get("policy_sha256"):
-            return policy
-    return None

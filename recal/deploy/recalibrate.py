@@ -84,7 +84,7 @@ def recalibrate(
     images = PreparedImages(source, policy, seed, spec.size)
     batches = _Batches(images, indices, spec, model)
     levels = _levels(model.graph)
-    total, done = len(levels) * sum(map(len, indices)), 0
+    total, done = len(levels) * len(drawn), 0
     current, errors = model, dict[str, LayerError]()
     for layers in levels:
         parts: dict[str, list[ImageMoments]] = {layer: [] for layer in layers}
@@ -100,7 +100,6 @@ def recalibrate(
         current = with_arrays(current, _statistics(current.graph, merged, where))
     names = layer_tensors(current.graph)
     arrays = {tensor.name: tensor for tensor in current.graph.initializer}
-    used = drawn.tolist()
     return VariantFile(
         tensors={key: numpy_helper.to_array(arrays[name]) for key, name in names.items()},
         record={
@@ -111,8 +110,8 @@ def recalibrate(
             "statistics": estimated_statistics(
                 policy,
                 errors,
-                data_sha256=source.fingerprint(used),
-                images=len(used),
+                data_sha256=source.fingerprint(drawn.tolist()),
+                images=len(drawn),
                 skipped=list(skipped),
                 batch_size=batch_size,
                 estimator="consistent",

@@ -121,9 +121,7 @@ class OnnxNetwork:
         parts = []
         for start in range(0, len(inputs), self.batch):
             part = inputs[start : start + self.batch]
-            missing = self.batch - len(part)
-            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            parts.append(self._run(filled)[: len(part)])
+            parts.append(self._run(filled(part, self.batch))[: len(part)])
         return np.concatenate(parts)
 
     def classify(
@@ -158,6 +156,12 @@ def _checked(path: Path) -> bytes:
     """Return a model that has passed `read_model`, with what lay in files beside it inside."""
     content: bytes = read_model(path).SerializeToString()
     return content
+
+
+def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return a batch of `count` images at least: its last one is repeated as often as it takes."""
+    missing = max(0, count - len(batch))
+    return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
 
 
 def normalise_array(

@@ -99,7 +99,7 @@ def evaluate(source: Any, batches: Any = None, **options: Any) -> Any:
     """Evaluate networks.
 
     With a module and batches of normalised images and labels ((N, 3, H, W) float32 and (N,) int64
-    tensors on the module's device), returns the metrics over all of them: `accuracy`,
+    tensors), returns the metrics over all of them: `accuracy`,
     `top5_accuracy`, `nll`, `brier`, `ece`. The module's mode is put back afterwards.
 
     With targets, evaluates them over a suite into a run folder. Cells that are already

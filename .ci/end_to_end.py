@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from recal import build, calibrate, load_checkpoint
-from recal.bn.variant import load_variant
-from recal.data.layouts import open_images
-from recal.deploy.runtime import OnnxNetwork, normalise_array
-from recal.results.runs import read_target_cell
+from recal.data.folders import open_images
+from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.runs.store import read_target_cell
+from recal.variant.variant import load_variant
 
 SEVEN = "gaussian_noise,impulse_noise,defocus_blur,contrast,brightness,pixelate,jpeg_compression"
 CORRECT = {

@@ -22,25 +22,24 @@ import numpy as np
 import torch
 
 from recal import build, calibrate, load_checkpoint
-from recal.bn.consistent import consistent
-from recal.bn.estimators import one_pass
-from recal.bn.layers import batch_norms
-from recal.bn.moments import Moments
-from recal.bn.observing import Listener
-from recal.bn.precision import bound, images_needed, layer_error, layer_errors
-from recal.bn.sums import image_sums
-from recal.data.draws import seeded_batches
-from recal.data.layouts import TEST, TRAIN, open_images
-from recal.data.loading import Batches, normalise
-from recal.data.policies import load_policy
-from recal.data.prepared import PreparedTogether
+from recal.calibration.consistent import consistent
+from recal.calibration.error_bounds import bound, images_needed, layer_error, layer_errors
+from recal.calibration.estimators import one_pass
+from recal.calibration.hooks import Listener
+from recal.calibration.moments import Moments, image_sums
+from recal.data.batches import Batches, normalise
+from recal.data.folders import TEST, TRAIN, open_images
+from recal.data.sampling import seeded_batches
+from recal.networks.plain import batch_norms
+from recal.policies.policy import load_policy
+from recal.policies.prepared import PreparedTogether
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import nn
 
-    from recal.checkpoint.spec import ModelSpec
+    from recal.networks.spec import ModelSpec
 
 CPU = torch.device("cpu")
 BATCH = 128

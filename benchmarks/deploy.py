@@ -21,13 +21,13 @@ from timm.layers import convert_splitbn_model
 from timm.utils.onnx import onnx_export
 
 from recal import build, export_onnx, load_checkpoint
-from recal.architectures import create_network
-from recal.bn.variant import branch_variant
-from recal.deploy.bench import bench
-from recal.deploy.export import ExportOptions, export_switchable
-from recal.deploy.export_int8 import export_int8
-from recal.deploy.int8_images import CalibrationImages, HeldOutImages
-from recal.sample_data import sample_checkpoint
+from recal.export.export import ExportOptions, export_switchable
+from recal.export.export_int8 import export_int8
+from recal.export.images import CalibrationImages, HeldOutImages
+from recal.networks.names import create_network
+from recal.onnx_file.bench import bench
+from recal.resources import sample_checkpoint
+from recal.variant.variant import branch_variant
 
 SIZES = {
     "wrn16_1": 32,

@@ -15,12 +15,12 @@ import click
 import numpy as np
 
 from recal import evaluate, load_checkpoint
-from recal.bn.estimators import ESTIMATORS
-from recal.bn.variant import save_variant
-from recal.calibration import calibrate_matrix
-from recal.results.comparison import paired_difference
-from recal.results.runs import read_target_cell
-from recal.suites.suite_file import load_suite
+from recal.calibration.calibrate import calibrate_matrix
+from recal.calibration.estimators import ESTIMATORS
+from recal.runs.compare import paired_difference
+from recal.runs.store import read_target_cell
+from recal.suites.suite import load_suite
+from recal.variant.variant import save_variant
 
 POLICIES = ("clean", "weak", "strong_noise")
 

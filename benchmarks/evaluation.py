@@ -61,7 +61,7 @@ def main() -> None:
 def make_set(images: Path, folder: Path, count: int) -> None:
     """Write one corruption of the test images, and labels, in the published layout."""
     from recal.corruptions import corrupt
-    from recal.data.layouts import open_images
+    from recal.data.folders import open_images
 
     source = open_images(images, "test")
     assert source.labels is not None
@@ -78,8 +78,8 @@ def make_set(images: Path, folder: Path, count: int) -> None:
 
 def recal_runs(options: argparse.Namespace, targets: list[str], scratch: Path) -> None:
     """Evaluate with recal: read, check, score, write the cells."""
+    from recal.evaluation.cells import Progress, compute_cells
     from recal.evaluation.evaluate import prepare_work
-    from recal.evaluation.work import Progress, compute_cells
 
     work, _ = prepare_work(
         targets, suite="cifar10c", data=options.data, checkpoint=options.checkpoint,
@@ -97,9 +97,9 @@ def robustbench_run(options: argparse.Namespace) -> Callable[[], object]:
     """Evaluate with RobustBench's loader and `clean_accuracy`, the network normalising inside."""
     import torch
 
-    from recal.architectures import robustbench
-    from recal.bn.build import build
     from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.networks import robustbench
+    from recal.networks.build import build
 
     checkpoint = load_checkpoint(options.checkpoint)
     spec = checkpoint.spec()
@@ -129,9 +129,9 @@ def robustbench_run(options: argparse.Namespace) -> Callable[[], object]:
 
 def model_bytes(checkpoint: Path) -> bytes:
     """Return the main branch's graph, as evaluation runs it."""
-    from recal.bn.build import build
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.deploy.graph import to_onnx
+    from recal.export.trace import to_onnx
+    from recal.networks.build import build
 
     return bytes(to_onnx(build(load_checkpoint(checkpoint)), 32, fold=False).SerializeToString())
 
@@ -265,7 +265,7 @@ def run_alone(options: argparse.Namespace) -> None:
     if options.alone == "recal":
         importlib.import_module("recal.evaluation.evaluate")
     else:
-        from recal.architectures import robustbench
+        from recal.networks import robustbench
 
         robustbench._module("robustbench.data")
         robustbench._module("robustbench.utils")

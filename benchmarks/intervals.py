@@ -16,12 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
-from recal.results.intervals import bounded_mean_interval, wilson_interval
-from recal.results.measured import Measured, measure_columns
-from recal.results.metrics import METRICS
-from recal.results.quantities import quantities_of
-from recal.results.saved import SavedRun, SavedTarget
-from recal.results.significance import ALPHA, holm, mcnemar, paired_mean
+from recal.runs.bootstrap import Measured, measure_columns
+from recal.runs.metrics import METRICS
+from recal.runs.quantities import quantities_of
+from recal.runs.statistics import (
+    ALPHA,
+    bounded_mean_interval,
+    holm,
+    mcnemar,
+    paired_mean,
+    wilson_interval,
+)
+from recal.runs.store import SavedRun, SavedTarget
 from recal.suites.suite import Cell
 
 MANY = 400_000  # images that stand for all there are

@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from recal.architectures import create_network
-from recal.data.layouts import TRAIN, open_images
-from recal.data.loading import Batches, normalise
-from recal.data.policies import load_family, load_policy
-from recal.data.prepared import PreparedTogether
-from recal.data.sources import ArraySource
+from recal.data.batches import Batches, normalise
+from recal.data.folders import TRAIN, open_images
+from recal.data.images import ArraySource
+from recal.networks.names import create_network
+from recal.policies.policy import load_family, load_policy
+from recal.policies.prepared import PreparedTogether
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from recal.data.sources import ImageSource
+    from recal.data.images import ImageSource
 
 NETWORKS = {"cifar": ("wrn16_1", 128), "imagenet": ("timm:resnet18", 16)}
 WORKERS = (0, 1, 2)

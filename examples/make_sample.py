@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recal.data.layouts import open_images
+from recal.data.folders import open_images
 from recal.suites.sampling import stratified_sample
 
 IMAGES = 2000

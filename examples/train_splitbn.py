@@ -26,13 +26,13 @@ from timm.layers import convert_splitbn_model
 from torch import nn
 from torch.nn import functional as F
 
-from recal.architectures import create_network
-from recal.data.draws import seeded_batches
-from recal.data.layouts import open_images
-from recal.data.loading import Batches, normalise
-from recal.data.policies import Family, Policy, load_family, load_policy
-from recal.data.prepared import PreparedTogether
+from recal.data.batches import Batches, normalise
+from recal.data.folders import open_images
+from recal.data.sampling import seeded_batches
 from recal.errors import RecalError
+from recal.networks.names import create_network
+from recal.policies.policy import Family, Policy, load_family, load_policy
+from recal.policies.prepared import PreparedTogether
 
 BATCH = 128
 COLUMNS = (

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from recal.version import __version__
+
 __all__ = [
+    "__version__",
     "build",
     "calibrate",
     "compare",
@@ -21,25 +23,25 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from recal.bn.build import build
-    from recal.bn.variant import load_variant, save_variant
-    from recal.calibration import calibrate
+    from recal.calibration.calibrate import calibrate
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.deploy.export import export_onnx
     from recal.evaluation.evaluate import evaluate
-    from recal.results.comparison import compare
-    from recal.results.selection import select
+    from recal.export.export import export_onnx
+    from recal.networks.build import build
+    from recal.runs.compare import compare
+    from recal.runs.select import select
+    from recal.variant.variant import load_variant, save_variant
 
 _HOMES = {
-    "build": "recal.bn.build",
-    "calibrate": "recal.calibration",
-    "compare": "recal.results.comparison",
+    "build": "recal.networks.build",
+    "calibrate": "recal.calibration.calibrate",
+    "compare": "recal.runs.compare",
     "evaluate": "recal.evaluation.evaluate",
-    "export_onnx": "recal.deploy.export",
+    "export_onnx": "recal.export.export",
     "load_checkpoint": "recal.checkpoint.checkpoint",
-    "load_variant": "recal.bn.variant",
-    "save_variant": "recal.bn.variant",
-    "select": "recal.results.selection",
+    "load_variant": "recal.variant.variant",
+    "save_variant": "recal.variant.variant",
+    "select": "recal.runs.select",
 }
 
 

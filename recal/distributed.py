@@ -13,6 +13,7 @@ from recal.errors import RecalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+
 Item = TypeVar("Item")
 
 # what a process waits for the others at most; a process that dies is noticed at once

@@ -1,5 +1,7 @@
 """The errors that recal raises on purpose, each with the exit status of its kind."""
 
+from __future__ import annotations
+
 
 class RecalError(Exception):
     """Something failed; what had been computed is kept."""

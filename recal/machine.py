@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 # a cautious guess where nobody says
 UNKNOWN = 4 << 30
 # images that are read several times are kept while they take no more than this, and no more than

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from timm.layers import convert_splitbn_model
 
-from recal.architectures import create_network
 from recal.cli.main import main
+from recal.networks.names import create_network
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 
-from recal.results.runs import cell_file, write_cell
-from recal.results.saved import images_digest
+from recal.runs.store import cell_file, images_digest, write_cell
 
 CORRUPTIONS = ("fog", "contrast", "gaussian_noise")
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from recal.architectures.front import NORMALISERS
 from recal.checkpoint.documentation import layout_table, update
-from recal.checkpoint.findings import CHECKS
 from recal.checkpoint.layouts import LAYOUTS
+from recal.inspection.findings import CHECKS
+from recal.networks.wrappers import NORMALISERS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "checkpoints.md"
 

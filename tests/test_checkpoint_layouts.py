@@ -8,12 +8,12 @@ import torch
 from dual_networks import NORMS, Network, SiblingNetwork, randomise, use_branch
 from torch import nn
 
-from recal.bn.build import build
-from recal.bn.layers import batch_norms
 from recal.checkpoint.branches import branch_names
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.checkpoint.layouts import BY_NAME, LAYOUTS
 from recal.errors import InputError, UsageError
+from recal.networks.build import build
+from recal.networks.plain import batch_norms
 
 CODE = f"python:{Path(dual_networks.__file__)}"
 REFUSED = {"slimmable", "det-advprop-heads"}
@@ -109,7 +109,7 @@ def test_plain_network_with_a_list_of_norms_beside_its_convolutions_is_no_domain
 def test_res2net_of_timm_is_plain(name):
     import timm
 
-    from recal.checkpoint.recognition import recognise
+    from recal.checkpoint.detect import recognise
 
     with torch.device("meta"):
         keys = timm.create_model(name).state_dict()

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from recal.bn.build import build
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
+from recal.networks.build import build
 
 PLAIN = f"python:{pathlib.Path(dual_networks.__file__)}:plain"
 
@@ -317,7 +317,7 @@ def test_missing_file_and_folder_are_refused(tmp_path):
 
 
 def test_variant_in_the_place_of_a_checkpoint_is_named(network, tmp_path):
-    from recal.bn.variant import branch_variant, save_variant
+    from recal.variant.variant import branch_variant, save_variant
 
     checkpoint = load_checkpoint(write(network.state_dict(), tmp_path / "f.pth"))
     variant = branch_variant(checkpoint, "aux0", checkpoint.spec(arch="wrn16_1"))

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from recal.checkpoint.pickle_walk import Walk
+from recal.checkpoint.safety import Walk
 from recal.errors import InputError, RecalError
 
 CASES = 2_400
@@ -294,7 +294,7 @@ def test_tensor_with_an_absurd_name_is_refused(state, tmp_path):
 
 @pytest.mark.parametrize("arch", ["wrn400_64", "cifar_resnet1202", "timm:resnetv2_152x4_bit"])
 def test_network_of_any_size_that_a_file_names_costs_no_memory(arch, split_checkpoint, tmp_path):
-    from recal.bn.build import build
+    from recal.networks.build import build
 
     state = torch.load(split_checkpoint, weights_only=True)["state_dict"]
     torch.save({"arch": arch, "classes": 10**6, "state_dict": state}, tmp_path / "f.pth")

@@ -2,7 +2,7 @@
 
 import json
 
-from recal.deploy import bench as bench_module
+from recal.onnx_file import bench as bench_module
 
 
 def test_bench_times_files_in_turn(recal, split_checkpoint, monkeypatch):

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from recal.bn.variant import load_variant
+from recal.variant.variant import load_variant
 
 
 def test_calibrate_writes_a_variant_and_says_what_it_did(
@@ -145,7 +145,7 @@ def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_fold
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recal.cli.calibrated.calibrate", interrupted)
+    monkeypatch.setattr("recal.cli.variants.calibrate.calibrate", interrupted)
     status, _, err = recal("calibrate", split_checkpoint, "--data", class_folders)
     assert status == 130
     assert err.strip() == "recal: interrupted"
@@ -154,7 +154,7 @@ def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_fold
 
 CODE = """
 from pathlib import Path
-from recal.architectures import create_network
+from recal.networks.names import create_network
 
 def make(classes=10):
     Path("ran").touch()

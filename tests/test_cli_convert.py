@@ -9,9 +9,9 @@ from dual_networks import NORMS, Network, randomise
 from safetensors import safe_open
 from timm.layers import convert_splitbn_model
 
-from recal.bn.build import build
-from recal.bn.variant import branch_variant, save_variant
 from recal.checkpoint.checkpoint import load_checkpoint
+from recal.networks.build import build
+from recal.variant.variant import branch_variant, save_variant
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

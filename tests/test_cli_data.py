@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from corruption_images import photographs, write_textures
 from PIL import Image
 
-from recal.cli.data import command
-from recal.data.published import PUBLISHED, Download, PublishedSet
+from recal.cli.datasets.data import command
+from recal.datasets.catalogue import PUBLISHED, Download, PublishedSet
 from recal.errors import InputError, UsageError, VerificationError
 
 
@@ -144,6 +144,6 @@ def test_every_command_has_help():
 
 def test_importing_the_command_is_light():
     heavy = ("torch", "numpy", "numba", "cv2", "rich", "PIL")
-    code = f"import sys, recal.cli.data; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, recal.cli.datasets.data; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

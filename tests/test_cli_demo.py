@@ -7,9 +7,8 @@ import socket
 import numpy as np
 import pytest
 
-from recal.data.layouts import open_images
-from recal.resources import sample_folder
-from recal.sample_data import sample_checkpoint, sample_images
+from recal.data.folders import open_images
+from recal.resources import sample_checkpoint, sample_folder, sample_images
 
 
 def test_demo_leaves_variants_model_results_and_report_and_needs_no_network(

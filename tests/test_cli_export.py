@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from recal.deploy.proof import Tolerance
-from recal.deploy.runtime import OnnxNetwork
+from recal.export.proof import Tolerance
+from recal.onnx_file.session import OnnxNetwork
 
 
 def test_export_of_a_branch_says_how_it_was_compared(recal, split_checkpoint, tmp_path):
@@ -49,8 +49,8 @@ def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
 
 
 def test_failed_proof_exits_with_4(recal, split_checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr("recal.deploy.export.FLOAT32", Tolerance(images=1e-12, hostile=1e-3))
-    monkeypatch.setattr("recal.deploy.proof.SLACK", 0.0)
+    monkeypatch.setattr("recal.export.export.FLOAT32", Tolerance(images=1e-12, hostile=1e-3))
+    monkeypatch.setattr("recal.export.proof.SLACK", 0.0)
     status, _, err = recal("export", split_checkpoint, "-o", "m.onnx")
     assert status == 4
     assert "No file was written" in err

@@ -8,7 +8,7 @@ from dual_networks import NORMS, Network, randomise
 from timm.layers import convert_splitbn_model
 from torch import nn
 
-from recal.architectures import create_network
+from recal.networks.names import create_network
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """`recal patch`, as people call it."""
 
-from recal.deploy.runtime import OnnxNetwork
+from recal.onnx_file.session import OnnxNetwork
 
 
 def test_patch_puts_a_variant_into_a_base_file(recal, split_checkpoint, class_folders, tmp_path):

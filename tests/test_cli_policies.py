@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recal.bn.variant import load_variant
-from recal.data.draws import keyed_draws, seeded_batches
-from recal.data.layouts import open_images
-from recal.data.policies import load_policy, read_policy
-from recal.data.prepared import PreparedImages
+from recal.data.folders import open_images
+from recal.data.sampling import keyed_draws, seeded_batches
 from recal.errors import InputError
+from recal.policies.policy import load_policy, read_policy
+from recal.policies.prepared import PreparedImages
+from recal.variant.variant import load_variant
 
 SMALL = "summary = 'The middle.'\n[[op]]\nname = 'center_crop'\nsize = 16\n"
 FLIPPED = "summary = 'Mirrored.'\n[[op]]\nname = 'random_horizontal_flip'\np = 1.0\n"
@@ -139,7 +139,7 @@ def test_show_refuses_images_that_do_not_suit_the_policy(recal, tmp_path):
 
 
 def test_cutout_as_large_as_the_image_is_refused():
-    from recal.data.ops import OPS
+    from recal.policies.ops import OPS
 
     picture = Image.new("RGB", (32, 32), "white")
     cut = np.asarray(OPS["cutout"](size=16)(picture))

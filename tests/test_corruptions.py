@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from recal.compiled import compiled
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, Corruption, corrupt
+from recal.corruptions.corrupt import OPERATIONS
 from recal.corruptions.digital import pixelate
 from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import FAMILIES
-from recal.corruptions.table import OPERATIONS
 from recal.errors import InputError, UsageError
+from recal.kernels import compiled
 
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 

@@ -8,7 +8,7 @@ import pytest
 from corruption_images import figures_of
 
 from recal.corruptions import corrupt
-from recal.corruptions.motion import smear
+from recal.corruptions.blur import smear
 from recal.corruptions.parameters import FAMILIES
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"

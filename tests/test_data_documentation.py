@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recal.data.arguments import allowed
-from recal.data.ops import OPS
-from recal.data.policies import family_names, policy_names, read_policy
+from recal.policies.ops import OPS, allowed
+from recal.policies.policy import family_names, policy_names, read_policy
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 ESTIMATES = """
 import json, sys
 import torch
-from recal.bn.consistent import consistent
-from recal.bn.estimators import one_pass
+from recal.calibration.consistent import consistent
+from recal.calibration.estimators import one_pass
 from recal.distributed import joined
 from tests.test_bn_estimators import make_images, make_network
 

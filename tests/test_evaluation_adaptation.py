@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from recal import build, evaluate, export_onnx, load_checkpoint
-from recal.bn.layers import batch_norms
 from recal.errors import RecalError, UsageError
 from recal.evaluation.adaptation import Adaptation, adapt_layers
-from recal.results.runs import read_target_cell
+from recal.networks.plain import batch_norms
+from recal.runs.store import read_target_cell
 
 PART = {"suite": "cifar10c", "corruptions": ["contrast", "pixelate"], "severities": [5]}
 
@@ -110,8 +110,8 @@ def test_batches_are_shuffled_and_even_and_hold_every_image_once():
 
 def test_cells_are_predicted_by_their_own_batches(split_checkpoint, class_folders, tmp_path):
     from recal.corruptions import corrupt
-    from recal.data.layouts import open_images
-    from recal.data.loading import normalise
+    from recal.data.batches import normalise
+    from recal.data.folders import open_images
 
     adaptation = Adaptation(kind="batch", batch=16, seed=3)
     run = evaluate(

@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
-from recal.bn.variant import save_variant
 from recal.errors import InputError, RecalError, UsageError
 from recal.files import locked
-from recal.results.runs import cell_file, read_cell, read_target_cell, write_cell
-from recal.suites.opening import open_suite_images
+from recal.runs.store import cell_file, read_cell, read_target_cell, write_cell
+from recal.suites.locate import open_suite_images
 from recal.suites.sampling import stratified_sample
-from recal.suites.suite import Cell
-from recal.suites.suite_file import load_suite
+from recal.suites.suite import Cell, load_suite
+from recal.variant.variant import save_variant
 
 PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 
@@ -50,8 +49,8 @@ def test_module_in_memory_is_evaluated_and_keeps_its_mode(split_checkpoint):
 
 def test_cells_hold_what_the_network_says_of_each_image(split_checkpoint, class_folders, tmp_path):
     from recal.corruptions import corrupt
-    from recal.data.layouts import open_images
-    from recal.data.loading import normalise
+    from recal.data.batches import normalise
+    from recal.data.folders import open_images
 
     run = evaluate(
         [str(split_checkpoint)], suite="cifar10c", data=class_folders, output=tmp_path / "run",
@@ -119,7 +118,7 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_alike(
         written.append(path)
         write_cell(path, columns, key)
 
-    monkeypatch.setattr("recal.evaluation.work.write_cell", dies_at_the_fifth)
+    monkeypatch.setattr("recal.evaluation.cells.write_cell", dies_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         evaluate(targets, **options)
     written.clear()
@@ -130,7 +129,7 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_alike(
         written.append(path)
         write_cell(path, columns, key)
 
-    monkeypatch.setattr("recal.evaluation.work.write_cell", counts)
+    monkeypatch.setattr("recal.evaluation.cells.write_cell", counts)
     resumed = evaluate(targets, **options)
     assert len(written) == 10 - 4
     assert not set(written) & set(kept)
@@ -149,7 +148,7 @@ def test_changed_inputs_never_reuse_a_cell(split_checkpoint, class_folders, tmp_
         calls.append(path)
         write_cell(path, columns, key)
 
-    monkeypatch.setattr("recal.evaluation.work.write_cell", counts)
+    monkeypatch.setattr("recal.evaluation.cells.write_cell", counts)
 
     def computed(**changed):
         calls.clear()
@@ -353,7 +352,7 @@ def test_what_lies_in_the_folder_but_failed_now_is_not_of_the_run(
     split_checkpoint, class_folders, tmp_path, monkeypatch
 ):
     from recal import corruptions
-    from recal.results.summary import summarise_run
+    from recal.runs.summary import summarise_run
 
     options = {"suite": "cifar10c", "data": class_folders, "output": tmp_path / "run", **PART}
     whole = evaluate([str(split_checkpoint)], **options)

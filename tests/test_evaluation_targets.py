@@ -19,14 +19,14 @@ from recal import (
     load_checkpoint,
     save_variant,
 )
-from recal.architectures import create_network
-from recal.data.imagenet import wnids
+from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError
 from recal.evaluation.evaluate import prepare_work
 from recal.evaluation.execution import Batch, choose_execution
 from recal.evaluation.plan import make_plan
-from recal.results.runs import read_target_cell
-from recal.sample_data import sample_checkpoint, sample_images
+from recal.networks.names import create_network
+from recal.resources import sample_checkpoint, sample_images
+from recal.runs.store import read_target_cell
 
 
 def onnx_model(path, nodes, classes=10, side=32, kind=TensorProto.FLOAT):
@@ -194,7 +194,7 @@ def test_numbers_do_not_depend_on_batches_or_threads(split_checkpoint, class_fol
 def test_an_exported_file_of_fixed_batch_and_of_pixels_is_evaluated(
     split_checkpoint, class_folders, tmp_path
 ):
-    from recal.deploy.export import ExportOptions
+    from recal.export.export import ExportOptions
 
     checkpoint = load_checkpoint(split_checkpoint)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)

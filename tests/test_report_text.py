@@ -3,12 +3,11 @@
 import pytest
 from saved_runs import simulated, write_run
 
-from recal.report.grid import LAYOUTS, Grid, markdown, plain
 from recal.report.page import write_report
-from recal.report.plot import trade_off_figure
-from recal.report.table import percent, summary_table
+from recal.report.plots import trade_off_figure
+from recal.report.tables import LAYOUTS, Grid, markdown, percent, plain, summary_table
 from recal.report.text import run_text
-from recal.results.summary import summarise_run
+from recal.runs.summary import summarise_run
 
 GRID = Grid("Title", ("target", "x|y"), (("a", "1.00"), ("longer", "")))
 

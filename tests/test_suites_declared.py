@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_sets import SUITE, write_suite
 
-from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
-from recal.data.imagenet import wnids
-from recal.data.published import PUBLISHED
+from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS
+from recal.datasets.catalogue import PUBLISHED
+from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError
-from recal.suites.class_order import class_count, class_numbers, kept_logits
+from recal.suites.classes import class_count, class_numbers, kept_logits
 from recal.suites.sampling import choose_images
-from recal.suites.suite_file import load_suite, read_suite, suite_names, usual_suite
+from recal.suites.suite import load_suite, read_suite, suite_names, usual_suite
 
 
 @pytest.mark.parametrize("name", suite_names())

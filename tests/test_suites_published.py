@@ -9,11 +9,10 @@ from PIL import Image
 from published_sets import SUITE, add_member, pack, pictures, write_folders, write_suite
 
 from recal import evaluate
-from recal.data.tarred_arrays import tarred_arrays
+from recal.data.arrays import tarred_arrays
 from recal.errors import InputError
-from recal.suites.opening import check_pixels, open_suite_images
-from recal.suites.suite import Cell
-from recal.suites.suite_file import load_suite, read_suite
+from recal.suites.locate import check_pixels, open_suite_images
+from recal.suites.suite import Cell, load_suite, read_suite
 
 EVERY = np.arange(20)
 
@@ -267,7 +266,7 @@ def test_clean_images_of_the_same_names_are_paired(small, tmp_path):
 def test_clean_images_are_hashed_once_for_all_cells_that_are_made_of_them(
     class_folders, monkeypatch
 ):
-    from recal.data.sources import FileSource
+    from recal.data.images import FileSource
 
     real, calls = FileSource.fingerprint, []
 
@@ -285,7 +284,7 @@ def test_clean_images_are_hashed_once_for_all_cells_that_are_made_of_them(
 
 def test_on_the_fly_images_are_those_that_generate_writes(tmp_path):
     """Of ImageNet-C's kind too: prepared as the generator does, and JPEG-coded."""
-    from recal.data.generating import generate
+    from recal.datasets.generate import generate
 
     rng = np.random.default_rng(0)
     for wnid in ("n01440764", "n02123045"):

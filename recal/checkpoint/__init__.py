@@ -1,1 +1,1 @@
-"""Reading checkpoints and recognising the BN branches that they hold."""
+"""From a file of weights to weights and BatchNorm branches, without running code from it."""

@@ -12,6 +12,7 @@ from recal.errors import InputError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+
 AFFINE = ("weight", "bias")
 
 

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recal.checkpoint.branches import take_apart
-from recal.checkpoint.declared_layouts import choose_layout, parse_roles
+from recal.checkpoint.detect import check_layout, recognise
+from recal.checkpoint.layouts import choose_layout, parse_roles
 from recal.checkpoint.reading import read_weight_file
-from recal.checkpoint.recognition import check_layout, recognise
-from recal.checkpoint.spec import ModelSpec, complete_spec
-from recal.declared import did_you_mean
 from recal.errors import InputError, UsageError
+from recal.networks.spec import ModelSpec, complete_spec
+from recal.wording import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from recal.checkpoint.layouts import Layout
+
 
 SHOWN = 3
 

@@ -1,1 +1,1 @@
-"""The command line: one module a command, which parses, calls the library and prints."""
+"""The command line: one module for each command."""

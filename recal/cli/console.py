@@ -19,7 +19,8 @@ from rich.progress import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from recal.report.grid import Layout
+    from recal.report.tables import Layout
+
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 messages = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
@@ -41,8 +42,8 @@ def print_document(
     """
     import json
 
-    from recal.report.grid import LAYOUTS
-    from recal.results.runs import csv_text
+    from recal.report.tables import LAYOUTS
+    from recal.runs.store import csv_text
 
     if form == "json":
         click.echo(json.dumps(document, indent=1))

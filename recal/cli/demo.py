@@ -11,8 +11,9 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from recal.bn.variant import Variant
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.variant.variant import Variant
+
 
 MODES = ("clean", "weak", "strong")
 SEVERITY = 3  # the middle one: all of them would take the demo over its two minutes
@@ -31,15 +32,15 @@ def command(output: Path) -> None:
     test images, exports the best one and checks the file in ONNX Runtime.
     """
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.checkpoint.inspection import inspect_checkpoint
     from recal.cli.console import console, progress_bar
-    from recal.cli.inspect import show_inspection
+    from recal.cli.variants.inspect import show_inspection
     from recal.evaluation.evaluate import evaluate
-    from recal.report.grid import LAYOUTS
+    from recal.inspection.distances import inspect_checkpoint
     from recal.report.page import write_report
-    from recal.report.plot import save_png, trade_off_figure
+    from recal.report.plots import save_png, trade_off_figure
+    from recal.report.tables import LAYOUTS
     from recal.report.text import run_text
-    from recal.sample_data import sample_checkpoint, sample_images
+    from recal.resources import sample_checkpoint, sample_images
 
     began = time.monotonic()
     path = sample_checkpoint()
@@ -80,10 +81,10 @@ def command(output: Path) -> None:
 
 
 def _calibrate_all(checkpoint: Checkpoint, folder: Path) -> dict[Path, Variant]:
-    from recal.bn.variant import save_variant
-    from recal.calibration import calibrate, usual_affine
+    from recal.calibration.calibrate import calibrate, usual_affine
     from recal.cli.console import console, progress_bar
-    from recal.sample_data import sample_images
+    from recal.resources import sample_images
+    from recal.variant.variant import save_variant
 
     variants = {}
     for mode in MODES:
@@ -104,11 +105,11 @@ def _export(
     checkpoint: Checkpoint, chosen: Any, best: Mapping[str, Any], model: Path, run: Path
 ) -> None:
     from recal.cli.console import console
-    from recal.deploy.export import export_onnx
-    from recal.deploy.images import comparison_images
-    from recal.deploy.runtime import OnnxNetwork, normalise_array
-    from recal.results.runs import read_target_cell
-    from recal.sample_data import sample_images
+    from recal.export.export import export_onnx
+    from recal.export.images import comparison_images
+    from recal.onnx_file.session import OnnxNetwork, normalise_array
+    from recal.resources import sample_images
+    from recal.runs.store import read_target_cell
 
     spec = checkpoint.spec()
     pixels, what = comparison_images(spec, sample_images(), 10_000)

@@ -9,29 +9,50 @@ from pathlib import Path
 
 import click
 
-from recal import __version__
 from recal.errors import RecalError
+from recal.version import __version__
 
 PROJECT_FILE = Path("recal.toml")
 
 # name: module and one line of help; listed here, so that `recal --help` imports none of them
 COMMANDS = {
     "demo": ("recal.cli.demo", "Run the whole flow on the bundled sample, offline."),
-    "inspect": ("recal.cli.inspect", "Say which BatchNorm branches a checkpoint holds."),
-    "policies": ("recal.cli.policies", "List the augmentation policies; draw what one does."),
-    "calibrate": ("recal.cli.calibrate", "Re-estimate BatchNorm statistics; write a variant."),
-    "mix": ("recal.cli.mix", "Mix variants: the path between branches, or towards a prior."),
-    "suites": ("recal.cli.suites", "List the benchmarks, and what of them is on this machine."),
-    "eval": ("recal.cli.eval", "Evaluate variants on a clean or corrupted benchmark."),
-    "compare": ("recal.cli.compare", "Say whether targets of a run differ beyond noise."),
-    "select": ("recal.cli.select", "Choose a target of a run; report it on other images."),
-    "convert": ("recal.cli.convert", "Write a variant as an ordinary checkpoint."),
-    "export": ("recal.cli.export", "Write a variant as an ONNX file that is proven to match."),
-    "verify": ("recal.cli.verify", "Check that an ONNX file is what its record says."),
-    "patch": ("recal.cli.patch", "Put another variant into a patchable ONNX file, without torch."),
-    "predict": ("recal.cli.predict", "Classify images by an ONNX file."),
-    "bench": ("recal.cli.bench", "Time ONNX files against each other."),
-    "data": ("recal.cli.data", "List, fetch, verify and regenerate data sets; show corruptions."),
+    "inspect": ("recal.cli.variants.inspect", "Say which BatchNorm branches a checkpoint holds."),
+    "policies": (
+        "recal.cli.datasets.policies",
+        "List the augmentation policies; draw what one does.",
+    ),
+    "calibrate": (
+        "recal.cli.variants.calibrate",
+        "Re-estimate BatchNorm statistics; write a variant.",
+    ),
+    "mix": (
+        "recal.cli.variants.mix",
+        "Mix variants: the path between branches, or towards a prior.",
+    ),
+    "suites": (
+        "recal.cli.runs.suites",
+        "List the benchmarks, and what of them is on this machine.",
+    ),
+    "eval": ("recal.cli.runs.eval", "Evaluate variants on a clean or corrupted benchmark."),
+    "compare": ("recal.cli.runs.compare", "Say whether targets of a run differ beyond noise."),
+    "select": ("recal.cli.runs.select", "Choose a target of a run; report it on other images."),
+    "convert": ("recal.cli.variants.convert", "Write a variant as an ordinary checkpoint."),
+    "export": (
+        "recal.cli.onnx_file.export",
+        "Write a variant as an ONNX file that is proven to match.",
+    ),
+    "verify": ("recal.cli.onnx_file.verify", "Check that an ONNX file is what its record says."),
+    "patch": (
+        "recal.cli.onnx_file.patch",
+        "Put another variant into a patchable ONNX file, without torch.",
+    ),
+    "predict": ("recal.cli.onnx_file.predict", "Classify images by an ONNX file."),
+    "bench": ("recal.cli.onnx_file.bench", "Time ONNX files against each other."),
+    "data": (
+        "recal.cli.datasets.data",
+        "List, fetch, verify and regenerate data sets; show corruptions.",
+    ),
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recal.declared import check_keys, check_type, read_toml
+from recal.wording import check_keys, check_type, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
     import click
+
 
 SHARED_TABLES = {
     "model": (

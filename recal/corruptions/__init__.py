@@ -1,7 +1,6 @@
 """The image corruptions of Hendrycks and Dietterich: batched, seeded, and usable on their own."""
 
-from recal.corruptions.batches import corrupt
-from recal.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
-from recal.corruptions.transform import Corruption
+from recal.corruptions.corrupt import Corruption, corrupt
+from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS
 
 __all__ = ["CORRUPTIONS", "EXTRA_CORRUPTIONS", "Corruption", "corrupt"]

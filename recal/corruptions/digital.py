@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from recal.compiled import compiled
 from recal.corruptions.blur import too_small
+from recal.kernels import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from recal.corruptions.streams import Draws
+    from recal.corruptions.random import Draws
 
     # first columns and weights of each row, then first rows and weights of each column
     Resampling = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]
+
 
 LEVELS = 256
 CHANNELS = 3

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.compiled import compiled
 from recal.corruptions.blur import too_small
 from recal.corruptions.filters import gaussian_taps, mirror
-from recal.corruptions.streams import BLOCK, Draws, fill_words, uniform
+from recal.corruptions.random import BLOCK, Draws, fill_words, uniform
+from recal.kernels import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     _Level = np.uint8 | np.float32
+
 
 POINTS = 3
 TRUNCATE = 3.0

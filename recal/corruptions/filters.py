@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.compiled import compiled
+from recal.kernels import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.compiled import compiled
-from recal.corruptions.streams import BLOCK, Draws, fill_words, uniform
+from recal.corruptions.random import BLOCK, Draws, fill_words, uniform
+from recal.kernels import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 ROUGHNESS = 100.0
 

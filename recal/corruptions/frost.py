@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.compiled import compiled
-from recal.corruptions.streams import BLOCK, Draws, fill_words
+from recal.corruptions.random import BLOCK, Draws, fill_words
 from recal.errors import InputError
+from recal.kernels import compiled
 from recal.resources import data_folders
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 # there is a sixth texture, but the generators draw from the first five; the second and the third
 # have the same pixels

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
-from recal.compiled import compiled
-from recal.corruptions.streams import BLOCK, Draws, fill_words
+from recal.corruptions.random import BLOCK, Draws, fill_words
+from recal.kernels import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
 
 LEVELS = 256
 CHUNK = 4096

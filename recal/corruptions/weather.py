@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.compiled import compiled
-from recal.corruptions.blur import ZOOMABLE, too_small, zoom_places
+from recal.corruptions.blur import ZOOMABLE, smear, too_small, zoom_places
 from recal.corruptions.filters import gaussian_taps, smooth
-from recal.corruptions.motion import smear
-from recal.corruptions.streams import BLOCK, Draws, fill_words, first_uniforms, normal, uniform
+from recal.corruptions.random import BLOCK, Draws, fill_words, first_uniforms, normal, uniform
+from recal.kernels import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 LEVELS = 256
 WATER = (175 / 255, 238 / 255, 238 / 255)

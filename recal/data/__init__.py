@@ -1,1 +1,1 @@
-"""Images: where they come from, how policies augment them, how batches of them are made."""
+"""From files to uint8 images and batches."""

@@ -1,1 +1,1 @@
-"""Evaluation: targets, how they run, and the cells that come of it."""
+"""From targets and a suite to a run."""

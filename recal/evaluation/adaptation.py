@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recal.bn.build import build
-from recal.bn.layers import batch_norms
-from recal.bn.observing import autocasting
-from recal.declared import pick
+from recal.calibration.hooks import autocasting
 from recal.errors import UsageError
+from recal.networks.build import build
+from recal.networks.plain import batch_norms
+from recal.wording import pick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from recal.evaluation.execution import Batch, Execution
     from recal.evaluation.targets import Target
+
 
 KINDS = ("batch", "ema")
 SAW_TEST_DATA = "saw test data"

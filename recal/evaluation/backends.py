@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from recal.bn.build import build
-from recal.bn.observing import autocasting
-from recal.deploy.graph import to_onnx, with_tensors
-from recal.deploy.runtime import OnnxNetwork
+from recal.calibration.hooks import autocasting
 from recal.errors import RecalError, UsageError
 from recal.evaluation.adaptation import AdaptedPredictor
+from recal.export.trace import to_onnx, with_tensors
+from recal.networks.build import build
+from recal.onnx_file.session import OnnxNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from recal.bn.variant import Variant
     from recal.evaluation.execution import Batch, Execution
     from recal.evaluation.targets import Target
+    from recal.variant.variant import Variant
+
 
 # values that one thread of ONNX Runtime works on at a time: 8 images of 32 pixels
 PIECE_VALUES, SMALLEST_PIECE = 3 * 32**2 * 8, 4

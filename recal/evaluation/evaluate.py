@@ -12,34 +12,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from recal import __version__
-from recal.bn.observing import device_of
-from recal.bn.variant import Variant
+from recal.calibration.hooks import device_of
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.distributed import ALONE
 from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import adapted
+from recal.evaluation.cells import Progress, Work, compute_cells
 from recal.evaluation.execution import choose_execution
-from recal.evaluation.oddities import odd_preparation, odd_results
-from recal.evaluation.scoring import Work
+from recal.evaluation.sanity import odd_preparation, odd_results
 from recal.evaluation.targets import Target, resolve_targets
-from recal.evaluation.work import Progress, compute_cells
 from recal.files import locked, write_whole
-from recal.results.classes import class_rows
-from recal.results.metrics import score, summarise
-from recal.results.runs import csv_text, json_digest, sweep, write_json
-from recal.results.saved import declared
-from recal.results.summary import flat, summarise_run
-from recal.suites.opening import check_pixels, open_suite_images
-from recal.suites.suite import Cell, Suite
-from recal.suites.suite_file import load_suite, usual_suite
+from recal.runs.metrics import score, summarise
+from recal.runs.store import csv_text, declared, json_digest, sweep, write_json
+from recal.runs.summary import class_rows, flat, summarise_run
+from recal.suites.locate import check_pixels, open_suite_images
+from recal.suites.suite import Cell, Suite, load_suite, usual_suite
+from recal.variant.variant import Variant
+from recal.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from recal.distributed import World
     from recal.evaluation.adaptation import Adaptation
-    from recal.results.runs import Columns
+    from recal.runs.store import Columns
 
 
 # what is taken as a target

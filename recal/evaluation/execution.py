@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recal.declared import pick
-from recal.deploy.runtime import normalise_array
 from recal.errors import UsageError
 from recal.machine import cores_of_this_process
+from recal.onnx_file.session import normalise_array
+from recal.wording import pick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.evaluation.adaptation import Adaptation
+
 
 BACKENDS = ("auto", "onnxruntime", "torch")
 # values of a batch, 3 * size^2 an image: 256 images of 32 pixels, 64 of 224
@@ -94,7 +95,7 @@ class Batch:
             if device.type == "cpu":
                 batch = torch.from_numpy(self.normalised(mean, std))
             else:
-                from recal.data.loading import normalise
+                from recal.data.batches import normalise
 
                 batch = normalise(torch.from_numpy(self.pixels), mean, std, device)
             self._made[key] = batch.contiguous(memory_format=torch.channels_last)

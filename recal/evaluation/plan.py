@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from recal.errors import RecalError
 from recal.evaluation.backends import Predictors
-from recal.evaluation.scoring import cell_batches, score_batches
-from recal.results.runs import cell_file
+from recal.evaluation.cells import cell_batches, score_batches
+from recal.runs.store import cell_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from recal.evaluation.scoring import Work
+    from recal.evaluation.cells import Work
     from recal.suites.suite import Cell
+
 
 # batches that are timed, after one that is not
 TIMED = 3

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recal.bn.variant import Variant, branch_variant, load_variant
-from recal.bn.variant_file import is_variant_file
 from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from recal.deploy.predict import network_spec
-from recal.deploy.runtime import OnnxNetwork
 from recal.errors import InputError, UsageError
 from recal.files import require_file
+from recal.onnx_file.predict import network_spec
+from recal.onnx_file.session import OnnxNetwork
+from recal.variant.file import is_variant_file
+from recal.variant.variant import Variant, branch_variant, load_variant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from recal.checkpoint.spec import ModelSpec
+    from recal.networks.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)

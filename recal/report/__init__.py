@@ -1,1 +1,1 @@
-"""Tables, plots and pages."""
+"""Tables, text, pages and plots of results."""

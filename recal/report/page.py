@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from recal import __version__
 from recal.files import write_whole
-from recal.report.plot import has_trade_off, to_svg, trade_off_figure
-from recal.report.table import (
+from recal.report.plots import has_trade_off, to_svg, trade_off_figure
+from recal.report.tables import (
     calibration_table,
     corruption_table,
     extent,
@@ -18,10 +17,12 @@ from recal.report.table import (
     verdicts,
 )
 from recal.resources import PACKAGE
+from recal.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
 
 PARTS = ("corruption", "group", "severity")
 

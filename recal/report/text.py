@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recal.report.chosen import selection_sentences, selection_table
-from recal.report.compared import comparison_table, conclusion, other_metrics_table
-from recal.report.table import calibration_table, corruption_table, summary_table, verdicts
+from recal.report.tables import (
+    calibration_table,
+    comparison_table,
+    conclusion,
+    corruption_table,
+    other_metrics_table,
+    selection_sentences,
+    selection_table,
+    summary_table,
+    verdicts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from recal.report.grid import Layout
+    from recal.report.tables import Layout
 
 
 def run_text(document: Mapping[str, Any], layout: Layout) -> str:

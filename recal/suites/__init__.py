@@ -1,1 +1,1 @@
-"""Suites: declared benchmarks, and the images of their cells wherever they are kept."""
+"""Declared benchmarks and the images of their cells."""

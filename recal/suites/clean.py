@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.data.archives import TarSource
 from recal.data.arrays import checked_source, open_array
-from recal.data.finding import candidates, places_searched
-from recal.data.layouts import SPLIT_FOLDERS, TEST, open_images
-from recal.data.sources import FileSource
+from recal.data.folders import SPLIT_FOLDERS, TEST, candidates, open_images, places_searched
+from recal.data.images import FileSource
+from recal.data.tars import TarSource
 from recal.errors import InputError
 from recal.resources import data_folders
-from recal.suites.class_order import class_count, class_numbers
+from recal.suites.classes import class_count, class_numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from recal.data.sources import ImageSource
+    from recal.data.images import ImageSource
     from recal.suites.suite import Suite
+
 
 ANNOTATIONS = "val/val_annotations.txt"
 
@@ -90,7 +90,7 @@ def _open(suite: Suite, folder: Path) -> ImageSource:
         images, labels = (folder / name for name in suite.clean.arrays)
         return checked_source(images, open_array(images), open_array(labels))
     if (folder / ANNOTATIONS).is_file():  # Tiny-ImageNet's own validation folder
-        from recal.data.regenerating import open_clean
+        from recal.datasets.regenerate import open_clean
 
         return open_clean(folder)
     return open_images(folder, TEST)

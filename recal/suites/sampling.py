@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.data.draws import even_over_classes
+from recal.data.sampling import even_over_classes
 from recal.errors import InputError
 from recal.resources import data_folders, shipped
 

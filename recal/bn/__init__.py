@@ -1,1 +1,0 @@
-"""BN layers, branches, variants and the estimation of their statistics."""

@@ -1,0 +1,337 @@
+"""The statistics that the deployed network itself sees, layer after layer.
+
+Each layer's moments are taken once all earlier layers have theirs for good, so the result is that
+of one training-mode forward of all images as a single batch, whatever the split into batches.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import torch
+
+from recal.calibration.estimators import Estimate, merge_found
+from recal.calibration.hooks import (
+    Found,
+    Listener,
+    channels_last,
+    cpu_lanes,
+    device_of,
+    observe,
+    set_statistics,
+)
+from recal.calibration.moments import Moments
+from recal.distributed import ALONE, World
+from recal.errors import InputError
+from recal.machine import available_memory
+from recal.networks.plain import batch_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _StoppedError(Exception):
+    """Another forward pass has failed."""
+
+
+class Meeting(Listener):
+    """Where the forward passes of all batches, a thread each, wait for each other at every layer.
+
+    Args:
+        network: Any module; not changed.
+        autocast: Reduced precision for the forward pass.
+        side_by_side: How many run at a time.
+        share: Threads of the CPU for each.
+    """
+
+    def __init__(
+        self, network: nn.Module, autocast: torch.dtype | None, side_by_side: int, share: int
+    ) -> None:
+        super().__init__(network, by_batch=False, autocast=autocast)
+        self._turns = threading.Semaphore(side_by_side)
+        self._share = share
+        self._own = threading.local()
+        self._lock = threading.Lock()
+        self._settled: set[str] = set()
+        self._reached: dict[str, dict[int, Moments]] = {}
+        self._moving = 0
+        self._all_wait = threading.Event()
+        self._gate = threading.Event()
+        self._error: BaseException | None = None
+        self._stopped = False
+
+    def run(self, batches: list[torch.Tensor], agree: Callable[[Found], Found]) -> Found:
+        """Send the batches through and return every layer's moments; `agree` merges processes."""
+        layers = batch_norms(self.network)
+        final: Found = {}
+        threads = [
+            threading.Thread(target=self._forward, args=(number, batches), daemon=True)
+            for number in range(len(batches))
+        ]
+        self._moving = len(threads)
+        if not threads:
+            self._all_wait.set()
+        try:
+            for thread in threads:
+                thread.start()
+            while True:
+                self._all_wait.wait()
+                if self._error is not None:
+                    raise self._error
+                waiting = {
+                    name: merge_found({name: by_batch[n]} for n in sorted(by_batch))[name]
+                    for name, by_batch in self._reached.items()
+                }
+                reached = agree(waiting)
+                if not reached:
+                    return final
+                final |= reached
+                for name, moments in reached.items():
+                    set_statistics(layers[name], moments.mean, moments.variance)
+                self._open(set(final))
+        finally:
+            self._stopped = True
+            self._gate.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+
+    def _open(self, settled: set[str]) -> None:
+        """Let all that wait go on to the next layer."""
+        with self._lock:
+            self._settled = settled
+            self._moving = sum(map(len, self._reached.values()))
+            self._reached = {}
+            if self._moving:
+                self._all_wait.clear()
+            gate, self._gate = self._gate, threading.Event()
+        gate.set()
+
+    def _forward(self, number: int, batches: list[torch.Tensor]) -> None:
+        self._own.number = number
+        batch = channels_last(batches[number])
+        if batch.device.type == "cpu":
+            torch.set_num_threads(self._share)
+        with self._turns:
+            try:
+                if not self._stopped:
+                    self(batch)
+            except _StoppedError:
+                pass
+            except BaseException as error:  # noqa: BLE001  (raised again where it can be seen)
+                self._error = self._error or error
+            finally:
+                self._leave()
+
+    def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+        """Report a batch's moments at a layer, and wait there until those of all are final."""
+        if name in self._settled:
+            return
+        moments = Moments.of(values)
+        with self._lock:
+            self._reached.setdefault(name, {})[self._own.number] = moments
+            gate = self._gate
+        self._leave()
+        self._turns.release()
+        try:
+            gate.wait()
+        finally:
+            self._turns.acquire()
+        if self._stopped:
+            raise _StoppedError
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._moving -= 1
+            if self._moving == 0:
+                self._all_wait.set()
+
+
+# tensors as large as the largest input of a BatchNorm layer that a waiting forward pass keeps: that
+# input, what a shortcut carries, and one more for networks that split
+KEPT_TENSORS = 3
+
+
+@dataclass(frozen=True)
+class Consistent:
+    """What `consistent` found.
+
+    Attributes:
+        layers: The statistics of each layer that saw any data, by path.
+        passes: How often the images went through the network; 1 where activations were kept.
+    """
+
+    layers: dict[str, Estimate]
+    passes: int
+
+
+def consistent(
+    network: nn.Module,
+    batches: Iterable[torch.Tensor],
+    *,
+    world: World = ALONE,
+    autocast: torch.dtype | None = None,
+    memory: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Consistent:
+    """Take each layer's moments as the network in eval mode sees them.
+
+    Where the activations of all images at one layer fit in memory, the forward passes of all
+    batches wait for each other at every layer, and the images go through once. Else every pass
+    takes the moments of one layer, the first in order of execution whose statistics are not final
+    yet, and goes no further: half as many whole passes as there are layers.
+
+    Args:
+        network: Any module with BatchNorm layers; not changed.
+        batches: As for `one_pass`, but the same each time that they are read.
+        world: The processes that share the batches.
+        autocast: Reduced precision for the forward pass.
+        memory: Bytes that activations may take on the device; by default half of what is free.
+        progress: Called with the layers that are done, and their number.
+
+    Raises:
+        InputError: Batches reach the layers in different orders, or would have to be read again
+            and cannot be.
+    """
+    room = _free_memory(device_of([network])) // 2 if memory is None else memory
+    held = _hold(network, batches, room)
+    if held is None and iter(batches) is batches:
+        raise InputError(
+            "--estimator consistent: expected batches that can be read again, as a list or loader "
+            "can, because their activations do not fit in memory; got an iterator."
+        )
+    # all processes have to go the same way
+    if any(other is None for other in world.gather(None if held is None else len(held))):
+        again = batches if held is None else held
+        return _repeated_passes(network, again, world, autocast, progress)
+    assert held is not None
+    return Consistent(_waiting_passes(network, held, world, autocast, progress), 1)
+
+
+def _hold(
+    network: nn.Module, batches: Iterable[torch.Tensor], room: int
+) -> list[torch.Tensor] | None:
+    """Return all batches, or None where their activations at one layer would need more room."""
+    held: list[torch.Tensor] = []
+    needed = largest = 0
+    for batch in batches:
+        largest = largest or _largest_input(network, batch[:1])
+        needed += len(batch) * largest * KEPT_TENSORS
+        if needed > room:
+            return None
+        held.append(batch)
+    return held
+
+
+def _repeated_passes(
+    network: nn.Module,
+    batches: Iterable[torch.Tensor],
+    world: World,
+    autocast: torch.dtype | None,
+    progress: Callable[[int, int], None],
+) -> Consistent:
+    settled: dict[str, Estimate] = {}
+
+    def listen(module: nn.Module) -> _Frontier:
+        return _Frontier(module, settled, autocast)
+
+    while True:
+        keyed = ({None: images} for images in batches)
+        parts = (part for _, part in observe({None: network}, keyed, listen=listen))
+        # a batch that finds every layer settled ends the pass
+        reached = _agreed(merge_found(takewhile(bool, parts)), world)
+        if not reached:
+            return Consistent(settled, len(settled))
+        settled |= {name: Estimate.of(moments) for name, moments in reached.items()}
+        progress(len(settled), len(batch_norms(network)))
+
+
+class _LayerReachedError(Exception):
+    """The forward pass has come to the layer whose moments are wanted."""
+
+
+class _Frontier(Listener):
+    """Listens at the first layer that is not settled, and goes no further."""
+
+    def __init__(
+        self, network: nn.Module, settled: dict[str, Estimate], autocast: torch.dtype | None
+    ) -> None:
+        super().__init__(network, by_batch=False, autocast=autocast)
+        self._settled = settled
+
+    def __call__(self, batch: torch.Tensor) -> Found:
+        try:
+            return super().__call__(batch)  # every layer on the way to the output is settled
+        except _LayerReachedError:
+            return self._found
+
+    def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+        if name in self._settled:
+            set_statistics(layer, self._settled[name].mean, self._settled[name].variance)
+            return
+        self.report(name, Moments.of(values))
+        raise _LayerReachedError
+
+
+def _waiting_passes(
+    network: nn.Module,
+    batches: list[torch.Tensor],
+    world: World,
+    autocast: torch.dtype | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, Estimate]:
+    layers = len(batch_norms(network))
+    done = 0
+
+    def agree(reached: Found) -> Found:
+        nonlocal done
+        merged = _agreed(reached, world)
+        done += len(merged)
+        progress(done, layers)
+        return merged
+
+    if device_of([network]).type != "cpu":
+        found = Meeting(network, autocast, 1, 1).run(batches, agree)
+    else:
+        # memory for all of them is there, so that every thread may take a batch of its own
+        with cpu_lanes(torch.get_num_threads()) as lanes:
+            meeting = Meeting(network, autocast, lanes.count, lanes.share)
+            found = meeting.run(batches, agree)
+    return {name: Estimate.of(moments) for name, moments in found.items()}
+
+
+def _agreed(reached: Found, world: World) -> Found:
+    """Merge the moments that all processes have at the layer that they have reached."""
+    merged = merge_found(world.gather({name: m.on_cpu() for name, m in reached.items()}))
+    if len(merged) > 1:
+        raise InputError(
+            "--estimator consistent: expected every batch to reach the BatchNorm layers in the "
+            f"same order, got some at {' and some at '.join(merged)}. Use --estimator pooled."
+        )
+    return merged
+
+
+def _largest_input(network: nn.Module, image: torch.Tensor) -> int:
+    """Return the bytes of the largest input of a BatchNorm layer for one image."""
+    largest = 0
+
+    class Measure(Listener):
+        def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+            nonlocal largest
+            largest = max(largest, values.numel() * values.element_size())
+
+    Measure(network, by_batch=False)(image)
+    return largest
+
+
+def _free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory()

@@ -1,0 +1,181 @@
+"""Estimating BatchNorm statistics from images.
+
+An estimator takes a network and batches, and returns statistics for each BatchNorm layer. It works
+on copies: the network that it is given is never changed. `pooled`, `mean-of-batches` and `ema` see
+every batch once, normalised by its own statistics as in training, and differ in how they combine
+what the batches give: to add one of these, write how it combines and add one line to the table at
+the foot. `consistent` is another matter, in a module of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from recal.calibration.hooks import Found, Listener, observe
+from recal.distributed import ALONE, World
+from recal.networks.plain import batch_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import nn
+
+    from recal.calibration.moments import Moments
+
+
+MOMENTUM = 0.1
+# of one batch, for each layer: its mean and unbiased variance
+Row = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The statistics of one layer.
+
+    Attributes:
+        mean: float64 (C,).
+        variance: float64 (C,); biased for `pooled` and `consistent`, of unbiased batch variances
+            for the others, as PyTorch has it.
+        moments: Pooled moments of all that the layer saw, float64, on the CPU.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    moments: Moments
+
+    @classmethod
+    def of(cls, moments: Moments) -> Estimate:
+        """Take the pooled moments as they are."""
+        return cls(moments.mean, moments.variance, moments)
+
+
+class OnePass:
+    """What one estimator has gathered from the batches of one network.
+
+    Args:
+        network: Lends the statistics from which `ema` goes on.
+        combine: Turns the batches' rows, in order, into statistics; None pools the moments, for
+            which no rows need be kept.
+    """
+
+    def __init__(self, network: nn.Module, combine: Callable[[list[Row], Row], Row] | None) -> None:
+        self._stored = {
+            name: (layer.running_mean.cpu().double(), layer.running_var.cpu().double())
+            for name, layer in batch_norms(network).items()
+            if layer.running_mean is not None and layer.running_var is not None
+        }
+        self._combine = combine
+        self._moments: Found = {}
+        self._rows: dict[int, Row] = {}
+
+    def add(self, number: int, found: Found) -> None:
+        """Take the moments of batch `number`, counted over all processes."""
+        self._moments = merge_found([self._moments, found])
+        if self._combine is not None:
+            self._rows[number] = {
+                name: (m.mean.cpu().double(), m.unbiased_variance.cpu().double())
+                for name, m in found.items()
+            }
+
+    def estimates(self, world: World = ALONE) -> dict[str, Estimate]:
+        """Return the statistics of the batches of all processes, by layer, the same in each."""
+        mine = {name: moments.on_cpu() for name, moments in self._moments.items()}
+        moments = merge_found(world.gather(mine))
+        if self._combine is None:
+            return {name: Estimate.of(m) for name, m in moments.items()}
+        numbered = sorted(item for rows in world.gather(self._rows) for item in rows.items())
+        combined = self._combine([row for _, row in numbered], self._stored)
+        return {name: Estimate(*combined[name], moments[name]) for name in moments}
+
+
+def merge_found(parts: Iterable[Mapping[str, Moments]]) -> Found:
+    """Merge the moments of several batches or processes, layer by layer."""
+    merged: Found = {}
+    for part in parts:
+        for name, moments in part.items():
+            merged[name] = merged[name].merge(moments) if name in merged else moments
+    return merged
+
+
+def _average(rows: list[Row], _stored: Row) -> Row:
+    """Average means and unbiased variances, each batch counting alike.
+
+    What `torch.optim.swa_utils.update_bn` computes, for comparison: the variance between batches is
+    missing, and a small last batch counts as a whole one.
+    """
+    return {name: _mean([row[name] for row in rows if name in row]) for name in _names(rows)}
+
+
+def _mean(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    means, variances = zip(*pairs, strict=True)
+    return torch.stack(means).mean(0), torch.stack(variances).mean(0)
+
+
+def _moving_average(rows: list[Row], stored: Row) -> Row:
+    """Go on with training's moving average from the stored statistics, for comparison.
+
+    Every batch's mean and unbiased variance enter with PyTorch's default momentum.
+    """
+    current = dict(stored)
+    for row in rows:
+        for name, pair in row.items():
+            mean, variance = (
+                (1 - MOMENTUM) * old + MOMENTUM * new
+                for old, new in zip(current[name], pair, strict=True)
+            )
+            current[name] = (mean, variance)
+    return {name: current[name] for name in _names(rows)}
+
+
+def _names(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def one_pass(
+    network: nn.Module,
+    batches: Iterable[torch.Tensor],
+    *,
+    estimator: str = "pooled",
+    world: World = ALONE,
+    autocast: torch.dtype | None = None,
+) -> dict[str, Estimate]:
+    """Estimate in one pass, every batch normalised by its own statistics, as in training.
+
+    So the result depends on which images share a batch.
+
+    Args:
+        network: Any module with BatchNorm layers; not changed.
+        batches: Normalised images, (N, 3, H, W), on the network's device; read once. With several
+            processes, those of this one: numbers rank, rank + size, ... of all.
+        estimator: A name out of `ONE_PASS`.
+        world: The processes that share the batches.
+        autocast: Reduced precision for the forward pass.
+
+    Returns:
+        The statistics of each layer that saw any data, by path.
+
+    Raises:
+        InputError: A batch has one value a channel.
+    """
+    gathered = OnePass(network, ONE_PASS[estimator])
+    listen = partial(Listener, by_batch=True, autocast=autocast)
+    keyed = ({None: images} for images in batches)
+    number = world.rank
+    for _, found in observe({None: network}, keyed, listen=listen):
+        gathered.add(number, found)
+        number += world.size
+    return gathered.estimates(world)
+
+
+# how each combines what the batches give; None pools, the variance between batches included
+ONE_PASS: dict[str, Callable[[list[Row], Row], Row] | None] = {
+    "pooled": None,
+    "mean-of-batches": _average,
+    "ema": _moving_average,
+}
+CONSISTENT = "consistent"
+ESTIMATORS = ("pooled", CONSISTENT, "ema", "mean-of-batches")

@@ -1,0 +1,187 @@
+"""Running batches through networks whose BatchNorm layers report what reaches them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from recal.calibration.moments import Moments
+from recal.errors import InputError
+from recal.networks.plain import batch_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+
+Key = TypeVar("Key")
+Found = dict[str, Moments]
+
+# batches that are computed side by side on a CPU; each needs the memory of a forward pass
+MAX_LANES = 4
+
+
+class Listener:
+    """A copy of a network, in eval mode, that reports the moments at each BatchNorm layer.
+
+    The layers normalise by what `on_input` leaves in their running statistics just before they run;
+    no layer is in training mode, so that dropout and stochastic depth stay off and any subclass of
+    BatchNorm does after normalising what it always does.
+
+    Args:
+        network: Any module; not changed.
+        by_batch: Whether every batch is normalised by its own statistics, as in training, or by the
+            stored ones.
+        autocast: Reduced precision for the forward pass, or None. Moments are computed from float32
+            copies all the same.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, by_batch: bool, autocast: torch.dtype | None = None
+    ) -> None:
+        self.network = copy.deepcopy(network).eval()
+        self._by_batch = by_batch
+        self._autocast = autocast
+        self._found: Found = {}
+        for name, layer in batch_norms(self.network).items():
+            layer.register_forward_pre_hook(partial(self._hook, name))
+
+    def __call__(self, batch: torch.Tensor) -> Found:
+        """Return the moments at every layer that the batch reaches."""
+        self._found = {}
+        with torch.inference_mode(), autocasting(batch.device, self._autocast):
+            self.network(channels_last(batch))
+        return self._found
+
+    def _hook(self, name: str, layer: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.on_input(name, layer, inputs[0])
+
+    def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+        """Take the moments of a layer's input and choose what it normalises by."""
+        moments = Moments.of(values)
+        self.report(name, moments)
+        if self._by_batch:
+            if moments.count < 2:
+                raise InputError(
+                    "calibration: expected more than one value per channel in every batch, got a "
+                    f"batch of {moments.images}. Use more images, another batch size, or "
+                    "--estimator consistent."
+                )
+            set_statistics(layer, moments.mean, moments.variance)
+
+    def report(self, name: str, moments: Moments) -> None:
+        """Add moments to those of this batch."""
+        seen = self._found.get(name)
+        self._found[name] = moments if seen is None else seen.merge(moments)
+
+
+def observe(
+    networks: Mapping[Key, nn.Module],
+    batches: Iterable[Mapping[Key, torch.Tensor]],
+    *,
+    listen: Callable[[nn.Module], Callable[[torch.Tensor], Found]],
+) -> Iterator[tuple[Key, Found]]:
+    """Run batches through networks and yield their moments, in the order of the batches.
+
+    On a CPU several batches run side by side, each on its share of the threads, which uses the
+    cores better than one batch on all of them.
+
+    Args:
+        networks: By a key of the caller's; not changed. The same module may stand under several.
+        batches: For each key, images on the network's device.
+        listen: Makes the copy of a network that listens, such as a `Listener`.
+    """
+    local = threading.local()
+
+    def run(network: nn.Module, images: torch.Tensor) -> Found:
+        copies = local.__dict__.setdefault("copies", {})
+        if id(network) not in copies:
+            copies[id(network)] = listen(network)
+        found: Found = copies[id(network)](images)
+        return found
+
+    jobs = ((key, networks[key], images) for batch in batches for key, images in batch.items())
+    if device_of(networks.values()).type != "cpu":
+        yield from ((key, run(network, images)) for key, network, images in jobs)
+        return
+    with cpu_lanes(MAX_LANES) as lanes, ThreadPoolExecutor(lanes.count, **lanes.setting) as pool:
+        waiting: deque[tuple[Key, Any]] = deque()
+        try:
+            for key, network, images in jobs:
+                waiting.append((key, pool.submit(run, network, images)))
+                if len(waiting) > lanes.count:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class Lanes:
+    """How a CPU's threads are shared out among batches that run side by side.
+
+    Attributes:
+        count: Batches at a time.
+        setting: Arguments by which `ThreadPoolExecutor` gives each its share of the threads.
+    """
+
+    def __init__(self, most: int) -> None:
+        threads = torch.get_num_threads()
+        self.count = min(threads, most)
+        self.share = threads // self.count
+        self.setting: dict[str, Any] = {
+            "initializer": torch.set_num_threads,
+            "initargs": (self.share,),
+        }
+
+
+@contextmanager
+def cpu_lanes(most: int) -> Iterator[Lanes]:
+    """Share out the threads for the block; afterwards torch has as many as before."""
+    threads = torch.get_num_threads()
+    try:
+        yield Lanes(most)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def set_statistics(layer: _BatchNorm, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    """Write a layer's running mean and variance."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)
+
+
+def device_of(networks: Iterable[nn.Module]) -> torch.device:
+    """Return the device of the first network's parameters or buffers."""
+    for network in networks:
+        for tensor in (*network.parameters(), *network.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """Return images (N, C, H, W) with channels innermost in memory; other tensors as they are.
+
+    A CPU's kernels are faster so. That its BatchNorm kernel is less exact then is no matter, since
+    moments do not come from it.
+    """
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

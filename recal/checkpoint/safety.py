@@ -1,0 +1,462 @@
+"""Looking through a PyTorch file before PyTorch reads it: names, sizes and checksums.
+
+`torch.load(weights_only=True)` runs no code, but trusts sizes and allocates what it is told to. So
+the pickle is first walked through without building anything: every global must be in a literal
+list, every storage must be as long as it says, and nothing may be nested so deeply that it costs
+time.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import io
+import pickletools
+import warnings
+import zipfile
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from recal.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import BinaryIO
+
+
+# real training checkpoints have some hundred thousand operations
+MOST_OPERATIONS = 4_000_000
+# a tuple of itself twice, sixty times over, takes for ever to hash
+MOST_NODES = 100_000
+
+ITEM_SIZES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
+    "BoolStorage": 1, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1,
+}  # fmt: skip
+
+
+class Readable(Protocol):
+    """What a pickle is read from."""
+
+    def read(self, count: int, /) -> bytes:
+        """Return so many bytes, or what is left."""
+        ...
+
+    def readline(self) -> bytes:
+        """Return one line."""
+        ...
+
+
+class Global(NamedTuple):
+    """A name that the pickle imports."""
+
+    name: str
+
+
+class Items(NamedTuple):
+    """A tuple, and the number of values in it and in the tuples in it, counted as often as met."""
+
+    values: tuple[Any, ...]
+    nodes: int
+
+
+class Thing(NamedTuple):
+    """Any other object."""
+
+    nodes: int = 1
+
+
+class Walk:
+    """The state of a walk through one pickle.
+
+    Attributes:
+        names: The globals that the pickle names, in order.
+        storages: Length in bytes of the storages that it refers to, by key.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+        self.storages: dict[str, int] = {}
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._protocol = 0
+
+    def run(self, stream: Readable) -> None:
+        """Walk to the end of the pickle, which is where the stream is left.
+
+        Raises:
+            ValueError, IndexError, KeyError: It is no pickle, or not one that a checkpoint needs.
+        """
+        operations = pickletools.genops(stream)  # type: ignore[arg-type]
+        for count, (opcode, argument, _) in enumerate(operations):
+            if count > MOST_OPERATIONS:
+                raise ValueError("more operations than any checkpoint needs")
+            step = STEPS.get(opcode.name)
+            if step is None:  # a string, number, True, False or None
+                self._stack.append(argument)
+            else:
+                step(self, argument)
+
+    def skip(self, _: Any) -> None:
+        """Do nothing."""
+
+    def protocol(self, argument: int) -> None:
+        """Note the version, by which the names of modules differ."""
+        self._protocol = argument
+
+    def mark(self, _: Any) -> None:
+        """Remember the height of the stack."""
+        self._marks.append(len(self._stack))
+
+    def take_marked(self, _: Any = None) -> list[Any]:
+        """Take what was put on the stack since the last mark."""
+        return self._take(len(self._stack) - self._marks.pop())
+
+    def import_name(self, argument: str) -> None:
+        """Name a global, module and name with a space between."""
+        module, _, name = argument.partition(" ")
+        self._name(module, name)
+
+    def import_stacked(self, _: Any) -> None:
+        """Name a global, module and name on the stack."""
+        module, name = self._take(2)
+        self._name(str(module), str(name))
+
+    def import_extension(self, _: Any) -> None:
+        """Name a global by its number in a table of the process."""
+        self._name("copyreg", "an extension")
+
+    def instance(self, argument: str) -> None:
+        """Make an object, protocol 0."""
+        self.take_marked()
+        self.import_name(argument)
+
+    def tuple_of(self, size: int | None) -> None:
+        """Make a tuple of the last values, or of all since the mark."""
+        values = self.take_marked() if size is None else self._take(size)
+        nodes = 1 + sum(getattr(value, "nodes", 1) for value in values)
+        if nodes > MOST_NODES:
+            raise ValueError("tuples nested beyond reason")
+        self._stack.append(Items(tuple(values), nodes))
+
+    def remember(self, argument: int | None) -> None:
+        """Put the last value into the memo."""
+        self._memo[len(self._memo) if argument is None else argument] = self._stack[-1]
+
+    def recall(self, argument: int) -> None:
+        """Take a value out of the memo."""
+        self._stack.append(self._memo[argument])
+
+    def refer(self, _: Any) -> None:
+        """Ask for a storage."""
+        (reference,) = self._take(1)
+        values = reference.values if isinstance(reference, Items) else ()
+        if len(values) < 5 or values[0] != "storage" or not isinstance(values[1], Global):
+            raise ValueError("a reference to something that is no storage")
+        item_size = ITEM_SIZES.get(values[1].name.rpartition(".")[2])
+        key, count = str(values[2]), values[4]
+        if item_size is None or not isinstance(count, int) or count < 0:
+            raise ValueError("a storage of unknown type or length")
+        if self.storages.setdefault(key, count * item_size) != count * item_size:
+            raise ValueError(f"two lengths for storage {key}")
+        self._stack.append(Thing())
+
+    def call(self, arguments: int) -> None:
+        """Call a global with so many values from the stack."""
+        function, *values = self._take(1 + arguments)
+        _check_call(function, values[0])
+        self._stack.append(Thing(sum(getattr(value, "nodes", 1) for value in values)))
+
+    def make_object(self, _: Any) -> None:
+        """Call the first value since the mark with the others."""
+        values = self.take_marked()
+        _check_call(values[0], None)
+        self._stack.append(Thing())
+
+    def collect(self, _: Any) -> None:
+        """Make a list, dictionary or frozenset of the values since the mark."""
+        self.take_marked()
+        self._stack.append(Thing())
+
+    def repeat(self, _: Any) -> None:
+        """Repeat the last value."""
+        self._stack.append(self._stack[-1])
+
+    def drop(self, count: int) -> None:
+        """Drop the last values."""
+        self._take(count)
+
+    def empty(self, _: Any) -> None:
+        """Make an empty list, dictionary or set."""
+        self._stack.append(Thing())
+
+    def _take(self, count: int) -> list[Any]:
+        if not 0 <= count <= len(self._stack):
+            raise IndexError("takes more values than there are")
+        values = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        return values
+
+    def _name(self, module: str, name: str) -> None:
+        if self._protocol < 3:  # written under the names of Python 2
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        self.names[f"{module}.{name}"] = None
+        self._stack.append(Global(f"{module}.{name}"))
+
+
+def _check_call(function: Any, arguments: Any) -> None:
+    if not isinstance(function, Global):
+        raise ValueError("a call of something that is no global")
+    if function.name.endswith("Storage"):
+        raise ValueError("a storage made out of nothing")
+    if function.name == "_codecs.encode":
+        values = arguments.values if isinstance(arguments, Items) else ()
+        if len(values) != 2 or values[1] not in ("latin1", "latin-1"):
+            raise ValueError("a text in an encoding that no checkpoint uses")
+
+
+STEPS: dict[str, Callable[[Walk, Any], Any]] = {
+    "PROTO": Walk.protocol,
+    **dict.fromkeys(("FRAME", "STOP"), Walk.skip),
+    "MARK": Walk.mark,
+    "GLOBAL": Walk.import_name,
+    "STACK_GLOBAL": Walk.import_stacked,
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), Walk.import_extension),
+    "INST": Walk.instance,
+    "OBJ": Walk.make_object,
+    "EMPTY_TUPLE": lambda walk, _: walk.tuple_of(0),
+    "TUPLE1": lambda walk, _: walk.tuple_of(1),
+    "TUPLE2": lambda walk, _: walk.tuple_of(2),
+    "TUPLE3": lambda walk, _: walk.tuple_of(3),
+    "TUPLE": lambda walk, _: walk.tuple_of(None),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Walk.remember),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Walk.recall),
+    **dict.fromkeys(("PERSID", "BINPERSID"), Walk.refer),
+    "REDUCE": lambda walk, _: walk.call(1),
+    "NEWOBJ": lambda walk, _: walk.call(1),
+    "NEWOBJ_EX": lambda walk, _: walk.call(2),
+    "BUILD": lambda walk, _: walk.drop(1),
+    "APPEND": lambda walk, _: walk.drop(1),
+    "SETITEM": lambda walk, _: walk.drop(2),
+    **dict.fromkeys(("APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK"), Walk.take_marked),
+    **dict.fromkeys(("LIST", "DICT", "FROZENSET"), Walk.collect),
+    "POP": lambda walk, _: walk.drop(1),
+    "DUP": Walk.repeat,
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"), Walk.empty),
+}
+
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PICKLES = 5
+# a version, or, in versions 0 and 1, a global, a tuple, dictionary or list
+PICKLE_STARTS = (b"\x80", b"c", b"(", b"}", b"]")
+
+# what PyTorch needs for dense tensors; none allocates by itself or runs anything given
+TENSOR_GLOBALS = frozenset(
+    {
+        "collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.complex",
+        "_codecs.encode", "torch.Size", "torch.device", "torch.nn.parameter.Parameter",
+        "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state", "torch.storage.UntypedStorage",
+        *(f"torch.{name}" for name in ITEM_SIZES if name != "UntypedStorage"),
+        *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "complex64",
+          "complex128", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64",
+          "bool", "float8_e4m3fn", "float8_e5m2")),
+    }
+)  # fmt: skip
+
+# what training scripts keep beside tensors; each is read as an inert `Record`, never as itself
+RECORD_GLOBALS = (
+    "argparse.Namespace",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.dtype", "numpy.ndarray",
+    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
+    "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+    "datetime.datetime", "datetime.timedelta",
+)  # fmt: skip
+
+
+class Record:
+    """Stands for an object of a harmless type, whose own code is never run.
+
+    Attributes:
+        state: The attributes that were stored, where they are a dictionary.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.state = {key: value for key, value in state.items() if isinstance(key, str)}
+
+
+def vet_file(path: Path) -> None:
+    """Refuse a PyTorch file that is damaged, dishonest about sizes, or wants a global.
+
+    Raises:
+        InputError: It is one of these, or no PyTorch checkpoint at all.
+    """
+    if _is_archive(path):
+        _vet_archive(path)
+    else:
+        _vet_legacy(path)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True  # one with a broken end, which opening it will tell
+
+
+def _vet_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _refuse_programs(path, [entry.filename for entry in entries])
+            _check_entries(path, entries)
+            pickles = [e.filename for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
+                raise InputError(
+                    f"{path}: expected a PyTorch checkpoint, got a zip archive with "
+                    f"{len(pickles)} data.pkl in it."
+                )
+            # reading an entry to its end checks its checksum
+            for entry in entries:
+                with archive.open(entry) as file:
+                    while file.read(1 << 20):
+                        pass
+            storages = _walk_or_refuse(path, io.BytesIO(archive.read(pickles[0])))
+            folder = pickles[0].removesuffix("data.pkl") + "data/"
+            lengths = {entry.filename: entry.file_size for entry in entries}
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: expected a whole PyTorch checkpoint, got a damaged one ({error}). "
+            "Copy or download it again."
+        ) from error
+    for key, size in storages.items():
+        if lengths.get(folder + key, 0) != size:
+            raise InputError(
+                f"{path}: expected {size:,} bytes for storage {key}, got "
+                f"{lengths.get(folder + key, 0):,}. The file is damaged or forged."
+            )
+
+
+def _refuse_programs(path: Path, names: list[str]) -> None:
+    files = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in files:
+        raise InputError(
+            f"{path}: expected weights, got a TorchScript program. Load it where you trust it, "
+            "with torch.jit.load, and save its state_dict() alone."
+        )
+    if "archive_format" in files or "serialized_exported_program.json" in files:
+        raise InputError(
+            f"{path}: expected weights, got a torch.export program. Save the state_dict of the "
+            "exported program alone."
+        )
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError(
+            f"{path}: expected the uncompressed archive that PyTorch writes, got compressed "
+            "entries. Save it again with torch.save."
+        )
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise InputError(f"{path}: its entries overlap; the file is damaged or forged.")
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise InputError(f"{path}: two entries of one name; the file is damaged or forged.")
+
+
+def _vet_legacy(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(1) not in PICKLE_STARTS:
+            raise InputError(f"{path}: expected a checkpoint, got {_guess(path)}.")
+        file.seek(0)
+        stream = _Bounded(file, path.stat().st_size)
+        # a file from before PyTorch 1.6 is five pickles, then the storages; another pickle is one
+        pickles = LEGACY_PICKLES if _starts_with_magic(file) else 1
+        total = 0
+        for _ in range(pickles):
+            total += sum(_walk_or_refuse(path, stream).values())
+    if total > path.stat().st_size:
+        raise InputError(
+            f"{path}: expected {total:,} bytes of storages, got a file of "
+            f"{path.stat().st_size:,}. It is truncated or forged."
+        )
+
+
+class _Bounded:
+    """A file whose reader is never asked, and so never makes room, for more than there is."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.readline = file.readline
+        self.tell = file.tell
+        self._read = file.read
+        self._size = size
+
+    def read(self, count: int) -> bytes:
+        if count > self._size:
+            raise ValueError("a value longer than the file")
+        return self._read(count)
+
+
+def _starts_with_magic(file: BinaryIO) -> bool:
+    head = file.read(32)
+    file.seek(0)
+    return LEGACY_MAGIC.to_bytes(10, "little") in head
+
+
+def _walk_or_refuse(path: Path, stream: Readable) -> dict[str, int]:
+    walk, problem = Walk(), None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in damaged strings
+            walk.run(stream)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        problem = error
+    # a global is the more telling reason, also where what follows it is strange
+    for name in walk.names:
+        if name not in TENSOR_GLOBALS and name not in RECORD_GLOBALS:
+            raise InputError(
+                f"{path}: refused, because loading it would call {name[:200]}; nothing was run. "
+                "Where you trust the file, load it there and save the state_dict() alone."
+            )
+    if problem is not None:
+        raise InputError(
+            f"{path}: expected a whole PyTorch checkpoint, got a damaged one ({problem}). "
+            "Copy or download it again."
+        ) from problem
+    return walk.storages
+
+
+# how files of other kinds begin
+KINDS = (
+    (b"\x89HDF\r\n", "an HDF5 file (Keras?). Convert it to PyTorch first"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x1f\x8b", "a gzip archive. Unpack it"),
+    (b"\xfd7zXZ", "an xz archive. Unpack it"),
+    (b"BZh", "a bzip2 archive. Unpack it"),
+    (b"GGUF", "a GGUF file, which holds no BatchNorm"),
+    (b"version https://git-lfs", "a Git LFS pointer. Fetch the file itself (git lfs pull)"),
+    (b"<", "a web page or XML. The download went wrong"),
+    (b"\x08", "what looks like an ONNX file. Give the checkpoint that it was exported from"),
+)
+
+
+def _guess(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(64)
+        file.seek(257)
+        tar = file.read(5) == b"ustar"
+    if not head:
+        return "an empty file"
+    if tar:
+        return "a tar archive. Unpack it"
+    known = (text for magic, text in KINDS if head.startswith(magic))
+    return next(known, "neither a PyTorch nor a safetensors file")

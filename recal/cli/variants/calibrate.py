@@ -1,0 +1,421 @@
+"""`recal calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+from rich.table import Table
+
+from recal.calibration.calibrate import (
+    calibrate,
+    calibrate_matrix,
+    calibration_images,
+    usual_affine,
+)
+from recal.calibration.estimators import CONSISTENT
+from recal.cli.console import console, messages, progress_bar
+from recal.cli.options import (
+    Listed,
+    autocast_option,
+    choose_device,
+    default_workers,
+    model_options,
+    precision_named,
+    reading_options,
+    refuse_given,
+    retyped,
+)
+from recal.variant.variant import Variant, branch_variant, save_variant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from recal.calibration.rounds import Settings
+    from recal.checkpoint.checkpoint import Checkpoint
+    from recal.distributed import World
+    from recal.policies.policy import Policy
+
+
+BOUNDS = ("mean_bound", "log_variance_bound")
+NAMED = 3
+
+
+def largest(statistics: Mapping[str, Any], kind: str) -> tuple[float, str]:
+    """Return the largest of the layers' errors of a kind, and the layer's path."""
+    return max((layer[kind], name) for name, layer in statistics["errors"].items())
+
+
+def precision(statistics: Mapping[str, Any]) -> str:
+    """Return a sentence on the least precise layers."""
+    (mean, mean_layer), (variance, variance_layer) = (largest(statistics, b) for b in BOUNDS)
+    return (
+        f"95 % error bounds: means within {mean:.4f} standard deviations ({mean_layer}), "
+        f"variances within {variance:.2%} ({variance_layer}); other layers are more precise."
+    )
+
+
+def doubts(statistics: Mapping[str, Any]) -> list[str]:
+    """Return sentences on images that were left out, and on layers that saw none."""
+    skipped = statistics["skipped"]
+    more = " and more" if len(skipped) > NAMED else ""
+    left_out = (
+        f"{len(skipped):,} images cannot be decoded and were left out: "
+        f"{', '.join(skipped[:NAMED])}{more}."
+    )
+    return [left_out] * bool(skipped) + [
+        f"layer {layer} saw no data and keeps its stored statistics."
+        for layer in statistics["layers_without_data"]
+    ]
+
+
+def calibrate_one(
+    checkpoint: Checkpoint,
+    affine: str | None,
+    mode: str | Policy,
+    data: Path | None,
+    output: Path | None,
+    settings: Settings,
+    asked: dict[str, Any],
+) -> None:
+    """Estimate one variant, write it, and say how precise it is."""
+    name = _name(mode)
+    affine = affine or usual_affine(checkpoint, name)
+    images = calibration_images(checkpoint.spec(**asked), data)
+    console.print(
+        f"{checkpoint.path.name}: weight and bias of branch '{affine}', statistics of '{name}' "
+        f"images out of {len(images):,} in {images.where}."
+    )
+    with progress_bar("images", hidden=not settings.world.leads) as bar:
+        variant = calibrate(
+            checkpoint, mode=mode, affine=affine, data=images, settings=settings, progress=bar,
+            **asked,
+        )  # fmt: skip
+    if not settings.world.leads:
+        return
+    output = output or Path(f"{checkpoint.path.stem}-{affine}-{name}.safetensors")
+    save_variant(variant, output)
+    statistics = variant.statistics
+    _warn(variant)
+    console.print(
+        f"Statistics of {len(checkpoint.layers)} layers from {statistics['images']:,} images "
+        f"({statistics['estimator']}, batches of {statistics['batch_size']}, "
+        f"seed {statistics['seed']}{_passes(variant)})."
+    )
+    console.print(precision(statistics))
+    _say_whether_reached([variant], settings)
+    console.print(f"Wrote {output}. Next: recal eval {checkpoint.path} {output}{retyped(asked)}")
+
+
+def calibrate_table(
+    checkpoint: Checkpoint,
+    affines: Sequence[str],
+    modes: Sequence[str | Policy],
+    data: Path | None,
+    output: Path | None,
+    settings: Settings,
+    asked: dict[str, Any],
+) -> None:
+    """Write every affine with every policy's statistics, and with every other branch's stored."""
+    spec = checkpoint.spec(**asked)
+    images = calibration_images(spec, data)
+    console.print(
+        f"{checkpoint.path.name}: weight and bias of {', '.join(affines)}; statistics of "
+        f"{', '.join(map(_name, modes))} images out of {len(images):,} in {images.where}."
+    )
+    with progress_bar("images", hidden=not settings.world.leads) as bar:
+        found = calibrate_matrix(
+            checkpoint, affines, modes, data=images, settings=settings, progress=bar, **asked
+        )
+    if not settings.world.leads:
+        return
+    found |= {
+        (affine, branch): branch_variant(checkpoint, affine, spec, statistics=branch)
+        for affine in affines
+        for branch in checkpoint.branches
+        if branch != affine
+    }
+    folder = output or Path(f"{checkpoint.path.stem}-variants")
+    table = Table("variant", "affine", "statistics", box=None, pad_edge=False)
+    for column in ("images", "95 % bound, mean", "variance"):
+        table.add_column(column, justify="right")
+    for (affine, source), variant in found.items():
+        path = folder / f"{affine}-{source}.safetensors"
+        save_variant(variant, path)
+        table.add_row(path.name, affine, *_cells(variant, source))
+    console.print(table)
+    estimated = [variant for variant in found.values() if _errors(variant)]
+    _warn(estimated[0])
+    console.print(
+        f"{settings.estimator}, batches of {settings.batch_size}, seed {settings.seed}"
+        f"{_passes(estimated[0])}. Bounds are those of the least precise layer: of the mean in "
+        "standard deviations, of the variance relative."
+    )
+    _say_whether_reached(estimated, settings)
+    console.print(
+        f"Wrote {len(found)} variants to {folder}. Next: recal eval --checkpoint "
+        f"{checkpoint.path} {' '.join(checkpoint.branches)} {folder}/*.safetensors{retyped(asked)}"
+    )
+
+
+def take_stored(
+    checkpoint: Checkpoint, affine: str, branch: str, output: Path | None, asked: dict[str, Any]
+) -> None:
+    """Write the variant of one branch's affine and another's stored statistics."""
+    variant = branch_variant(checkpoint, affine, checkpoint.spec(**asked), statistics=branch)
+    output = output or Path(f"{checkpoint.path.stem}-{affine}-{branch}.safetensors")
+    save_variant(variant, output)
+    console.print(f"Wrote {output}: {variant.label}.")
+
+
+def _name(mode: str | Policy) -> str:
+    return mode if isinstance(mode, str) else mode.name
+
+
+def _errors(variant: Variant) -> dict[str, dict[str, float]]:
+    errors: dict[str, dict[str, float]] = variant.statistics.get("errors", {})
+    return errors
+
+
+def _cells(variant: Variant, source: str) -> tuple[str, ...]:
+    if not _errors(variant):
+        return f"stored in {source}", "", "", ""
+    bounds = (f"{largest(variant.statistics, kind)[0]:.4f}" for kind in BOUNDS)
+    return f"{source} images", f"{variant.statistics['images']:,}", *bounds
+
+
+def _passes(variant: Variant) -> str:
+    """Say how often the images went through the network, where that is not plain."""
+    passes, estimator = variant.statistics["passes"], variant.statistics["estimator"]
+    if estimator != CONSISTENT:
+        return ""
+    return ", 1 pass, activations kept" if passes == 1 else f", {passes} passes"
+
+
+def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> None:
+    if settings.tolerance is None:
+        return
+    images = variants[0].statistics["images"]
+    reached = max(largest(variant.statistics, kind)[0] for variant in variants for kind in BOUNDS)
+    if reached <= settings.tolerance:
+        console.print(
+            f"Stopped after {images:,} images: bound {reached:.4f}, tolerance "
+            f"{settings.tolerance:g}."
+        )
+    else:
+        messages.print(
+            f"warning: tolerance {settings.tolerance:g} is not reached: all {images:,} images give "
+            f"a bound of {reached:.4f}. Raise --samples, or give more images."
+        )
+
+
+def _warn(variant: Variant) -> None:
+    for doubt in doubts(variant.statistics):
+        messages.print(f"warning: {doubt}")
+
+
+def recalibrate_file(
+    path: Path,
+    *,
+    mode: str,
+    policy: Path | None,
+    data: Path | None,
+    output: Path | None,
+    asked: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Re-estimate the statistics inside a patchable ONNX file."""
+    from pathlib import Path
+
+    from recal.cli.console import console, messages, progress_bar
+    from recal.data.folders import find_images
+    from recal.data.sampling import DEFAULT_SAMPLES
+    from recal.errors import UsageError
+    from recal.onnx_file.predict import network_spec
+    from recal.onnx_file.reading import read_model
+    from recal.onnx_file.recalibrate import recalibrate
+    from recal.onnx_file.session import OnnxNetwork
+    from recal.policies.policy import load_family, load_policy, read_policy
+    from recal.variant.file import write_variant
+
+    source = click.get_current_context().get_parameter_source("estimator")
+    if options["affine"] is not None:
+        raise UsageError("--affine: an ONNX file holds one branch only. Leave it out.")
+    if options["estimator"] != "consistent" and source is not ParameterSource.DEFAULT:
+        raise UsageError("--estimator: in an ONNX file only 'consistent' can be estimated.")
+    model = read_model(path)
+    spec = network_spec(OnnxNetwork(path), asked, str(path))
+    names = load_family(spec.family).folders.get(spec.classes, ())
+    images = find_images(
+        data, names, "train", classes=None, what=f"calibration images ({spec.family})"
+    )
+    chosen = load_policy(spec.family, mode) if policy is None else read_policy(policy)
+    with progress_bar("images") as bar:
+        variant = recalibrate(
+            model, images, spec, chosen, samples=options["samples"] or DEFAULT_SAMPLES,
+            batch_size=options["batch_size"], seed=options["seed"], where=str(path),
+            min_images=options["min_images"], skip_broken=options["skip_broken"], progress=bar,
+        )  # fmt: skip
+    output = output or Path(f"{path.stem}-{chosen.name}.safetensors")
+    write_variant(variant, output)
+    for doubt in doubts(variant.record["statistics"]):
+        messages.print(f"warning: {doubt}")
+    console.print(
+        f"Statistics of {len(variant.tensors) // 4} layers from "
+        f"{variant.record['statistics']['images']:,} images (consistent, by ONNX Runtime)."
+    )
+    console.print(precision(variant.record["statistics"]))
+    console.print(f"Wrote {output}. Next: recal patch {path} {output}")
+
+
+Item = TypeVar("Item")
+
+MATRIX_MODES = ("clean", "weak", "strong")
+# what says how statistics are estimated
+OF_ESTIMATES = (
+    "mode", "policy", "data", "matrix", "tolerance", "estimator", "samples", "min_images",
+    "skip_broken", "batch_size", "seed", "device", "workers", "autocast",
+)  # fmt: skip
+NOT_IN_ONNX = ("matrix", "statistics", "tolerance", "device", "workers", "autocast")
+
+
+@click.command("calibrate")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--mode", type=Listed(), default=("weak",), show_default="weak; clean,weak,strong for --matrix",
+    help="Policy: clean, weak, strong, ...; see `recal policies`.",
+)  # fmt: skip
+@click.option(
+    "--policy", type=click.Path(path_type=Path), help="A policy file of your own, for --mode."
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder of images, labels not needed."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="The variant's file; with --matrix, the variants' folder.",
+)  # fmt: skip
+@click.option(
+    "--affine", type=Listed(), default=(), show_default="main; aux0 for strong; all for --matrix",
+    help="Branch that lends weight and bias.",
+)  # fmt: skip
+@click.option("--matrix", is_flag=True, help="Every affine x every mode, in one reading.")
+@click.option("--statistics", help="Take a branch's stored statistics; nothing is estimated.")
+@click.option(
+    "--estimator",
+    default="pooled",
+    show_default=True,
+    help="pooled, consistent, ema, mean-of-batches.",
+)
+@click.option(
+    "--samples", type=click.IntRange(1), show_default="10,000; all with --tolerance",
+    help="Images at most.",
+)  # fmt: skip
+@click.option(
+    "--tolerance", type=float,
+    help="Stop when every layer's 95 % error bound is this small, such as 0.02.",
+)  # fmt: skip
+@click.option("--min-images", default=8, show_default=True, type=click.IntRange(1))
+@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded.")
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps, ...")
+@autocast_option
+@click.option(
+    "--workers", default=default_workers, type=click.IntRange(0), help="Processes for images.",
+    show_default="cores - 1",
+)  # fmt: skip
+@reading_options
+@model_options
+def command(
+    checkpoint: Path | None,
+    mode: tuple[str, ...],
+    policy: Path | None,
+    data: Path | None,
+    output: Path | None,
+    affine: tuple[str, ...],
+    matrix: bool,
+    statistics: str | None,
+    reading: dict[str, Any],
+    asked: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Re-estimate the BatchNorm statistics of CHECKPOINT on augmented images.
+
+    Writes a variant: the BatchNorm tensors alone, bound to the checkpoint by a hash. Without a
+    CHECKPOINT the bundled sample is used. CHECKPOINT may be a patchable ONNX file: then ONNX
+    Runtime estimates, without torch (`--mode clean`), for `recal patch`. Under torchrun the
+    processes share the images.
+    """
+    if policy is not None:
+        refuse_given(("mode",), "expected it instead of --policy, got both.")
+    if checkpoint is not None and checkpoint.suffix == ".onnx":
+        refuse_given(NOT_IN_ONNX, "an ONNX file takes no such option. Leave it out.")
+        recalibrate_file(
+            checkpoint, mode=_one(mode, "--mode"), policy=policy, data=data, output=output,
+            asked=asked, options={**options, "affine": _only(affine, "--affine")},
+        )  # fmt: skip
+        return
+    from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.cli.console import console, messages
+    from recal.distributed import joined
+    from recal.policies.policy import read_policy
+    from recal.resources import sample_checkpoint, sample_images
+
+    with joined() as world:
+        console.quiet = messages.quiet = not world.leads
+        if checkpoint is None:
+            checkpoint, data = sample_checkpoint(), data or sample_images()
+            console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
+        loaded = load_checkpoint(checkpoint, **reading)
+        for doubt in loaded.doubts:
+            messages.print(f"warning: {doubt}")
+        if statistics is not None:
+            refuse_given(OF_ESTIMATES, "with --statistics nothing is estimated. Leave it out.")
+            take_stored(loaded, _only(affine, "--affine") or "main", statistics, output, asked)
+            return
+        settings = _settings(world, **options)
+        modes: tuple[str | Policy, ...] = mode if policy is None else (read_policy(policy),)
+        if matrix:
+            if not _given("mode") and policy is None:
+                modes = MATRIX_MODES
+            affines = affine or tuple(loaded.branches)
+            calibrate_table(loaded, affines, modes, data, output, settings, asked)
+        else:
+            chosen = _one(modes, "--mode")
+            single = _only(affine, "--affine")
+            calibrate_one(loaded, single, chosen, data, output, settings, asked)
+
+
+def _settings(world: World, device: str, autocast: str | None, **options: Any) -> Settings:
+    import torch
+
+    from recal.calibration.rounds import Settings
+    from recal.data.sampling import DEFAULT_SAMPLES
+    from recal.distributed import local_device
+
+    if options["samples"] is None and options["tolerance"] is None:
+        options["samples"] = DEFAULT_SAMPLES
+    return Settings(
+        device=torch.device(local_device(choose_device(device))),
+        autocast=precision_named(autocast),
+        world=world,
+        **options,
+    )
+
+
+def _one(items: tuple[Item, ...], option: str) -> Item:
+    if len(items) != 1:
+        raise click.UsageError(f"{option}: expected one without --matrix, got {len(items)}.")
+    return items[0]
+
+
+def _only(items: tuple[str, ...], option: str) -> str | None:
+    return _one(items, option) if items else None
+
+
+def _given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (click.core.ParameterSource.DEFAULT, None)

@@ -1,0 +1,194 @@
+"""Corrupting a batch of images."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from recal.corruptions import blur, digital, elastic, fog, frost, noise, weather
+from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS, FAMILIES, SEVERITIES
+from recal.errors import InputError, UsageError
+from recal.wording import pick
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    Picture = TypeVar("Picture", Image.Image, NDArray[np.uint8])
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """Corrupt one image at a time; callable, so that it stands in torchvision's `Compose`.
+
+    Attributes:
+        name: One of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
+        severity: 1 to 5.
+        family: `cifar`, `tiny` or `imagenet`.
+        seed: Not negative.
+    """
+
+    name: str
+    severity: int
+    family: str
+    seed: int = 0
+
+    def __call__(self, image: Picture, index: int | None = None) -> Picture:
+        """Return the corrupted image, of the kind that came.
+
+        Args:
+            image: A PIL image of mode RGB, or uint8 (H, W, 3).
+            index: The image's number in its data set, which keys the draws. None takes a hash of
+                the pixels: the draws are the same in every worker and epoch, whatever the order.
+
+        Raises:
+            UsageError: As `corrupt`.
+            InputError: As `corrupt`; or a PIL image of another mode.
+        """
+        if isinstance(image, np.ndarray):
+            return self._corrupt(image, index)
+        if getattr(image, "mode", None) != "RGB":
+            found = getattr(image, "mode", type(image).__name__)
+            raise InputError(
+                f"image: expected a PIL image of mode RGB or an array, got {found}. Convert "
+                "it with image.convert('RGB')."
+            )
+        from PIL import Image
+
+        return Image.fromarray(self._corrupt(np.asarray(image), index))
+
+    def _corrupt(self, pixels: NDArray[np.uint8], index: int | None) -> NDArray[np.uint8]:
+        if index is None:
+            digest = hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=8).digest()
+            index = int.from_bytes(digest, "little") >> 1
+        corrupted = corrupt(
+            pixels[None], self.name, self.severity, family=self.family, seed=self.seed,
+            indices=[index],
+        )  # fmt: skip
+        return np.asarray(corrupted[0])
+
+
+OPERATIONS: dict[str, Callable[..., NDArray[np.uint8]]] = {
+    "gaussian_noise": noise.gaussian_noise,
+    "shot_noise": noise.shot_noise,
+    "impulse_noise": noise.impulse_noise,
+    "defocus_blur": blur.defocus_blur,
+    "glass_blur": blur.glass_blur,
+    "motion_blur": blur.motion_blur,
+    "zoom_blur": blur.zoom_blur,
+    "snow": weather.snow,
+    "frost": frost.frost,
+    "fog": fog.fog,
+    "brightness": weather.brightness,
+    "contrast": digital.contrast,
+    "elastic_transform": elastic.elastic_transform,
+    "pixelate": digital.pixelate,
+    "jpeg_compression": digital.jpeg_compression,
+    "speckle_noise": noise.speckle_noise,
+    "gaussian_blur": blur.gaussian_blur,
+    "spatter": weather.spatter,
+    "saturate": digital.saturate,
+}
+
+
+def corrupt(
+    images: NDArray[np.uint8],
+    name: str,
+    severity: int,
+    *,
+    family: str,
+    seed: int = 0,
+    indices: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+) -> NDArray[np.uint8]:
+    """Corrupt images as Hendrycks and Dietterich do.
+
+    The result for an image depends on its pixels, `name`, `severity`, `family`, `seed` and its
+    index alone: not on the batch, its order, or the thread.
+
+    Args:
+        images: uint8 (N, H, W, 3), RGB, 0 to 255; left unchanged.
+        name: One of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
+        severity: 1 to 5.
+        family: Whose parameters: `cifar` (for 32 pixels), `tiny` (64) or `imagenet` (224). For
+            images of another size the parameters that are lengths are multiplied by the shorter
+            side over the family's.
+        seed: Not negative.
+        indices: The images' numbers in their data set, not negative, (N,); 0 to N - 1 if None.
+
+    Returns:
+        uint8 (N, H, W, 3), newly allocated.
+
+    Raises:
+        UsageError: `name`, `severity`, `family` or `seed` is not one of those.
+        InputError: The images are not such an array or too small, `indices` do not fit them, or the
+            textures that frost needs are not there.
+
+    Source: Hendrycks and Dietterich (arXiv 1903.12261).
+    """
+    pick(name, (*CORRUPTIONS, *EXTRA_CORRUPTIONS), "corruption")
+    pick(family, FAMILIES, "family of corruptions")
+    _check_number(severity, "severity", SEVERITIES[0], SEVERITIES[-1])
+    _check_number(seed, "seed", 0, None)
+    _check_images(images)
+    numbers = _check_indices(indices, len(images))
+
+    from recal.corruptions.random import Draws, derive_key
+
+    parameters = FAMILIES[family].severities[name][severity - 1]
+    scale = min(images.shape[1:3]) / FAMILIES[family].side
+    draws = Draws(derive_key(int(seed), name, int(severity)), numbers)
+    return OPERATIONS[name](np.ascontiguousarray(images), scale, draws, *parameters)
+
+
+def _check_number(value: Any, what: str, least: int, most: int | None) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        expected = f"an integer from {least}" + (f" to {most}" if most is not None else " on")
+        raise UsageError(f"{what}: expected {expected}, got {value!r}.")
+
+
+def _check_images(images: Any) -> None:
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"images: expected a NumPy array, got {type(images).__name__}.")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise InputError(
+            f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}."
+            f"{_hint(images)}"
+        )
+    if min(images.shape[1:3]) < 1:
+        raise InputError(f"images: expected at least one pixel, got {images.shape}.")
+
+
+def _hint(images: NDArray[Any]) -> str:
+    if images.dtype != np.uint8:
+        return " Scale to 0..255 and convert."
+    if images.ndim == 3 and images.shape[2] == 3:
+        return " Pass image[None] for a single image."
+    if images.ndim == 3 or images.shape[3:] == (1,):
+        return " Repeat grey images over three channels."
+    if images.shape[3:] == (4,):
+        return " Drop the alpha channel: images[..., :3]."
+    if images.ndim == 4 and images.shape[1] == 3:
+        return " Put the channels last: images.transpose(0, 2, 3, 1)."
+    return ""
+
+
+def _check_indices(indices: Any, count: int) -> NDArray[np.int64]:
+    if indices is None:
+        return np.arange(count, dtype=np.int64)
+    numbers = np.asarray(indices)
+    whole = np.issubdtype(numbers.dtype, np.integer) or numbers.size == 0
+    if not whole or numbers.shape != (count,):
+        raise InputError(
+            f"indices: expected {count} integers, one an image, "
+            f"got {numbers.dtype} {numbers.shape}."
+        )
+    if count and (numbers.min() < 0 or numbers.max() >= 2**63):
+        raise InputError(f"indices: expected 0 to 2^63 - 1, got {numbers.min()}.")
+    return np.ascontiguousarray(numbers, np.int64)

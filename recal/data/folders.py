@@ -1,0 +1,227 @@
+"""Finding a data set's folder: where the user says, else in the usual places."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from recal.data.arrays import packed_arrays, plain_array
+from recal.data.cifar_mnist import cifar_pickles, mnist_files
+from recal.data.images import FileSource, ImageSource, is_image_name
+from recal.data.tars import TAR_SUFFIX, TarSource, open_tars
+from recal.errors import InputError
+from recal.resources import cache_folder, data_folders
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+TRAIN, TEST = "train", "test"
+SPLIT_FOLDERS = {TRAIN: ("train",), TEST: ("test", "val", "validation")}
+
+
+def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSource:
+    """Open one split of the images in a folder or file, whatever its layout.
+
+    Args:
+        folder: Holds CIFAR-10's or CIFAR-100's own pickles; `<split>.npz` (arrays `images` and
+            `labels`); `<split>_images.npy` or `<split>/images.npy`, with labels likewise; MNIST's
+            idx files; class folders, below `train/` and `test/` (or `val/`) or directly; images; or
+            tar files with any of these folders in them. It may also be an .npy, .npz or .tar file.
+        split: `train` or `test`. What has no splits is used for either.
+        archives: Whether tar files that lie in the folder count.
+
+    Raises:
+        InputError: There is nothing, no image in it, or what is there is malformed.
+    """
+    if not folder.exists():
+        raise InputError(f"{folder}: expected a folder of images, got nothing there.")
+    if not folder.is_dir() and folder.suffix.lower() not in FILES:
+        hint = " Unpack it and name the folder." if ".tar" in folder.name else ""
+        raise InputError(
+            f"{folder}: expected a folder of images, or a file of {', '.join(FILES)}, got another "
+            f"file.{hint}"
+        )
+    for read in LAYOUTS if folder.is_dir() else (FILES[folder.suffix.lower()],):
+        source = read(folder, split) if archives or read is not _tars else None
+        if source is not None:
+            if not len(source):
+                raise InputError(f"{folder}: expected images, got none.")
+            return source
+    others = _split_names() & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+    found = f"only {', '.join(sorted(others))}" if others else "none"
+    raise InputError(
+        f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
+        f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
+        "images, or tar files of them."
+    )
+
+
+def _cifar_pickles(folder: Path, split: str) -> ImageSource | None:
+    return cifar_pickles(folder, training=split == TRAIN)
+
+
+def _mnist_files(folder: Path, split: str) -> ImageSource | None:
+    return mnist_files(folder, training=split == TRAIN)
+
+
+def _arrays(folder: Path, split: str) -> ImageSource | None:
+    packed = folder / f"{split}.npz"
+    if packed.is_file():
+        return packed_arrays(packed, split)
+    for stem in (f"{split}_", f"{split}/", ""):
+        path = folder / f"{stem}images.npy"
+        if path.is_file():
+            return plain_array(path, split)
+    return None
+
+
+def _tar(path: Path, split: str) -> ImageSource | None:
+    return _split_of_tars(open_tars(path), split)
+
+
+def _class_folders(folder: Path, split: str) -> ImageSource | None:
+    base = _split_folder(folder, split)
+    if base is None:
+        return None
+    names = sorted(path.name for path in base.iterdir() if path.is_dir())
+    found = [(name, path) for name in names for path in _images_below(base, name)]
+    if not found:
+        return None
+    classes = sorted({name for name, _ in found})
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[name] for name, _ in found], np.int64)
+    return FileSource(base, tuple(path for _, path in found), labels, tuple(classes))
+
+
+def _plain_images(folder: Path, split: str) -> ImageSource | None:
+    base = _split_folder(folder, split)
+    if base is None:
+        return None
+    paths = tuple(p for p in sorted(base.iterdir()) if is_image_name(p.name) and p.is_file())
+    return FileSource(base, paths, None) if paths else None
+
+
+def _tars(folder: Path, split: str) -> ImageSource | None:
+    base = _split_folder(folder, split)
+    archives = sorted(base.glob(f"*{TAR_SUFFIX}")) if base is not None else []
+    if base is None or not archives:
+        return None
+    source = open_tars(base, archives)
+    return _split_of_tars(source, split) if base == folder else source.below("")
+
+
+def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
+    """Return a split's images; a folder that all of them lie in, the packed one, is passed over."""
+    while len(tops := source.folders()) == 1 and not tops & _split_names():
+        inner = source.below("/".join(filter(None, (source.folder, *tops))))
+        if len(inner) < len(source):
+            break
+        source = inner
+    name = _split_name(tops, split)
+    chosen = (
+        source.below("/".join(filter(None, (source.folder, name)))) if name is not None else None
+    )
+    return chosen if chosen is not None and len(chosen) else None
+
+
+def _split_folder(folder: Path, split: str) -> Path | None:
+    name = _split_name({path.name for path in folder.iterdir() if path.is_dir()}, split)
+    return None if name is None else folder / name
+
+
+def _split_name(folders: set[str], split: str) -> str | None:
+    """Return the split's folder, empty where there are no splits, None where there are others."""
+    named = [name for name in SPLIT_FOLDERS[split] if name in folders]
+    if named:
+        return named[0]
+    return None if folders & _split_names() else ""
+
+
+def _split_names() -> set[str]:
+    return {name for names in SPLIT_FOLDERS.values() for name in names}
+
+
+def _images_below(base: Path, name: str) -> list[Path]:
+    return sorted(
+        path
+        for path in (base / name).rglob("*")
+        if is_image_name(path.relative_to(base).as_posix()) and path.is_file()
+    )
+
+
+Reader: TypeAlias = Callable[[Path, str], ImageSource | None]
+LAYOUTS: tuple[Reader, ...] = (
+    _cifar_pickles,
+    _arrays,
+    _mnist_files,
+    _class_folders,
+    _plain_images,
+    _tars,
+)
+FILES: dict[str, Reader] = {".npy": plain_array, ".npz": packed_arrays, TAR_SUFFIX: _tar}
+
+
+def candidates(data: Path | None, names: Sequence[str]) -> list[Path]:
+    """Return the folders that may hold a data set, the likeliest first.
+
+    Args:
+        data: The user's choice; with it nowhere else is looked.
+        names: The data set's usual folder names, looked for below each place.
+    """
+    places = [data] if data is not None else data_folders()
+    named = [place / name for place in places for name in names]
+    return [folder for folder in (*named, *places) if folder.is_dir()]
+
+
+def find_images(
+    data: Path | None, names: Sequence[str], split: str, *, classes: int | None, what: str
+) -> ImageSource:
+    """Open the images of a data set.
+
+    Args:
+        data: The user's choice, or None to look in the usual places.
+        names: The data set's usual folder names.
+        split: `train` or `test`.
+        classes: The number of classes that labelled class folders must have, or None for any. A
+            folder that the user did not name is passed over where it has another number.
+        what: What is looked for, for the message.
+
+    Raises:
+        InputError: They are nowhere, or malformed where the user said.
+    """
+    if data is not None and not data.is_dir():  # a file, or nothing
+        return open_images(data, split)  # says what is wrong with it
+    problem = None
+    for folder in candidates(data, names):
+        # a place for data sets may hold archives of any: only those of a named folder are meant
+        named = data is not None or folder.name in names
+        try:
+            source = open_images(folder, split, archives=named)
+        except InputError as error:
+            problem = error
+            continue
+        if classes is None or source.classes is None or len(source.classes) == classes:
+            return source
+        problem = InputError(
+            f"{folder}: expected {classes} class folders, got {len(source.classes)}."
+        )
+    if data is not None and problem is not None:
+        raise problem
+    raise InputError(f"{what}: expected images, got none. {places_searched(data)}")
+
+
+def places_searched(data: Path | None) -> str:
+    """Return a sentence on where data were looked for and how to name another place."""
+    if data is not None:
+        return f"Looked in {data}."
+    environment = os.environ.get("RECAL_DATA")
+    return (
+        f"Looked in --data (not given), recal.toml ([data] data: not given), $RECAL_DATA "
+        f"({environment or 'not set'}), ./data and {cache_folder() / 'data'}. "
+        "Put the data set into one of these, or name its folder with --data."
+    )

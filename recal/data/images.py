@@ -1,0 +1,305 @@
+"""Which images of a source statistics are estimated on, in batches."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from recal.data.sampling import in_batches, seeded_batches
+from recal.errors import BrokenImageError, InputError
+from recal.machine import available_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+    from typing import IO
+
+    from numpy.typing import NDArray
+
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+)
+
+
+class ImageSource(Protocol):
+    """A sequence of images, with labels where there are any."""
+
+    @property
+    def where(self) -> Path:
+        """The folder or file that it was read from, for messages."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The labels, int64 (N,), or None."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes' names in the order of the labels, or None where they have none."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+        ...
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """Return image `index`, uint8 (H, W, 3)."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return what image `index` is called in messages."""
+        ...
+
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """Return a hash of these images' names, contents and labels, in hexadecimal."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images in one array, possibly a memory map: uint8 (N, H, W, 3), or (N, H, W) for grey."""
+
+    where: Path
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        image = np.asarray(self.images[index])
+        return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+
+    def name(self, index: int) -> str:
+        """Return the file's path and the image's number in it."""
+        return f"{self.where}: image {index}"
+
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """Return a hash of these images' contents and labels, in hexadecimal."""
+        digest = hashlib.sha256(repr(self.images.shape[1:]).encode())
+        for start in range(0, len(indices), 1024):
+            digest.update(self.images[indices[start : start + 1024]].tobytes())
+        if self.labels is not None:
+            digest.update(self.labels[list(indices)].astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """One image a file."""
+
+    where: Path
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return decode(self.paths[index], self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the file's path."""
+        return str(self.paths[index])
+
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """Return a hash of these images' names, contents and labels, in hexadecimal."""
+        paths = [self.paths[index] for index in indices]
+        names = [path.relative_to(self.where).as_posix() for path in paths]
+        return fingerprint_files(names, (path.read_bytes() for path in paths), self.labels, indices)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a path with slashes is named as an image is, and no part of it is hidden."""
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path with slashes begins with a dot: what systems leave behind."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def decode(file: Path | bytes, name: str) -> NDArray[np.uint8]:
+    """Decode an image as evaluation practice does: as RGB, not turned as its EXIF entry asks.
+
+    Transparency is dropped, not blended. Of 16-bit samples the high byte is taken, which Pillow
+    does for colour; it would clip grey ones.
+
+    Args:
+        file: Its path or content.
+        name: What it is called in messages.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        BrokenImageError: It is no whole image, one of more than 179 million pixels, or one whose
+            samples are of 32 bits.
+    """
+    opened: Path | IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        with Image.open(opened) as image:
+            if image.mode.startswith("I;16"):
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError("samples of 32 bits")
+            image.info.pop("transparency", None)  # Pillow warns of what is dropped
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's own words are the path again, or the address of a buffer
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise BrokenImageError(
+            f"{name}: expected an image, got a file that cannot be decoded ({reason}). "
+            "Replace or remove it."
+        ) from error
+
+
+def fingerprint_files(
+    names: Iterable[str],
+    contents: Iterable[bytes],
+    labels: NDArray[np.int64] | None,
+    indices: Sequence[int],
+) -> str:
+    """Return a hash of images' names, contents and labels, in hexadecimal.
+
+    Args:
+        names: Of the files, below their source, with slashes.
+        contents: Likewise.
+        labels: Of all images of the source, or None.
+        indices: The images' numbers in the source.
+    """
+    digest = hashlib.sha256()
+    for index, name, content in zip(indices, names, contents, strict=True):
+        label = -1 if labels is None else int(labels[index])
+        digest.update(f"{name}\0{label}\0".encode())
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+BLOCK = 512
+NAMED = 3
+
+
+def without_broken(
+    source: ImageSource,
+    indices: NDArray[np.int64],
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Decode images once and leave out those that cannot be.
+
+    Args:
+        source: The images.
+        indices: Those that are meant to be used, int64 (n,).
+        progress: Called with images tried and in total.
+
+    Returns:
+        The others' indices in the order given, int64, and the names of the broken ones.
+    """
+    if isinstance(source, ArraySource):  # nothing to decode
+        return indices, []
+    kept = np.ones(len(indices), bool)
+    with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
+        for start in range(0, len(indices), BLOCK):
+            block = indices[start : start + BLOCK].tolist()
+            kept[start : start + BLOCK] = list(pool.map(lambda i: _decodes(source, i), block))
+            progress(start + len(block), len(indices))
+    return indices[kept], [source.name(index) for index in indices[~kept].tolist()]
+
+
+@contextmanager
+def counting_broken(
+    source: ImageSource,
+    indices: NDArray[np.int64],
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Iterator[None]:
+    """Where the block meets a broken image, look for all of them before it ends.
+
+    Args:
+        source: The images.
+        indices: Those that the block reads, int64 (n,).
+        progress: Called with images looked at and in total.
+
+    Raises:
+        BrokenImageError: It names the first few and counts them.
+    """
+    try:
+        yield
+    except BrokenImageError as error:
+        _, broken = without_broken(source, indices, progress)
+        names = ", ".join(broken[:NAMED])
+        more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+        raise BrokenImageError(
+            f"{source.where}: expected images, got {len(broken):,} out of {len(indices):,} that "
+            f"cannot be decoded: {names}{more}. Replace or remove them, or leave them out with "
+            "--skip-broken."
+        ) from error
+
+
+def _decodes(source: ImageSource, index: int) -> bool:
+    try:
+        source[index]
+    except BrokenImageError:
+        return False
+    return True
+
+
+# fewer images say next to nothing of a channel's variance
+MIN_IMAGES = 8
+
+
+def usable_batches(
+    source: ImageSource,
+    samples: int | None,
+    batch_size: int,
+    seed: int,
+    *,
+    min_images: int = MIN_IMAGES,
+    skip_broken: bool = False,
+    ask_once: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
+    """Draw images and cut them into batches.
+
+    Args:
+        source: The images.
+        samples: How many at most; None for all.
+        batch_size: Images a batch.
+        seed: Of the draw.
+        min_images: Fewer are refused.
+        skip_broken: Whether those that cannot be decoded are left out; else they are used, and fail
+            when they are read.
+        ask_once: Gives every process of a job the answer of one.
+        progress: Called with images tried and in total, where broken ones are looked for.
+
+    Returns:
+        The indices of each batch, and the names of the images left out, below the source's place.
+
+    Raises:
+        InputError: There are too few.
+    """
+    broken: list[str] = []
+    batches = seeded_batches(len(source), samples or len(source), batch_size, seed)
+    if skip_broken and batches:
+        order = np.concatenate(batches)
+        kept, broken = ask_once(lambda: without_broken(source, order, progress))
+        batches = in_batches(kept, batch_size)
+    count = sum(map(len, batches))
+    if count < max(1, min_images):
+        raise InputError(
+            f"{source.where}: expected at least {min_images} images, got {count}. Give more, or "
+            "lower --min-images."
+        )
+    # a variant's record says nothing of this machine's folders
+    return batches, tuple(name.removeprefix(str(source.where)).lstrip("/: ") for name in broken)

@@ -1,0 +1,242 @@
+"""One task of regenerating a corrupted set, as a worker process does it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from recal.corruptions import corrupt
+from recal.corruptions.parameters import FAMILIES, SEVERITIES
+from recal.data.folders import TEST, open_images
+from recal.data.images import FileSource, ImageSource
+from recal.errors import InputError, RecalError
+from recal.files import whole_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+CHUNK = 64  # images of a task of folders
+STEP = 512  # images corrupted at a time in a task of arrays
+JPEG_QUALITY = 85
+RESIZED = 256
+ANNOTATIONS = "val_annotations.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one worker does at a time: some images under some corruptions, all severities.
+
+    Attributes:
+        source: The folder of the clean images.
+        out: The folder of the set.
+        family: Whose parameters.
+        seed: Of the draws.
+        corruptions: Which ones.
+        start: The number of the first image.
+        stop: The number after the last image.
+    """
+
+    source: Path
+    out: Path
+    family: str
+    seed: int
+    corruptions: tuple[str, ...]
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """The number of corrupted images that it makes."""
+        return len(self.corruptions) * len(SEVERITIES) * (self.stop - self.start)
+
+
+@lru_cache(maxsize=4)
+def open_clean(folder: Path) -> ImageSource:
+    """Open the clean test images, in the order whose numbers key the draws.
+
+    Tiny-ImageNet's own `val/`, which has its labels in a file, is read as that file says.
+
+    Raises:
+        InputError: There are none, or they have no labels.
+    """
+    annotations = folder / "val" / ANNOTATIONS
+    source = _annotated(annotations) if annotations.is_file() else open_images(folder, TEST)
+    if source.labels is None:
+        raise InputError(
+            f"{folder}: expected labelled images (class folders, or CIFAR's own files), got images "
+            "without labels."
+        )
+    return source
+
+
+def _annotated(path: Path) -> ImageSource:
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    if not rows or any(len(row) < 2 for row in rows):
+        raise InputError(f"{path}: expected lines of an image and a class with a tab between.")
+    classes = sorted({row[1] for row in rows})
+    rows.sort(key=lambda row: (row[1], row[0]))
+    paths = tuple(path.parent / "images" / Path(row[0]).name for row in rows)
+    labels = np.array([classes.index(row[1]) for row in rows], np.int64)
+    return FileSource(path.parent, paths, labels, tuple(classes))
+
+
+def prepare(image: NDArray[np.uint8], family: str) -> NDArray[np.uint8]:
+    """Bring an image to the side that the family's parameters are for.
+
+    ImageNet's are resized to 256 pixels at the shorter side and cropped in the middle, as the
+    generators do; the others must have the right side already.
+
+    Raises:
+        ValueError: They have not.
+    """
+    side = FAMILIES[family].side
+    if family != "imagenet":
+        if image.shape[:2] != (side, side):
+            raise ValueError(
+                f"expected {side}x{side} pixels, got {image.shape[1]}x{image.shape[0]}"
+            )
+        return image
+    picture = Image.fromarray(image)
+    width, height = picture.size
+    ratio = RESIZED / min(width, height)
+    # the longer side is truncated, as torchvision's Resize does
+    size = (RESIZED if width <= height else int(RESIZED * width / height),
+            RESIZED if height <= width else int(RESIZED * height / width))  # fmt: skip
+    if ratio != 1:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    return np.asarray(picture.crop((left, top, left + side, top + side)))
+
+
+@lru_cache(maxsize=1)
+def _read_all(folder: Path, family: str) -> NDArray[np.uint8]:
+    """Read all images at once: small ones are decoded once a process, not once a corruption."""
+    return _read(folder, family, 0, len(open_clean(folder)))
+
+
+def _read(folder: Path, family: str, start: int, stop: int) -> NDArray[np.uint8]:
+    source = open_clean(folder)
+    images = []
+    for index in range(start, stop):
+        try:
+            images.append(prepare(source[index], family))
+        except ValueError as error:
+            raise InputError(f"{folder}: image {index}: {error}.") from error
+    return np.stack(images)
+
+
+def forget_images() -> None:
+    """Forget the images that were opened: their files may have changed since."""
+    open_clean.cache_clear()
+    _read_all.cache_clear()
+
+
+def write_array(task: Task) -> int:
+    """Write `<corruption>.npy`: uint8 (5 N, H, W, 3), severity after severity.
+
+    Returns:
+        The number of corrupted images that are there now.
+    """
+    side, count = FAMILIES[task.family].side, task.stop - task.start
+    clean = _read_all(task.source, task.family)
+    for name in task.corruptions:
+        path = task.out / f"{name}.npy"
+        if path.is_file():  # it was renamed when it was whole
+            continue
+        with whole_file(path) as partial, partial.open("wb") as file:
+            shape = (len(SEVERITIES) * count, side, side, 3)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for severity in SEVERITIES:
+                for start in range(task.start, task.stop, STEP):
+                    some = clean[start : min(start + STEP, task.stop)]
+                    file.write(_corrupted(task, name, severity, some, start).tobytes())
+    return task.size
+
+
+def write_folders(task: Task) -> int:
+    """Write `<corruption>/<severity>/<class>/<name>.JPEG` for a few images.
+
+    Files that are there are left: they were renamed when they were whole.
+
+    Returns:
+        The number of corrupted images that are there now.
+    """
+    source = open_clean(task.source)
+    names = [place_of(source, index) for index in range(task.start, task.stop)]
+    images = None
+    for name in task.corruptions:
+        for severity in SEVERITIES:
+            paths = [task.out / name / str(severity) / place for place in names]
+            if all(path.is_file() for path in paths):
+                continue
+            if images is None:
+                images = _read(task.source, task.family, task.start, task.stop)
+            _write_jpegs(paths, _corrupted(task, name, severity, images, task.start))
+    return task.size
+
+
+def place_of(source: ImageSource, index: int) -> str:
+    """Return the class folder and name of an image in the published layout."""
+    assert source.labels is not None
+    label = int(source.labels[index])
+    folder = source.classes[label] if source.classes is not None else f"{label:04d}"
+    stem = source.paths[index].stem if isinstance(source, FileSource) else f"{index:08d}"
+    return f"{folder}/{stem}.JPEG"
+
+
+def _corrupted(
+    task: Task, name: str, severity: int, images: NDArray[np.uint8], start: int
+) -> NDArray[np.uint8]:
+    numbers = np.arange(start, start + len(images))
+    return corrupt(images, name, severity, family=task.family, seed=task.seed, indices=numbers)
+
+
+def _write_jpegs(paths: list[Path], images: NDArray[np.uint8]) -> None:
+    """Write all, sync all, rename all: syncing one by one would wait for the disk each time."""
+    partials = [path.with_suffix(".partial") for path in paths]
+    try:
+        for partial, image in zip(partials, images, strict=True):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(partial, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        for partial in partials:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        for partial, path in zip(partials, paths, strict=True):
+            partial.replace(path)
+    except OSError as error:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+        raise RecalError(
+            f"{paths[0].parent}: cannot be written ({error.strerror or error}). What is whole is "
+            "kept; make room and run it again."
+        ) from error
+
+
+def begin_worker() -> None:
+    """Make a worker process end with its parent, even when that is killed, and not by itself."""
+    import signal
+    from multiprocessing import parent_process
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says when to stop
+
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.join,), daemon=True).start()
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _end_with(wait: object) -> None:
+    assert callable(wait)
+    wait()
+    os._exit(1)

@@ -1,1 +1,0 @@
-"""From a built variant to an ONNX file, with proof."""

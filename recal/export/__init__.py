@@ -1,0 +1,1 @@
+"""From a variant to an ONNX file with proof; needs torch."""

@@ -1,0 +1,137 @@
+"""One ONNX file with several variants: shared weights, an input that chooses, by onnx alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from recal.errors import InputError
+from recal.onnx_file.editing import layer_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+
+def switchable(
+    model: onnx.ModelProto, variants: Sequence[Mapping[str, NDArray[np.float32]]]
+) -> onnx.ModelProto:
+    """Return a model with a further input `variant`, int64 (), that chooses between variants.
+
+    Each variant is one branch of nested `If` nodes, with BatchNorm tensors of its own; all other
+    weights stand outside and are shared. ONNX Runtime folds each branch when it loads the file.
+
+    Args:
+        model: An unfolded model; see `to_onnx`.
+        variants: The tensors of each variant, by their names in its file.
+
+    Raises:
+        InputError: There are fewer than two variants, or one does not fit the model.
+    """
+    if len(variants) < 2:
+        raise InputError(f"--switchable: expected two variants or more, got {len(variants)}.")
+    graph = model.graph
+    names = layer_tensors(graph)
+    for number, tensors in enumerate(variants):
+        odd = sorted(names.keys() ^ tensors.keys())
+        if odd:
+            raise InputError(f"variant {number}: tensor '{odd[0]}': expected those of the network.")
+    branches = [
+        _branch(graph, {names[key]: array for key, array in tensors.items()}, number)
+        for number, tensors in enumerate(variants)
+    ]
+    own = set(names.values())
+    shared = [tensor for tensor in graph.initializer if tensor.name not in own]
+    # out of range, Gather fails: no variant is run by mistake
+    shared.append(numpy_helper.from_array(np.arange(len(variants), dtype=np.int64), "variants"))
+    chooser = helper.make_node("Gather", ["variants", "variant"], ["chosen"], "choose")
+    nodes = [chooser, *_choose(branches, 0, shared)]
+    output = graph.output[0].name
+    whole = helper.make_graph(
+        nodes,
+        graph.name,
+        [*graph.input, helper.make_tensor_value_info("variant", TensorProto.INT64, [])],
+        [graph.output[0]],
+        shared,
+    )
+    whole.node[-1].output[0] = output
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.CopyFrom(whole)
+    return result
+
+
+def _choose(
+    branches: Sequence[onnx.GraphProto], number: int, shared: list[onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    """Return nodes that run branch `number` if it is chosen, else one of those after it."""
+    if number == len(branches) - 2:
+        other = branches[-1]
+    else:
+        inner = _choose(branches, number + 1, shared)
+        result = helper.make_tensor_value_info(f"result_{number + 1}", TensorProto.FLOAT, None)
+        other = helper.make_graph(inner, f"after_{number}", [], [result])
+    shared.append(numpy_helper.from_array(np.array(number, np.int64), f"number_{number}"))
+    return [
+        helper.make_node("Equal", ["chosen", f"number_{number}"], [f"is_{number}"], f"is_{number}"),
+        helper.make_node(
+            "If",
+            [f"is_{number}"],
+            [f"result_{number}"],
+            f"variant_{number}",
+            then_branch=branches[number],
+            else_branch=other,
+        ),
+    ]
+
+
+def _branch(
+    graph: onnx.GraphProto, arrays: Mapping[str, NDArray[np.float32]], number: int
+) -> onnx.GraphProto:
+    """Return the graph's nodes as a branch, with names of its own for all that is not shared."""
+    suffix = f"_v{number}"
+    produced = [name for node in graph.node for name in node.output]
+    # short names, because every branch spells them all again
+    own = {name: f"{i}{suffix}" for i, name in enumerate(produced)}
+    own |= {name: f"{name}{suffix}" for name in arrays}
+    tensors = [numpy_helper.from_array(array, own[name]) for name, array in arrays.items()]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    unfolded = _convolutions_without_batch_norm(graph)
+    nodes = []
+    for node in graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = ""
+        copy.input[:] = [own.get(name, name) for name in node.input]
+        copy.output[:] = [own[name] for name in node.output]
+        nodes.append(copy)
+        if node.output[0] in unfolded and node.input[1] in shapes:
+            # times one, per branch: ONNX Runtime multiplies it into weights of the branch's own,
+            # which it can lay out for its fast kernels; shared ones it cannot
+            value = own[node.output[0]]
+            copy.output[0] = f"{value}_plain"
+            ones = np.ones((shapes[node.input[1]][0], 1, 1), np.float32)
+            tensors.append(numpy_helper.from_array(ones, f"{value}_ones"))
+            nodes.append(helper.make_node("Mul", [f"{value}_plain", f"{value}_ones"], [value]))
+    output = graph.output[0]
+    result = helper.make_tensor_value_info(
+        own[output.name], output.type.tensor_type.elem_type, None
+    )
+    return helper.make_graph(nodes, f"variant{suffix}", [], [result], tensors)
+
+
+def _convolutions_without_batch_norm(graph: onnx.GraphProto) -> set[str]:
+    """Return the outputs of convolutions that no BatchNormalization alone follows."""
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    return {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Conv" and readers.get(node.output[0]) != ["BatchNormalization"]
+    }

@@ -1,0 +1,192 @@
+"""Turning a network into an ONNX graph, folded or with its BatchNorm tensors still by name."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from recal.errors import InputError, UsageError
+from recal.networks.plain import batch_norms
+from recal.onnx_file.editing import with_arrays
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@torch.inference_mode()
+def find_culprit(network: nn.Module, example: torch.Tensor, opset: int) -> str:
+    """Return the path and class of the innermost module whose own export fails.
+
+    The exporter names the operator but not where it stands, so every module is exported alone, on
+    the input that it gets inside the network, children before parents.
+    """
+    inputs: dict[str, tuple[Any, ...]] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given, name=name: inputs.setdefault(name, given))
+        for name, module in network.named_modules()
+    ]
+    try:
+        network(example)
+    except Exception:  # noqa: BLE001  (whatever a user's module raises, the search goes on)
+        return type(network).__name__
+    finally:
+        for hook in hooks:
+            hook.remove()
+    modules = dict(network.named_modules())
+    for name in sorted(inputs, key=lambda name: -name.count(".") - bool(name)):
+        if not _exports(modules[name], inputs[name], opset):
+            return f"{name or 'the network'} ({type(modules[name]).__name__})"
+    return type(network).__name__
+
+
+def _exports(module: nn.Module, inputs: tuple[Any, ...], opset: int) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                inputs,
+                io.BytesIO(),  # type: ignore[arg-type]  # the tracing exporter writes to files too
+                dynamo=False,
+                opset_version=opset,
+            )
+    except Exception:  # noqa: BLE001  (see above)
+        return False
+    return True
+
+
+OPSET = 18
+OPSETS = range(13, 21)  # below, BatchNormalization was another operator; above, none is traced
+
+
+def to_onnx(
+    network: nn.Module,
+    size: int,
+    *,
+    fold: bool,
+    opset: int = OPSET,
+    batch: int | None = None,
+    any_size: bool = False,
+) -> onnx.ModelProto:
+    """Trace a network in eval mode.
+
+    Args:
+        network: Maps float32 (N, 3, size, size) to logits (N, K); on the CPU, in eval mode.
+        size: Side of the input in pixels.
+        fold: Fold every BatchNorm that follows a convolution into it. Otherwise all BatchNorm
+            tensors stay initialisers under their plain names, `<layer>.running_mean` and so on.
+        opset: ONNX's operator set.
+        batch: A fixed number of images, or None for a dimension `batch`.
+        any_size: Make height and width dimensions `height` and `width`.
+
+    Returns:
+        A model of one graph: `input` float32 (batch, 3, size, size), `logits` float32 (batch, K).
+
+    Raises:
+        InputError: The network is in training mode, has a BatchNorm without statistics, or an
+            operation that cannot be exported.
+        UsageError: recal cannot write this opset.
+    """
+    _check_exportable(network, opset)
+    traced = network if fold else _with_distinct_tensors(network)
+    dynamic: dict[str, dict[int, str]] = {"input": {}, "logits": {}}
+    if batch is None:
+        dynamic["input"][0] = dynamic["logits"][0] = "batch"
+    if any_size:
+        dynamic["input"] |= {2: "height", 3: "width"}
+    example = torch.zeros(batch or 2, 3, size, size)
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            # The tracing exporter is deprecated, and chosen with open eyes: docs/architecture.md
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                traced,
+                (example,),
+                buffer,  # type: ignore[arg-type]  # the tracing exporter writes to files too
+                dynamo=False,
+                input_names=["input"],
+                output_names=["logits"],
+                dynamic_axes=dynamic,
+                opset_version=opset,
+                do_constant_folding=fold,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"export: {find_culprit(network, example, opset)}: expected operations that ONNX has, "
+            f"got {reason} Replace this module, or try another --opset."
+        ) from error
+    model = onnx.load_model_from_string(buffer.getvalue())
+    _use_plain_names(model, traced)
+    return model if fold else with_tensors(model, _batch_norm_tensors(network))
+
+
+def with_tensors(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    """Return a copy of an unfolded model with these initialisers replaced by name.
+
+    Raises:
+        InputError: The model has no initialiser of a name, or one of another shape.
+    """
+    return with_arrays(model, {k: t.float().cpu().numpy() for k, t in tensors.items()})
+
+
+def _check_exportable(network: nn.Module, opset: int) -> None:
+    if opset not in OPSETS:
+        raise UsageError(
+            f"--opset: expected a number from {OPSETS[0]} to {OPSETS[-1]}, got {opset}."
+        )
+    training = [name for name, module in network.named_modules() if module.training]
+    if training:
+        raise InputError(
+            f"export: expected a network in eval mode, got {training[0] or 'all of it'} in "
+            "training mode. Call .eval() first."
+        )
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise InputError(
+                f"export: {name}: expected a BatchNorm with running statistics, got one without: "
+                "its output would depend on which images share a batch. Calibrate it first."
+            )
+
+
+def _batch_norm_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{leaf}": tensor
+        for name, layer in batch_norms(network).items()
+        for leaf, tensor in layer.state_dict().items()
+        if tensor.ndim == 1
+    }
+
+
+def _with_distinct_tensors(network: nn.Module) -> nn.Module:
+    """Return a copy in which no BatchNorm tensor equals another one.
+
+    The exporter joins equal tensors into one initialiser, such as the zero means of layers that
+    were never trained, and then they could not be replaced one by one.
+    """
+    distinct = copy.deepcopy(network)
+    for number, tensor in enumerate(_batch_norm_tensors(distinct).values()):
+        tensor.fill_(0.1234 + number)
+    return distinct
+
+
+def _use_plain_names(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Rename BatchNorm initialisers to the checkpoint's plain names, where those differ."""
+    plain = {id(layer): name for name, layer in batch_norms(network).items()}
+    renamed = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        if id(module) in plain and plain[id(module)] != path:
+            for leaf in module.state_dict():
+                renamed[f"{path}.{leaf}"] = f"{plain[id(module)]}.{leaf}"
+    for tensor in model.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)

@@ -1,0 +1,200 @@
+"""The doctor: how far the branches of a checkpoint are apart, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recal.errors import UsageError
+from recal.inspection.findings import Finding, examine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from recal.checkpoint.checkpoint import Checkpoint
+
+
+# what PyTorch adds to a variance before it takes the root, unless a network says otherwise
+EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDistance:
+    """How far one layer of a branch is from the same layer of `main`.
+
+    Attributes:
+        layer: The plain layer's path.
+        mean_shift: Root mean square over channels of (mean - main's mean) / main's standard
+            deviation.
+        log_variance_ratio: Root mean square over channels of log(variance / main's variance).
+        symmetric_kl: KL(p || q) + KL(q || p) of the Gaussians of the two statistics, in nats, mean
+            over channels.
+        affine_distance: |(weight, bias) - main's| / |main's (weight, bias)|, Euclidean norms over
+            all channels; None for layers without affine.
+    """
+
+    layer: str
+    mean_shift: float
+    log_variance_ratio: float
+    symmetric_kl: float
+    affine_distance: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchReport:
+    """One branch.
+
+    Attributes:
+        name: `main`, `aux0` ...
+        layers: Number of BatchNorm layers.
+        channels: Number of channels of all layers together.
+        trained_batches: What the layers counted as seen in training, the largest; None if not kept.
+        distances: Distance to `main` of each layer; empty for `main` itself.
+    """
+
+    name: str
+    layers: int
+    channels: int
+    trained_batches: int | None
+    distances: tuple[LayerDistance, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `recal inspect` says of a checkpoint.
+
+    Attributes:
+        path: The file, as it was named.
+        layout: Name of the layout.
+        writer: Who writes this layout.
+        roles: Which images trained which branch, by that source's convention.
+        architecture: Name of the architecture, or None where the file does not tell.
+        parameters: Number of values outside of the BatchNorm layers.
+        weights_sha256: The hash by which variants know their weights.
+        branches: The branches, `main` first.
+        notes: What was unwrapped or left out while reading.
+        findings: What is wrong or doubtful, and what follows from it.
+    """
+
+    path: str
+    layout: str
+    writer: str
+    roles: str
+    architecture: str | None
+    parameters: int
+    weights_sha256: str
+    branches: tuple[BranchReport, ...]
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `recal inspect --json` prints; warnings are sentences."""
+        content = asdict(self)
+        content["warnings"] = [finding.sentence for finding in self.findings]
+        content["findings"] = [asdict(finding) for finding in self.findings]
+        return content
+
+
+def inspect_checkpoint(checkpoint: Checkpoint, *, arch: str | None = None) -> Inspection:
+    """Measure the branches of a checkpoint against `main` and look for faults.
+
+    Needs no architecture. Statistics are compared in float64, with 1e-5 added to variances as
+    BatchNorm itself does.
+
+    Args:
+        checkpoint: The branches.
+        arch: The architecture, where the user says; it is not built.
+    """
+    main = checkpoint.branches["main"]
+    return Inspection(
+        path=str(checkpoint.path),
+        layout=checkpoint.layout.name,
+        writer=checkpoint.layout.writer,
+        roles=checkpoint.layout.roles,
+        architecture=arch or _architecture(checkpoint),
+        parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
+        weights_sha256=checkpoint.weights_sha256,
+        branches=tuple(
+            BranchReport(
+                name=name,
+                layers=len(checkpoint.layers),
+                channels=sum(main[f"{layer}.running_mean"].numel() for layer in checkpoint.layers),
+                trained_batches=_trained_batches(tensors),
+                distances=()
+                if name == "main"
+                else tuple(layer_distance(layer, tensors, main) for layer in checkpoint.layers),
+            )
+            for name, tensors in checkpoint.branches.items()
+        ),
+        notes=checkpoint.notes,
+        findings=examine(checkpoint),
+    )
+
+
+def layer_distance(
+    layer: str, branch: Mapping[str, torch.Tensor], main: Mapping[str, torch.Tensor]
+) -> LayerDistance:
+    """Measure one layer of a branch against the same layer of `main`; NaN where values are NaN."""
+    mean_shift, log_variance_ratio, symmetric_kl = gaussian_distances(
+        branch[f"{layer}.running_mean"],
+        branch[f"{layer}.running_var"],
+        main[f"{layer}.running_mean"],
+        main[f"{layer}.running_var"],
+    )
+    return LayerDistance(
+        layer=layer,
+        mean_shift=mean_shift,
+        log_variance_ratio=log_variance_ratio,
+        symmetric_kl=symmetric_kl,
+        affine_distance=_affine_distance(layer, branch, main),
+    )
+
+
+def gaussian_distances(
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    base_mean: torch.Tensor,
+    base_variance: torch.Tensor,
+) -> tuple[float, float, float]:
+    """Compare the Gaussians of two sets of statistics, channel by channel.
+
+    Args:
+        mean: Shape (C,), any floating type; likewise the others.
+        variance: Of the same values.
+        base_mean: Mean that it is compared with.
+        base_variance: Variance that it is compared with.
+
+    Returns:
+        Root mean square of the shift in the base's standard deviations; root mean square of the log
+        of the ratio of variances; mean of KL(p || q) + KL(q || p), in nats.
+    """
+    variance, base_variance = variance.double() + EPS, base_variance.double() + EPS
+    gap = (mean.double() - base_mean.double()).square()
+    kl = ((variance + gap) / base_variance + (base_variance + gap) / variance) / 2 - 1
+    shift, ratio = gap / base_variance, (variance / base_variance).log().square()
+    return float(shift.mean().sqrt()), float(ratio.mean().sqrt()), float(kl.mean())
+
+
+def _affine_distance(
+    layer: str, branch: Mapping[str, torch.Tensor], main: Mapping[str, torch.Tensor]
+) -> float | None:
+    keys = [key for key in (f"{layer}.weight", f"{layer}.bias") if key in main]
+    if not keys:
+        return None
+    own, base = (torch.cat([b[key].double() for key in keys]) for b in (branch, main))
+    norm = base.norm()
+    return float((own - base).norm() / norm) if norm else float((own - base).norm())
+
+
+def _trained_batches(tensors: Mapping[str, torch.Tensor]) -> int | None:
+    counts = [int(t.max()) for k, t in tensors.items() if k.endswith(".num_batches_tracked")]
+    return max(counts, default=None)
+
+
+def _architecture(checkpoint: Checkpoint) -> str | None:
+    try:
+        return checkpoint.spec().arch
+    except UsageError:
+        return None

@@ -1,0 +1,257 @@
+"""What can be wrong with the branches of a checkpoint, one function a fault.
+
+To add one: write a function from a checkpoint to findings and add one line to the table at the
+foot.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from recal.checkpoint.checkpoint import Checkpoint
+
+
+SHOWN = 3
+# below this a channel's variance is nothing beside the 1e-5 that BatchNorm adds to it
+VANISHING = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something wrong or doubtful.
+
+    Attributes:
+        kind: A word for programs, such as `never-trained`.
+        branch: The branch, or None where it concerns the whole file.
+        layers: The plain paths of the layers concerned.
+        what: What was found.
+        follows: What follows from it.
+    """
+
+    kind: str
+    branch: str | None
+    layers: tuple[str, ...]
+    what: str
+    follows: str
+
+    @property
+    def sentence(self) -> str:
+        """What was found and what follows from it, for people."""
+        return f"{f'{self.branch}: ' if self.branch else ''}{self.what}. {self.follows}"
+
+
+def examine(checkpoint: Checkpoint) -> tuple[Finding, ...]:
+    """Look for every known fault."""
+    return tuple(finding for check in CHECKS for finding in check(checkpoint))
+
+
+def _never_trained(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for name, tensors in checkpoint.branches.items():
+        layers = tuple(
+            layer
+            for layer in checkpoint.layers
+            if not tensors[f"{layer}.running_mean"].any()
+            and bool((tensors[f"{layer}.running_var"] == 1).all())
+        )
+        if not layers:
+            continue
+        whole = len(layers) == len(checkpoint.layers)
+        yield Finding(
+            kind="never-trained",
+            branch=name,
+            layers=layers,
+            what="never trained: mean 0 and variance 1 throughout"
+            if whole
+            else f"{_named(layers)} never trained: mean 0 and variance 1 in every channel",
+            follows="Its outputs mean nothing; do not deploy it, or estimate its statistics first "
+            "(recal calibrate).",
+        )
+
+
+def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for name, tensors in checkpoint.branches.items():
+        keys = (key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+        layers = tuple(dict.fromkeys(key.rpartition(".")[0] for key in keys))
+        if layers:
+            yield Finding(
+                kind="not-finite",
+                branch=name,
+                layers=layers,
+                what=f"NaN or infinity in {_named(layers)}",
+                follows="Every output through this branch is NaN; training diverged, or the file "
+                "is damaged.",
+            )
+    broken = tuple(
+        name
+        for name, tensor in checkpoint.weights.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    )
+    if broken:
+        yield Finding(
+            kind="not-finite",
+            branch=None,
+            layers=broken,
+            what=f"NaN or infinity in the shared weights {_named(broken)}",
+            follows="No branch can give finite outputs; training diverged, or the file is damaged.",
+        )
+
+
+def _negative_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for name, tensors in checkpoint.branches.items():
+        layers = tuple(
+            layer
+            for layer in checkpoint.layers
+            if bool((tensors[f"{layer}.running_var"] < 0).any())
+        )
+        if layers:
+            yield Finding(
+                kind="negative-variance",
+                branch=name,
+                layers=layers,
+                what=f"negative variances in {_named(layers)}",
+                follows="Their root is NaN or wrong; estimate the statistics again "
+                "(recal calibrate).",
+            )
+
+
+def _vanishing_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for name, tensors in checkpoint.branches.items():
+        small = {
+            layer: int((tensors[f"{layer}.running_var"].abs() < VANISHING).sum())
+            for layer in checkpoint.layers
+        }
+        layers = tuple(layer for layer, count in small.items() if count)
+        if layers:
+            yield Finding(
+                kind="vanishing-variance",
+                branch=name,
+                layers=layers,
+                what=f"{sum(small.values())} channels of variance 0 in {_named(layers)}",
+                follows="Their input is constant: a unit before them is dead. Any input that does "
+                "move there is multiplied by 1 / sqrt(epsilon), usually 316.",
+            )
+
+
+def _dead_channels(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for name, tensors in checkpoint.branches.items():
+        dead = {
+            layer: int((tensors[f"{layer}.weight"] == 0).sum())
+            for layer in checkpoint.layers
+            if f"{layer}.weight" in tensors
+        }
+        layers = tuple(layer for layer, count in dead.items() if count)
+        if layers:
+            yield Finding(
+                kind="dead-channels",
+                branch=name,
+                layers=layers,
+                what=f"{sum(dead.values())} channels of weight 0 in {_named(layers)}",
+                follows="They pass on a constant whatever the statistics: pruned, or never left a "
+                "zero initialisation.",
+            )
+
+
+def _equal_branches(checkpoint: Checkpoint) -> Iterator[Finding]:
+    names = list(checkpoint.branches)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            equal = {
+                kind: all(
+                    torch.equal(tensor, checkpoint.branches[second][key])
+                    for key, tensor in checkpoint.branches[first].items()
+                    if key.endswith(leaves)
+                )
+                for kind, leaves in (
+                    ("statistics", (".running_mean", ".running_var")),
+                    ("affine", (".weight", ".bias")),
+                )
+            }
+            if equal["statistics"]:
+                yield Finding(
+                    kind="equal-branches",
+                    branch=second,
+                    layers=(),
+                    what=f"the same {'values' if equal['affine'] else 'statistics'} as {first}",
+                    follows="The auxiliary BatchNorm was never used in training, or one was copied "
+                    "from the other."
+                    if equal["affine"]
+                    else "Both were trained on the same images, or their statistics are shared.",
+                )
+
+
+def _roles(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for doubt in checkpoint.doubts:
+        what, _, follows = doubt.partition(". ")
+        yield Finding(kind="roles", branch=None, layers=(), what=what, follows=f"{follows}.")
+
+
+def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Find networks whose activations timm used to drop when it split a BatchNormAct2d."""
+    if checkpoint.layout.name == "timm-splitbn" and any(
+        re.fullmatch(r"blocks\.\d+\.\d+\.conv_(dw|pw)\.weight", key) for key in checkpoint.weights
+    ):
+        yield Finding(
+            kind="lost-activations",
+            branch=None,
+            layers=(),
+            what="timm's split BatchNorm in an EfficientNet or MobileNet, whose BatchNorm layers "
+            "carry the activations",
+            follows="timm before 1.0.31 dropped these when it split the layers: weights trained "
+            "with such a timm belong to a network without them and are wrong in one that has them. "
+            "Score the branches on labelled images (recal inspect --data); near chance means that.",
+        )
+
+
+def _adversarial_preprocessing(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """EfficientNet's AdvProp weights were trained with Inception's mean and deviation."""
+    names = f"{checkpoint.facts.get('arch', '')} {checkpoint.path.name}".lower()
+    stem = checkpoint.weights.keys() & {"conv_stem.weight", "_conv_stem.weight"}
+    told = checkpoint.facts.get("mean")
+    if stem and re.search(r"(^|[-_. ])(ap|adv|advprop)([-_. ]|$)", names) and told is None:
+        yield Finding(
+            kind="ap-preprocessing",
+            branch=None,
+            layers=(),
+            what="by its name an EfficientNet trained with AdvProp ('AP')",
+            follows="Those weights expect Inception's preprocessing: --mean 0.5,0.5,0.5 --std "
+            "0.5,0.5,0.5. With ImageNet's usual numbers they work, some points worse.",
+        )
+
+
+def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Slimmable networks spell their widths as DuBN spells its branches."""
+    if checkpoint.layout.name in ("dubn", "dubin") and len(checkpoint.branches) > 2:
+        yield Finding(
+            kind="width-collision",
+            branch=None,
+            layers=(),
+            what=f"{len(checkpoint.branches)} branches under the names of DuBN, which has two",
+            follows="Slimmable networks number their widths so; equal channel counts speak against "
+            "that here. Say --layout plain if they are layers used one after the other.",
+        )
+
+
+def _named(layers: tuple[str, ...]) -> str:
+    more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
+    return f"{', '.join(layers[:SHOWN])}{more}"
+
+
+CHECKS: tuple[Callable[[Checkpoint], Iterator[Finding]], ...] = (
+    _never_trained,
+    _not_finite,
+    _negative_variance,
+    _vanishing_variance,
+    _dead_channels,
+    _equal_branches,
+    _roles,
+    _lost_activations,
+    _adversarial_preprocessing,
+    _widths,
+)

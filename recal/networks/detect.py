@@ -1,0 +1,186 @@
+"""Telling an architecture from the names and shapes of its tensors, or from a name in a file.
+
+A candidate is proposed by names, then proven: the network is made without memory and must have
+exactly these tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from recal.errors import UsageError
+from recal.networks.names import HARMLESS_ORIGINS, create_network, is_known
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Shapes = Mapping[str, tuple[int, ...]]
+
+
+COUNTER = ".num_batches_tracked"
+# stage sizes and whether blocks have three convolutions: depth of a ResNet
+DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
+    ((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50,
+    ((3, 4, 23, 3), True): 101, ((3, 8, 36, 3), True): 152,
+}  # fmt: skip
+
+
+def architecture_of(named: str | None, shapes: Shapes) -> str:
+    """Return the architecture that a file names, or that its tensors determine.
+
+    Args:
+        named: What the file says, such as `wrn16_1`, `timm:resnet50` or a bare `resnet50`.
+        shapes: Shape of every tensor of the plain network, by name.
+
+    Raises:
+        UsageError: Neither tells.
+    """
+    options = _readings(named) if named else []
+    if len(options) == 1:
+        return options[0]
+    fitting = [name for name in options if fits(name, shapes)]
+    if fitting or options:
+        return (fitting or options)[0]
+    proposed = [name for propose in PROPOSALS for name in propose(shapes)]
+    proven = [name for name in proposed if fits(name, shapes)]
+    if len(proven) == 1:
+        return proven[0]
+    told = f"names an architecture that recal may not use ('{named}')" if named else (
+        "names no architecture")  # fmt: skip
+    choice = (
+        f"Its tensors fit {' and '.join(proven)}, which compute different things. Give one with "
+        "--arch."
+        if proven
+        else "Give one with --arch, for instance --arch timm:resnet50, --arch wrn16_1 or --arch "
+        "python:FILE.py:CALLABLE."
+    )
+    raise UsageError(f"the checkpoint {told}. {choice}")
+
+
+def _readings(named: str) -> list[str]:
+    """Return the known names that a name in a file can stand for; never one that runs code."""
+    if ":" in named:
+        return [named] if named.partition(":")[0] in HARMLESS_ORIGINS and is_known(named) else []
+    if is_known(named):
+        return [named]  # recal's own, without importing the others
+    return [name for name in (f"timm:{named}", f"torchvision:{named}") if is_known(name)]
+
+
+def fits(name: str, shapes: Shapes) -> bool:
+    """Tell whether a network has exactly these tensors; it is made without memory."""
+    expected = plain_shapes(shapes)
+    matrices = [shape for shape in expected.values() if len(shape) == 2]
+    classes = matrices[-1][0] if matrices else 1000
+    try:
+        import torch
+
+        with torch.device("meta"):
+            network = create_network(name, classes)
+    except (UsageError, NotImplementedError, RuntimeError):
+        return False
+    own = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    return {key: shape for key, shape in own.items() if not key.endswith(COUNTER)} == expected
+
+
+def plain_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes without counters, and with each instance-batch norm as one BatchNorm."""
+    result: dict[str, tuple[int, ...]] = {}
+    for key, shape in shapes.items():
+        if key.endswith(COUNTER) or ".IN." in key:
+            continue
+        parent, mark, leaf = key.rpartition(".BN.")
+        instance = shapes.get(f"{parent}.IN.weight") if mark else None
+        if instance is None:
+            result[key] = shape
+        else:
+            result[f"{parent}.{leaf}"] = (shape[0] + instance[0],)
+    return result
+
+
+def _stages(shapes: Shapes, pattern: str, first: str) -> tuple[int, ...]:
+    """Count the blocks of each stage: matches of a pattern with a stage and a block number."""
+    blocks: dict[int, int] = {}
+    for key in shapes:
+        match = re.fullmatch(pattern + first, key)
+        if match is not None:
+            blocks[int(match[1])] = blocks.get(int(match[1]), 0) + 1
+    return tuple(blocks[stage] for stage in sorted(blocks))
+
+
+def _wide_resnets(shapes: Shapes) -> list[str]:
+    blocks = _stages(shapes, r"block(\d)\.layer\.(\d+)\.", r"conv1\.weight")
+    inner = shapes.get("block1.layer.0.conv1.weight")
+    if len(blocks) != 3 or not inner or inner[0] % 16:
+        return []
+    return [f"wrn{6 * blocks[0] + 4}_{inner[0] // 16}"]
+
+
+def _cifar_resnets(shapes: Shapes) -> list[str]:
+    blocks = _stages(shapes, r"layer(\d)\.(\d+)\.", r"conv1\.weight")
+    if not blocks or "linear.weight" not in shapes:
+        return []
+    deep = "layer1.0.conv3.weight" in shapes
+    if len(blocks) == 3:
+        return [f"cifar_resnet{6 * blocks[0] + 2}"]
+    depth = DEPTHS.get((blocks, deep))
+    if depth is None:
+        return []
+    if "bn1.weight" in shapes or "bn1.BN.weight" in shapes:
+        return [f"cifar_resnet{depth}"]
+    return [f"preactresnet{depth}{'_bn' if 'bn.weight' in shapes else ''}"]
+
+
+def _resnexts(shapes: Shapes) -> list[str]:
+    inner = shapes.get("stage_1.0.conv_conv.weight")
+    if not inner or len(inner) != 4 or not inner[1]:
+        return []
+    return [f"resnext29_{inner[0] // inner[1]}x{inner[1]}"]
+
+
+def _imagenet_resnets(shapes: Shapes) -> list[str]:
+    blocks = _stages(shapes, r"layer(\d)\.(\d+)\.", r"conv1\.weight")
+    deep = "layer1.0.conv3.weight" in shapes
+    depth = DEPTHS.get((blocks, deep))
+    if depth is None or "fc.weight" not in shapes:
+        return []
+    inner = shapes.get("layer1.0.conv2.weight", (64, 64))
+    width, per_group = (*inner, 0)[:2]
+    if not deep or width == per_group == 64:
+        return [f"torchvision:resnet{depth}"]
+    if width == per_group == 128:
+        return [f"torchvision:wide_resnet{depth}_2"]
+    groups = width // per_group if per_group else 0
+    return [f"torchvision:resnext{depth}_{groups}x{per_group}d"]
+
+
+def _efficientnets(shapes: Shapes) -> list[str]:
+    """Propose both of timm's kinds, of different padding and epsilon: the user has to say which."""
+    head = shapes.get("conv_head.weight", (0,))[0]
+    sizes = [i for i, width in enumerate(HEADS) if width == head]
+    names = [f"timm:{kind}efficientnet_b{i}" for i in sizes for kind in ("", "tf_")]
+    return names + (["timm:mobilenetv2_100"] if head == HEADS[0] else [])
+
+
+def _torchvision_features(shapes: Shapes) -> list[str]:
+    if "features.conv0.weight" in shapes:
+        return [f"torchvision:densenet{depth}" for depth in (121, 161, 169, 201)]
+    if "features.0.weight" in shapes:
+        return [f"torchvision:vgg{depth}_bn" for depth in (11, 13, 16, 19)]
+    last = shapes.get("classifier.1.weight", (0, 0))
+    sizes = [i for i, width in enumerate(HEADS[:8]) if (width,) == last[1:]]
+    names = [f"torchvision:efficientnet_b{i}" for i in sizes]
+    return names + (["torchvision:mobilenet_v2"] if 0 in sizes else [])
+
+
+# width of the last convolution of EfficientNet-B0, B1, ... (arXiv 1905.11946)
+HEADS = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 2816)
+
+PROPOSALS: tuple[Callable[[Shapes], list[str]], ...] = (
+    _wide_resnets,
+    _cifar_resnets,
+    _resnexts,
+    _imagenet_resnets,
+    _efficientnets,
+    _torchvision_features,
+)

@@ -1,0 +1,171 @@
+"""Turning an architecture's name into a network with fresh weights; nothing is downloaded."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from recal.errors import UsageError
+from recal.wording import did_you_mean, pick
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+
+FORMS = (
+    "wrn<depth>_<widen>, cifar_resnet<depth>, preactresnet<depth>, resnext29_<groups>x<width>, "
+    "timm:NAME, torchvision:NAME, robustbench:DATASET/THREAT/NAME, python:FILE.py:CALLABLE"
+)
+# the only origins that a name found in a file may have
+HARMLESS_ORIGINS = ("", "recal", "timm", "torchvision")
+
+
+def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Module:
+    """Build a network with randomly initialised weights.
+
+    Args:
+        name: `recal:NAME` or `NAME` for recal's own, `timm:NAME`, `torchvision:NAME`,
+            `robustbench:DATASET/THREAT/NAME`, `python:FILE.py:CALLABLE` or
+            `python:MODULE:CALLABLE`.
+        classes: Number of classes, K.
+        trusted: Whether a person gave the name. One that was found in a checkpoint, variant or ONNX
+            file may not select `python:` or `robustbench:`, which import other people's code.
+
+    Raises:
+        UsageError: The name is unknown, or not allowed.
+    """
+    origin, target = split_name(name)
+    if not trusted and origin not in HARMLESS_ORIGINS:
+        raise UsageError(
+            f"architecture '{name}' was found in a file, and such a name may not run code. If you "
+            f"trust it, give it yourself: --arch {name}"
+        )
+    return ORIGINS[origin](target, classes)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return origin and target of an architecture's name.
+
+    Raises:
+        UsageError: The origin is unknown.
+    """
+    origin, colon, target = name.partition(":")
+    origin, target = (origin, target) if colon else ("", name)
+    if origin not in ORIGINS:
+        hint = did_you_mean(origin, [key for key in ORIGINS if key])
+        raise UsageError(f"--arch: expected {FORMS}, got '{name}'.{hint}")
+    return origin, target
+
+
+def is_known(name: str) -> bool:
+    """Tell whether a harmless name exists, without building the network."""
+    origin, target = name.partition(":")[::2] if ":" in name else ("", name)
+    if origin in ("", "recal"):
+        return any(re.fullmatch(pattern, target) for pattern in OWN)
+    if origin == "timm":
+        import timm
+
+        return re.fullmatch(r"[\w.]+", target) is not None and timm.is_model(target)
+    if origin == "torchvision":
+        from torchvision import models
+
+        return target in models.list_models(module=models)
+    return False
+
+
+def _own(name: str, classes: int) -> nn.Module:
+    for pattern, maker in OWN.items():
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            return maker(*match.groups(), classes)
+    raise UsageError(f"--arch: expected {FORMS}, got '{name}'.")
+
+
+def _wide_resnet(depth: str, widen: str, classes: int) -> nn.Module:
+    from recal.networks.cifar import WideResNet
+
+    if not (10 <= int(depth) <= 400 and (int(depth) - 4) % 6 == 0 and 1 <= int(widen) <= 64):
+        raise UsageError(
+            f"--arch: a wide ResNet's depth is 6 n + 4 and its width 1 to 64, got "
+            f"wrn{depth}_{widen}."
+        )
+    return WideResNet(int(depth), int(widen), classes)
+
+
+def _cifar_resnet(depth: str, classes: int) -> nn.Module:
+    from recal.networks.cifar import cifar_resnet
+
+    return cifar_resnet(int(depth), classes)
+
+
+def _preact_resnet(depth: str, final: str | None, classes: int) -> nn.Module:
+    from recal.networks.cifar import preact_resnet
+
+    return preact_resnet(int(depth), classes, final_bn=final is not None)
+
+
+def _resnext29(groups: str, width: str, classes: int) -> nn.Module:
+    from recal.networks.cifar import ResNeXt29
+
+    if not (1 <= int(groups) <= 64 and 4 <= int(width) <= 256):
+        raise UsageError(
+            f"--arch: expected 1 to 64 groups of width 4 to 256, got resnext29_{groups}x{width}."
+        )
+    return ResNeXt29(int(groups), int(width), classes)
+
+
+def _timm(name: str, classes: int) -> nn.Module:
+    import timm
+
+    # timm would also take hf-hub: and local-dir: names, which fetch or run what they are told
+    if not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name):
+        near = did_you_mean(name, timm.list_models())
+        raise UsageError(f"--arch: timm has no model '{name}'.{near}")
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(f"--arch: timm cannot build '{name}' ({error}).") from error
+    return network
+
+
+def _torchvision(name: str, classes: int) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    # networks with auxiliary classifiers would initialise for half a minute unless told
+    arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network: nn.Module = models.get_model(
+        pick(name, known, "--arch torchvision"), weights=None, num_classes=classes, **arguments
+    )
+    return network
+
+
+def _robustbench(name: str, _: int) -> nn.Module:
+    from recal.networks.robustbench import create
+
+    return create(name)
+
+
+def _python(target: str, classes: int) -> nn.Module:
+    from recal.networks.user_code import create
+
+    return create(target, classes)
+
+
+# pattern: maker, called with the groups of the match and the number of classes
+OWN: dict[str, Callable[..., nn.Module]] = {
+    r"wrn(\d{2,3})_(\d{1,2})": _wide_resnet,
+    r"cifar_resnet(\d{2,4})": _cifar_resnet,
+    r"preactresnet(\d{2,3})(_bn)?": _preact_resnet,
+    r"resnext29_(\d{1,2})x(\d{1,3})": _resnext29,
+}
+ORIGINS: dict[str, Callable[[str, int], nn.Module]] = {
+    "": _own,
+    "recal": _own,
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "robustbench": _robustbench,
+    "python": _python,
+}

@@ -1,0 +1,1 @@
+"""Everything that a machine without torch does with an ONNX file."""

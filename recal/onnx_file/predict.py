@@ -1,0 +1,148 @@
+"""Classifying images by an ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recal.data.images import IMAGE_SUFFIXES, FileSource
+from recal.errors import BrokenImageError, InputError, UsageError
+from recal.networks.spec import ModelSpec, complete_spec
+from recal.policies.policy import load_policy
+from recal.policies.prepared import PreparedImages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from recal.onnx_file.session import OnnxNetwork
+
+
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a network says of one image, the likeliest class first.
+
+    Attributes:
+        image: The file.
+        indices: The classes' numbers.
+        names: Their names; the numbers as text where the file has no names.
+        probabilities: In [0, 1].
+    """
+
+    image: Path
+    indices: tuple[int, ...]
+    names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the pictures named, and those in the folders named, sorted, each below its folder.
+
+    Raises:
+        InputError: A path is missing, or there is no picture at all.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path}: expected an image or a folder, got nothing there.")
+    if not files:
+        raise InputError(f"{', '.join(map(str, paths))}: expected images, got none.")
+    return files
+
+
+def network_spec(network: OnnxNetwork, asked: Mapping[str, Any], where: str) -> ModelSpec:
+    """Return how images are prepared for a network: as asked, else as its file says.
+
+    Raises:
+        UsageError: recal did not write the file, and the preprocessing is not given.
+    """
+    if isinstance(network.metadata.get("model"), dict):
+        return ModelSpec.from_json(network.metadata["model"]).overridden(asked)
+    known = {key: value for key, value in asked.items() if value is not None}
+    if "family" not in known and not {"mean", "std"} <= known.keys():
+        raise UsageError(
+            f"{where}: was not written by recal, so that its preprocessing is unknown. Give "
+            "--family, or --mean and --std."
+        )
+    usual = {"arch": "onnx", "classes": network.classes, "size": network.size}
+    return complete_spec({**usual, **known}, {}, {})
+
+
+def predict(
+    network: OnnxNetwork,
+    spec: ModelSpec,
+    files: Sequence[Path],
+    *,
+    top: int = 5,
+    on_broken: Callable[[BrokenImageError], None] | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Iterator[Prediction]:
+    """Classify images, prepared as the family's clean images are.
+
+    Args:
+        network: The session.
+        spec: Preprocessing.
+        files: The images.
+        top: How many classes an image, at most.
+        on_broken: Told of each image that cannot be decoded, which is left out; without it such an
+            image is an error.
+        progress: Called with images done and in total.
+
+    Raises:
+        InputError: An image cannot be decoded, or is of another size and the family does not
+            resize.
+    """
+    source = FileSource(Path(), tuple(files), None)
+    images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
+    names = network.metadata.get("classes")
+    for start in range(0, len(files), BATCH):
+        end = min(start + BATCH, len(files))
+        read = _read(images, range(start, end), on_broken)
+        progress(end, len(files))
+        if not read:
+            continue
+        logits = network.classify(np.stack(list(read.values())), spec.mean, spec.std)
+        probabilities = softmax(logits)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        for index, row, chosen in zip(read, probabilities, order, strict=True):
+            yield Prediction(
+                image=files[index],
+                indices=tuple(int(i) for i in chosen),
+                names=tuple(names[i] if names else str(i) for i in chosen),
+                probabilities=tuple(float(row[i]) for i in chosen),
+            )
+
+
+def _read(
+    images: PreparedImages,
+    indices: Iterable[int],
+    on_broken: Callable[[BrokenImageError], None] | None,
+) -> dict[int, NDArray[np.uint8]]:
+    """Return the images that can be decoded, by index."""
+    read = {}
+    for index in indices:
+        try:
+            read[index] = images.read(index)
+        except BrokenImageError as error:
+            if on_broken is None:
+                raise
+            on_broken(error)
+    return read
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return probabilities, float64 (N, K)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities

@@ -1,0 +1,132 @@
+"""Images under a policy, as arrays: without torch where nothing is drawn."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recal.data.sampling import seed_draws, undisturbed_draws
+from recal.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from recal.data.images import ImageSource
+    from recal.policies.policy import Policy
+
+
+class PreparedImages:
+    """The images of a source under a policy, as arrays, with draws keyed by (seed, image index).
+
+    Args:
+        source: The images.
+        policy: What is done to each. One that draws needs torch, as its draws are torchvision's.
+        seed: With an image's index, the key of its draws.
+        size: Side of the network's input in pixels.
+
+    Raises:
+        UsageError: The policy needs torch, which is not installed.
+    """
+
+    def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
+        self.source = source
+        self.policy = policy
+        self.seed, self.size = seed, size
+        try:
+            self._transform = policy.transform()
+            if policy.draws:
+                import torch  # noqa: F401
+        except ImportError as error:
+            raise UsageError(
+                f"policy '{policy.name}': expected torch and torchvision, which it draws with, got "
+                f"none ({error}). Use --mode clean, or install them."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the transform is built anew where loaders start their workers with pickles
+        return type(self), (self.source, self.policy, self.seed, self.size)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return image `index`, uint8 (size, size, 3).
+
+        Raises:
+            InputError: It cannot be decoded, or the policy leaves it at another size.
+        """
+        with undisturbed_draws() if self.policy.draws else nullcontext():
+            return self.prepare(index, self.source[index])
+
+    def batch(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return several images, uint8 (N, size, size, 3), each as `read` does."""
+        with undisturbed_draws() if self.policy.draws else nullcontext():
+            return np.stack([self.prepare(i, self.source[i]) for i in map(int, indices)])
+
+    def prepare(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return image `index` out of its decoded pixels, uint8 (H, W, 3).
+
+        The generators are left as the draws leave them: call it inside `undisturbed_draws`.
+        """
+        if self.policy.draws:
+            seed_draws(self.seed, index)
+        try:
+            image = self._transform(pixels)
+        except ValueError as error:  # torchvision's, of a crop larger than the image and the like
+            height, width = pixels.shape[:2]
+            raise InputError(
+                f"{self.source.name(index)}: expected an image that the policy "
+                f"'{self.policy.name}' can be applied to, got {width}x{height} pixels ({error}). "
+                "Choose a family or policy that suits it."
+            ) from error
+        if image.shape != (self.size, self.size, 3):
+            height, width = image.shape[:2]
+            raise InputError(
+                f"{self.source.name(index)}: expected {self.size}x{self.size} pixels after "
+                f"the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
+                "choose a family or policy that resizes."
+            )
+        return image
+
+
+class PreparedTogether:
+    """The images of a source under several policies, each image decoded once.
+
+    What a policy draws is what it draws alone.
+
+    Args:
+        source: The images.
+        policies: What is done to each.
+        seed: As of `PreparedImages`.
+        size: Likewise.
+
+    Raises:
+        UsageError: A policy needs torch, which is not installed.
+    """
+
+    def __init__(
+        self, source: ImageSource, policies: Sequence[Policy], seed: int, size: int
+    ) -> None:
+        self.source, self.size = source, size
+        self.each = tuple(PreparedImages(source, policy, seed, size) for policy in policies)
+        self._draws = any(policy.draws for policy in policies)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read_all(self, index: int) -> list[NDArray[np.uint8]]:
+        """Return image `index` under every policy, each uint8 (size, size, 3)."""
+        return [batch[0] for batch in self.batch_all([index])]
+
+    def batch_all(self, indices: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Return several images under every policy, each uint8 (N, size, size, 3)."""
+        rows = []
+        with undisturbed_draws() if self._draws else nullcontext():
+            for index in map(int, indices):
+                pixels = self.source[index]
+                rows.append([images.prepare(index, pixels) for images in self.each])
+        return [np.stack(column) for column in zip(*rows, strict=True)]

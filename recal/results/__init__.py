@@ -1,1 +1,0 @@
-"""Results: cells on disk, metrics, intervals, comparison and selection; without torch."""

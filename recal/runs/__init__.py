@@ -1,0 +1,1 @@
+"""A run on disk, and every number that is computed from it."""

@@ -1,0 +1,137 @@
+"""Writing one variant of a checkpoint as an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+
+from recal.checkpoint.reading import METADATA_KEY
+from recal.errors import InputError, UsageError, VerificationError
+from recal.files import write_whole
+from recal.networks.build import build
+from recal.networks.names import create_network
+from recal.variant.variant import Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from recal.checkpoint.checkpoint import Checkpoint
+    from recal.networks.spec import ModelSpec
+
+
+FORMATS = (".safetensors", ".pth", ".pt")
+COUNTER = "num_batches_tracked"
+CLOSE = 1e-4
+
+
+def plain_state(checkpoint: Checkpoint, variant: Variant | str) -> dict[str, torch.Tensor]:
+    """Return the state_dict of the plain network that a variant makes, without its architecture.
+
+    Tensors keep the types in which they are stored.
+
+    Raises:
+        InputError: The variant belongs to other weights.
+        UsageError: There is no such branch.
+    """
+    if isinstance(variant, str):
+        tensors: Mapping[str, torch.Tensor] = checkpoint.branch(variant)
+    elif variant.weights_sha256 == checkpoint.weights_sha256:
+        tensors = variant.tensors
+    else:
+        raise InputError(
+            f"{checkpoint.path}: expected the weights that the variant was made for "
+            f"({variant.weights_sha256[:12]}), got others ({checkpoint.weights_sha256[:12]})."
+        )
+    counters = {f"{layer}.{COUNTER}": torch.tensor(0) for layer in checkpoint.layers}
+    state = {**checkpoint.weights, **counters, **tensors}
+    return {key: tensor.clone().contiguous() for key, tensor in state.items()}
+
+
+def convert(
+    checkpoint: Checkpoint, variant: Variant | str, output: Path, **asked: Any
+) -> tuple[str, ...]:
+    """Write a variant as a plain checkpoint, and load it again where the architecture is known.
+
+    Args:
+        checkpoint: Lends the weights.
+        variant: A variant, or the name of a branch.
+        output: A name that ends in .safetensors (with a record of architecture and preprocessing)
+            or .pth (a bare state_dict, as torchvision's own code expects it).
+        **asked: Fields of `ModelSpec` that the file does not give.
+
+    Returns:
+        Notes for people, such as how it was checked.
+
+    Raises:
+        UsageError: The name ends otherwise, or there is no such branch or architecture.
+        InputError: Variant, weights and architecture do not fit.
+        VerificationError: The file does not give the variant's outputs.
+    """
+    suffix = output.suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"-o: expected a name in {', '.join(FORMATS)}, got '{output.name}'.")
+    state = plain_state(checkpoint, variant)
+    spec, notes = _spec(checkpoint, variant, asked)
+    if spec is not None:
+        notes.append(_check(checkpoint, variant, state, spec, asked))
+        notes.append(
+            f"it expects images in [0, 1] with mean {_numbers(spec.mean)} and std "
+            f"{_numbers(spec.std)}, {spec.size} pixels"
+        )
+    if suffix == ".safetensors":
+        record = json.dumps(spec.to_json() if spec else {}, sort_keys=True)
+        write_whole(output, save(state, metadata={METADATA_KEY: record}))
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(output, buffer.getvalue())
+    return tuple(notes)
+
+
+def _spec(
+    checkpoint: Checkpoint, variant: Variant | str, asked: Mapping[str, Any]
+) -> tuple[ModelSpec | None, list[str]]:
+    if isinstance(variant, Variant) and not asked.get("arch"):
+        return variant.spec, []
+    try:
+        return checkpoint.spec(**asked), []
+    except UsageError as error:
+        if asked.get("arch"):
+            raise
+        return None, [f"not loaded again, because {error}"]
+
+
+@torch.inference_mode()
+def _check(
+    checkpoint: Checkpoint,
+    variant: Variant | str,
+    state: Mapping[str, torch.Tensor],
+    spec: ModelSpec,
+    asked: Mapping[str, Any],
+) -> str:
+    """Load the state with strict=True into the architecture and compare with what recal builds."""
+    built = build(checkpoint, variant, **asked)
+    network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
+    try:
+        network.load_state_dict(dict(state), strict=True)
+    except RuntimeError:
+        return (
+            f"{spec.arch} is not plain (it has several branches, a normalisation layer, or lacks "
+            "instance norm), so it does not load the file itself; build() makes it plain"
+        )
+    images = torch.randn(2, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
+    gap = float((network.float().eval()(images) - built(images)).abs().max())
+    if not gap <= CLOSE:
+        raise VerificationError(
+            f"{checkpoint.path}: the plain checkpoint differs from the variant by {gap:.3g}."
+        )
+    return f"{spec.arch} loads it with strict=True and computes what the variant does"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)

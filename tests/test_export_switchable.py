@@ -1,0 +1,89 @@
+"""One file, several variants: each is itself, and none of the others."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from recal import build, load_checkpoint
+from recal.errors import InputError, UsageError
+from recal.export.export import ExportOptions, export_switchable
+from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.onnx_file.verify import verify_alone
+from recal.variant.variant import branch_variant
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def checkpoint(split_checkpoint):
+    return load_checkpoint(split_checkpoint)
+
+
+def three(checkpoint):
+    spec = checkpoint.spec()
+    return {
+        "main": branch_variant(checkpoint, "main", spec),
+        "aux0": branch_variant(checkpoint, "aux0", spec),
+        "mixed": branch_variant(checkpoint, "main", spec, statistics="aux0"),
+    }
+
+
+@pytest.mark.parametrize("form", [{}, {"uint8": True}], ids=str)
+def test_each_number_gives_its_variant(checkpoint, tmp_path, form):
+    path = tmp_path / "s.onnx"
+    variants = three(checkpoint)
+    proofs = export_switchable(checkpoint, variants, path, PIXELS, options=ExportOptions(**form))
+    spec = checkpoint.spec()
+    images = torch.from_numpy(normalise_array(PIXELS, spec.mean, spec.std))
+    for name, variant in variants.items():
+        with torch.no_grad():
+            expected = build(checkpoint, variant)(images).numpy()
+        found = OnnxNetwork(path, variant=name).classify(PIXELS, spec.mean, spec.std)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+        assert min(rival.distance for rival in proofs[name].rivals.values()) > 0.01
+    assert verify_alone(path).record["variants"][2]["variant"] == "mixed"
+    with pytest.raises(UsageError, match="--variant: expected one of aux0, main, mixed"):
+        OnnxNetwork(path, variant="nobody")
+
+
+def test_weights_are_shared_and_numbers_out_of_range_fail(checkpoint, tmp_path):
+    path = tmp_path / "s.onnx"
+    export_switchable(checkpoint, three(checkpoint), path, PIXELS)
+    model = onnx.load(path)
+    assert [i.name for i in model.graph.input] == ["input", "variant"]
+    outer = [t.name for t in model.graph.initializer]
+    assert "conv1.weight" in outer
+    assert not [name for name in outer if "running" in name]
+    assert b"aux_bn" not in path.read_bytes()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options)
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run(None, {"input": np.zeros((1, 3, 32, 32), np.float32), "variant": np.array(3)})
+
+
+def test_one_variant_or_odd_ones_are_refused(checkpoint, tmp_path):
+    variants = three(checkpoint)
+    with pytest.raises(InputError, match="expected two variants or more, got 1"):
+        export_switchable(checkpoint, {"main": variants["main"]}, tmp_path / "s.onnx", PIXELS)
+    other = branch_variant(checkpoint, "aux0", checkpoint.spec(mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(InputError, match="b: expected the preprocessing of the other variants"):
+        export_switchable(
+            checkpoint, {"a": variants["main"], "b": other}, tmp_path / "s.onnx", PIXELS
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_one_file(recal, split_checkpoint, tmp_path, class_folders):
+    status, out, err = recal(
+        "export", split_checkpoint, "--switchable", "main,aux0", "-o", "s.onnx"
+    )
+    assert status == 0, err
+    assert "Wrote s.onnx: 2 variants" in out
+    picture = class_folders / "test" / "class0" / "0.png"
+    found = [
+        recal("predict", "s.onnx", picture, "--variant", v, "--csv")[1] for v in ("main", "aux0")
+    ]
+    assert found[0] != found[1]

@@ -1,0 +1,46 @@
+"""docs/deployment.md: its example runs, and what it lists is what there is."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from recal import build, load_checkpoint
+from recal.cli.main import recal as group
+from recal.onnx_file.session import normalise_array
+
+TEXT = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+
+
+def test_the_serving_example_runs(recal, split_checkpoint, class_folders, tmp_path):
+    names = [f"thing {i}" for i in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    status, _, err = recal(
+        "export", split_checkpoint, "--variant", "aux0", "-o", "model.onnx", "--uint8", "--softmax",
+        "--class-names", "names.txt",
+    )  # fmt: skip
+    assert status == 0, err
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    scope = {}
+    exec(code, scope)
+    pictures = sorted((class_folders / "test" / "class1").iterdir())
+    found = scope["classify"](pictures)
+    checkpoint = load_checkpoint(split_checkpoint)
+    spec = checkpoint.spec()
+    pixels = np.stack([np.asarray(Image.open(path)) for path in pictures])
+    with torch.no_grad():
+        images = torch.from_numpy(normalise_array(pixels, spec.mean, spec.std))
+        expected = build(checkpoint, "aux0")(images).softmax(1).numpy()
+    assert [name for name, _ in found] == [names[i] for i in expected.argmax(1)]
+    np.testing.assert_allclose([p for _, p in found], expected.max(1), atol=1e-5)
+
+
+def test_every_option_of_export_that_is_listed_exists():
+    help_text = CliRunner().invoke(group, ["export", "--help"]).output
+    listed = set(re.findall(r"`(--[a-z0-9-]+)", TEXT.split("## Proof")[0]))
+    assert len(listed) >= 8
+    for option in listed:
+        assert option in help_text, option

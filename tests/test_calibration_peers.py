@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_bn_estimators import SPLITS, make_images, make_network
+from test_calibration_estimators import SPLITS, make_images, make_network
 
 from recal.calibration.estimators import one_pass
 

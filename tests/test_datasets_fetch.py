@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from recal.data import downloading, fetching
+from recal.datasets import fetch as fetching
 from recal.datasets.catalogue import PUBLISHED, SUMS, Download, PublishedSet
 from recal.datasets.fetch import download, fetch, verify, verify_archive
 from recal.errors import InputError, RecalError, UsageError, VerificationError
@@ -66,7 +66,7 @@ def serve(handler, body, *, announce=None, send=None, resume=True):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(downloading, "PAUSE", 0.0)
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
     served = Server()
     thread = threading.Thread(target=served.http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

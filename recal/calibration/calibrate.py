@@ -23,12 +23,13 @@ from recal.networks.build import build
 from recal.networks.plain import batch_norms
 from recal.policies.policy import Policy, load_family, load_policy
 from recal.policies.prepared import PreparedTogether
+from recal.progress import Progress, silent
 from recal.variant.file import estimated_statistics
 from recal.variant.variant import Variant, branch_variant
 from recal.wording import pick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from recal.calibration.rounds import Estimation
     from recal.data.images import ImageSource
@@ -72,7 +73,7 @@ def calibrate(
     affine: str | None = ...,
     data: str | Path | ImageSource | None = ...,
     settings: Settings = ...,
-    progress: Callable[[int, int], None] = ...,
+    progress: Progress = ...,
     **options: Any,
 ) -> Variant: ...
 
@@ -185,7 +186,7 @@ def calibrate_matrix(
     *,
     data: str | Path | ImageSource | None = None,
     settings: Settings | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
     **options: Any,
 ) -> dict[tuple[str, str], Variant]:
     """Estimate the statistics of every affine under every policy in one reading of the images.

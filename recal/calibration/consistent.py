@@ -28,6 +28,7 @@ from recal.distributed import ALONE, World
 from recal.errors import InputError
 from recal.machine import available_memory
 from recal.networks.plain import batch_norms
+from recal.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -178,7 +179,7 @@ def consistent(
     world: World = ALONE,
     autocast: torch.dtype | None = None,
     memory: int | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Consistent:
     """Take each layer's moments as the network in eval mode sees them.
 
@@ -234,7 +235,7 @@ def _repeated_passes(
     batches: Iterable[torch.Tensor],
     world: World,
     autocast: torch.dtype | None,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Consistent:
     settled: dict[str, Estimate] = {}
 
@@ -284,7 +285,7 @@ def _waiting_passes(
     batches: list[torch.Tensor],
     world: World,
     autocast: torch.dtype | None,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> dict[str, Estimate]:
     layers = len(batch_norms(network))
     done = 0

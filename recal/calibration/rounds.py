@@ -18,10 +18,11 @@ from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, World
 from recal.errors import InputError, UsageError
+from recal.progress import Progress, silent
 from recal.wording import pick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -103,7 +104,7 @@ def estimate(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Estimation[Key]:
     """Estimate the statistics of several networks under several policies in one reading.
 
@@ -172,7 +173,7 @@ class _Task(Generic[Key]):
     settings: Settings
     mean: Sequence[float]
     std: Sequence[float]
-    progress: Callable[[int, int], None]
+    progress: Progress
 
     def own(self, batches: Sequence[NDArray[np.int64]], start: int = 0) -> range:
         """Return the numbers, from `start` on, of the batches that this process takes."""

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from recal.data.sampling import in_batches, seeded_batches
 from recal.errors import BrokenImageError, InputError
 from recal.machine import available_cores
+from recal.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -195,7 +196,7 @@ NAMED = 3
 def without_broken(
     source: ImageSource,
     indices: NDArray[np.int64],
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Decode images once and leave out those that cannot be.
 
@@ -222,7 +223,7 @@ def without_broken(
 def counting_broken(
     source: ImageSource,
     indices: NDArray[np.int64],
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Iterator[None]:
     """Where the block meets a broken image, look for all of them before it ends.
 
@@ -268,7 +269,7 @@ def usable_batches(
     min_images: int = MIN_IMAGES,
     skip_broken: bool = False,
     ask_once: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
     """Draw images and cut them into batches.
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from email.message import Message
 
-    BytesProgress = Callable[[int, int], None]
     StepProgress = Callable[[str, int, int], None]
+    from recal.progress import Progress
 
 
 BLOCK = 1 << 20
@@ -40,7 +40,7 @@ class _CutError(Exception):
     """The transfer stopped early; what came is kept and the rest asked for."""
 
 
-def download(source: Download, path: Path, progress: BytesProgress) -> None:
+def download(source: Download, path: Path, progress: Progress) -> None:
     """Download a file, going on from what an earlier attempt left.
 
     What came is kept in `<path>.partial` until the file is whole and its checksum right; only then
@@ -101,7 +101,7 @@ def hash_file(path: Path, algorithm: str) -> str:
         ).hexdigest()
 
 
-def _fetch_whole(url: str, partial: Path, progress: BytesProgress) -> None:
+def _fetch_whole(url: str, partial: Path, progress: Progress) -> None:
     failures = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0
@@ -136,7 +136,7 @@ def _fetch_whole(url: str, partial: Path, progress: BytesProgress) -> None:
         time.sleep(PAUSE * failures)
 
 
-def _fetch_rest(url: str, partial: Path, offset: int, progress: BytesProgress) -> None:
+def _fetch_rest(url: str, partial: Path, offset: int, progress: Progress) -> None:
     headers = {"User-Agent": "recal", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -200,9 +200,7 @@ def require_room(folder: Path, needed: int) -> None:
 COPIED_AT_ONCE = 1 << 20
 
 
-def unpack(
-    archive: Path, folder: Path, sums: IO[str], progress: Callable[[int, int], None]
-) -> None:
+def unpack(archive: Path, folder: Path, sums: IO[str], progress: Progress) -> None:
     """Unpack a tar archive into a folder that is made for it.
 
     Nothing is left at `folder` unless all of it was unpacked. A folder on top of the archive that

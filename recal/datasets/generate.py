@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    Progress = Callable[[int, int], None]
+    from recal.progress import Progress
 
 
 PROVENANCE = "PROVENANCE.json"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from recal.errors import RecalError
 from recal.evaluation.backends import Predictors
 from recal.evaluation.cells import cell_batches, score_batches
+from recal.progress import Progress, silent
 from recal.runs.store import cell_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def make_plan(
     work: Work,
     *,
     processes: int = 1,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Plan:
     """Count an evaluation's work, and time a few batches of each corruption on this machine.
 

@@ -12,9 +12,10 @@ from recal.export.proof import prove
 from recal.export.trace import to_onnx
 from recal.networks.build import build
 from recal.onnx_file.session import filled, normalise_array
+from recal.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -44,7 +45,7 @@ def export_int8(
     max_drop: float = MAX_DROP,
     class_names: Sequence[str] | None = None,
     accuracies: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> tuple[Proof, Int8Proof]:
     """Export a variant in 8 bits: folded and proven in float32, then quantised and judged.
 

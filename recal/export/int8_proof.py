@@ -10,9 +10,10 @@ import numpy as np
 from recal.errors import VerificationError
 from recal.export.proof import FLOAT32, batches_of, run_torch
 from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import torch
     from numpy.typing import NDArray
@@ -77,7 +78,7 @@ def judge(
     *,
     max_drop: float | None = MAX_DROP,
     where: str = "export",
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Int8Proof:
     """Compare an int8 model with the network that it stands for, and with those it should not be.
 
@@ -159,7 +160,7 @@ def _outputs_of_three(
     network: torch.nn.Module,
     pixels: NDArray[np.uint8],
     spec: ModelSpec,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> dict[str, NDArray[np.floating]]:
     """Return outputs (N, K) by PyTorch, by the folded model and by the int8 model."""
     sessions = {"folded": OnnxNetwork(folded), "int8": OnnxNetwork(model)}

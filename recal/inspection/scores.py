@@ -20,13 +20,13 @@ from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.progress import Progress
 
 
 BATCH = 100
@@ -62,7 +62,7 @@ def score_branches(
     *,
     samples: int = 2000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **asked: Any,
 ) -> tuple[BranchScore, ...]:
     """Send the same clean images through every branch.

@@ -13,6 +13,7 @@ from recal.errors import BrokenImageError, InputError, UsageError
 from recal.networks.spec import ModelSpec, complete_spec
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
+from recal.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ def predict(
     *,
     top: int = 5,
     on_broken: Callable[[BrokenImageError], None] | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> Iterator[Prediction]:
     """Classify images, prepared as the family's clean images are.
 

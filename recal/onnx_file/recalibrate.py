@@ -18,6 +18,7 @@ from recal.onnx_file.editing import batch_norm_nodes, layer_tensors, with_arrays
 from recal.onnx_file.patch import require_patchable, weights_identity
 from recal.onnx_file.session import filled, normalise_array
 from recal.policies.prepared import PreparedImages
+from recal.progress import Progress, silent
 from recal.variant.file import FORMAT, VariantFile, estimated_statistics
 from recal.version import __version__
 
@@ -206,7 +207,7 @@ def recalibrate(
     where: str,
     min_images: int = MIN_IMAGES,
     skip_broken: bool = False,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = silent,
 ) -> VariantFile:
     """Estimate the statistics that the network in an ONNX file itself sees, layer by layer.
 

@@ -27,8 +27,9 @@ from recal.calibration.error_bounds import bound, images_needed, layer_error, la
 from recal.calibration.estimators import one_pass
 from recal.calibration.hooks import Listener
 from recal.calibration.moments import Moments, image_sums
-from recal.data.batches import Batches, normalise
+from recal.data.batches import Batches
 from recal.data.folders import TEST, TRAIN, open_images
+from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
 from recal.networks.plain import batch_norms
 from recal.policies.policy import load_policy

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from recal.data.batches import Batches, normalise
+from recal.data.batches import Batches
 from recal.data.folders import TRAIN, open_images
 from recal.data.images import ArraySource
+from recal.data.normalise import normalise
 from recal.networks.names import create_network
-from recal.policies.policy import load_family, load_policy
+from recal.policies.families import load_family
+from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
 
 if TYPE_CHECKING:

@@ -26,12 +26,14 @@ from timm.layers import convert_splitbn_model
 from torch import nn
 from torch.nn import functional as F
 
-from recal.data.batches import Batches, normalise
+from recal.data.batches import Batches
 from recal.data.folders import open_images
+from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
 from recal.errors import RecalError
 from recal.networks.names import create_network
-from recal.policies.policy import Family, Policy, load_family, load_policy
+from recal.policies.families import Family, load_family
+from recal.policies.policy import Policy, load_policy
 from recal.policies.prepared import PreparedTogether
 
 BATCH = 128

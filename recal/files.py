@@ -81,6 +81,21 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 text file, with line ends as newlines.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected text in UTF-8, got other bytes.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}).") from error
+
+
 def require_file(path: Path, what: str) -> None:
     """Refuse a path that is no file.
 

@@ -1,34 +1,60 @@
-"""Reading declarative TOML: every table has a closed vocabulary, and a slip is an error."""
+"""Words of messages: lists that are cut to a length, foreign values and suggestions."""
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 import tomllib
 from typing import TYPE_CHECKING, Any
 
 from recal.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
+
+
+MOST_CHARACTERS = 200
+
+_repr = reprlib.Repr()
+_repr.maxlevel = 3
+_repr.maxstring = _repr.maxother = 100
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value from outside: printable, and at most `MOST_CHARACTERS` long."""
+    text = _repr.repr(value)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
+
+
+def listed(items: Iterable[object], most: int = 3) -> str:
+    """Return `a, b and 3 more`: the first `most` items, and how many more there are."""
+    words = [str(item) for item in items]
+    more = len(words) - most
+    return ", ".join(words[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """Return ` Did you mean 'x'?` for the known word nearest to `word`, else an empty string."""
-    near = difflib.get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word[:100].lower(), sorted(known), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def pick(word: str, known: Collection[str], what: str) -> str:
     """Return `word` if it is one of `known`.
 
+    Args:
+        word: The word to look up.
+        known: The accepted words.
+        what: The option or value that is chosen, for the message.
+
     Raises:
-        UsageError: It is not; the message lists what is known and suggests the nearest.
+        UsageError: It is not among them. The message lists them and suggests the nearest.
     """
     if word in known:
         return word
     raise UsageError(
-        f"{what}: expected one of {', '.join(sorted(known))}, got '{word}'."
+        f"{what}: expected one of {', '.join(sorted(known))}, got {shown(word)}."
         f"{did_you_mean(word, known)}"
     )
 

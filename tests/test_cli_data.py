@@ -108,10 +108,13 @@ def test_show_draws_the_severities_of_ones_own_image(place):
     """Clean and five severities side by side, for an image with an alpha channel too."""
     Image.fromarray(photographs(1, 64)[0]).convert("RGBA").save(place / "mine.png")
     text = run("show", "fog", "--image", place / "mine.png", "-o", place / "fog.png")
-    assert "404x78 pixels" in text
+    assert "810x200 pixels" in text  # 6 cells of 64, twice as large, under their captions
     with Image.open(place / "fog.png") as sheet:
-        assert sheet.size == (6 * 68 - 4, 64 + 14)
-        cells = [np.asarray(sheet)[14:, 68 * i : 68 * i + 64] for i in range(6)]
+        assert sheet.size == (6 * 134 + 6, 48 + 18 + 128 + 6)
+        cells = [
+            np.asarray(sheet)[66 : 66 + 128 : 2, left : left + 128 : 2]
+            for left in range(6, 6 * 134, 134)
+        ]
     np.testing.assert_array_equal(cells[0], photographs(1, 64)[0])
     distances = [np.abs(cell.astype(int) - cells[0]).mean() for cell in cells]
     assert 0 < distances[1] < distances[5]
@@ -121,7 +124,7 @@ def test_show_all_draws_every_corruption(place):
     Image.fromarray(photographs(1, 32)[0]).save(place / "mine.png")
     run("show", "all", "--image", place / "mine.png", "-o", place / "all.jpg")
     with Image.open(place / "all.jpg") as sheet:
-        assert sheet.size == (6 * 36 - 4, 19 * 50 - 4)
+        assert sheet.size == (6 * 102 + 6, 48 + 19 * 120)
 
 
 def test_show_refuses_what_it_cannot_draw(place):

@@ -6,8 +6,15 @@ from PIL import Image
 
 from recal.data.folders import open_images
 from recal.data.sampling import keyed_draws, seeded_batches
-from recal.errors import InputError
-from recal.policies.policy import load_policy, read_policy
+from recal.errors import InputError, UsageError
+from recal.policies.policy import (
+    Policy,
+    load_policy,
+    policy_names,
+    policy_schema,
+    read_policy,
+    resolve_policy,
+)
 from recal.policies.prepared import PreparedImages
 from recal.variant.variant import load_variant
 
@@ -63,6 +70,38 @@ def test_a_mix_that_cannot_be_is_refused(mix_file, text, message):
     with pytest.raises(InputError) as caught:
         read_policy(mix_file)
     assert message in str(caught.value)
+
+
+def test_a_policy_is_read_again_from_its_recorded_text(mix_file):
+    for policy in (
+        read_policy(mix_file),
+        *(load_policy("cifar", n) for n in policy_names("cifar")),
+    ):
+        assert Policy.from_text(policy.name, policy.text) == policy
+    with pytest.raises(InputError, match="policy 'mix': expected the texts of 2 parts, got 1"):
+        Policy.from_text("mix", MIX + "\n" + SAME)
+    with pytest.raises(InputError, match="policy 'a': op 1: name: expected one of"):
+        Policy.from_text("a", SAME + "[[op]]\nname = 'crop'\n")
+
+
+def test_a_mix_of_mixes_is_refused(mix_file):
+    (mix_file.parent / "small.toml").write_text(MIX.replace("small", "mix"))
+    with pytest.raises(InputError, match="part 1: expected a policy of ops, got a mix, 'small'"):
+        read_policy(mix_file)
+
+
+def test_a_policy_is_meant_by_name_file_or_itself(mix_file):
+    mix = read_policy(mix_file)
+    assert resolve_policy(mix, "cifar") is mix
+    assert resolve_policy(mix_file, "cifar") == resolve_policy(str(mix_file), "cifar") == mix
+    assert resolve_policy("weak", "tiny") == load_policy("tiny", "weak")
+    with pytest.raises(UsageError, match="Did you mean 'weak'"):
+        resolve_policy("week", "tiny")
+
+
+def test_policy_files_have_a_json_schema():
+    schema = policy_schema()
+    assert schema["$defs"]["RandomCrop"]["properties"]["size"]["maximum"] == 16384
 
 
 def test_calibrate_takes_a_policy_file(recal, split_checkpoint, class_folders, mix_file, tmp_path):
@@ -139,13 +178,13 @@ def test_show_refuses_images_that_do_not_suit_the_policy(recal, tmp_path):
 
 
 def test_cutout_as_large_as_the_image_is_refused():
-    from recal.policies.ops import OPS
+    from recal.policies.ops import Cutout
 
     picture = Image.new("RGB", (32, 32), "white")
-    cut = np.asarray(OPS["cutout"](size=16)(picture))
+    cut = np.asarray(Cutout(size=16).transform()(picture))
     assert (cut == 0).sum() == 16 * 16 * 3
     with pytest.raises(InputError, match="more than 32 pixels"):
-        OPS["cutout"](size=32)(picture)
+        Cutout(size=32).transform()(picture)
 
 
 def test_an_onnx_file_is_recalibrated_under_a_policy_file(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from recal import build, load_checkpoint
-from recal.onnx_file.session import normalise_array
+from recal.data.normalise import normalise_array
 
 
 @pytest.fixture

@@ -14,15 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, Corruption, corrupt
-from recal.corruptions.corrupt import OPERATIONS
+from recal.corruptions import Corruption, corrupt
 from recal.corruptions.digital import pixelate
 from recal.corruptions.frost import find_textures
-from recal.corruptions.parameters import FAMILIES
+from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS
 from recal.errors import InputError, UsageError
 from recal.kernels import compiled
-
-ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +32,7 @@ def textures(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_result_of_an_image_does_not_depend_on_its_batch(name):
     """The same bytes alone, in a batch, and in another order."""
     images = photographs()
@@ -56,22 +53,22 @@ def test_images_are_left_unchanged_and_any_strides_do():
     before = images.copy()
     turned = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
     turned.setflags(write=False)
-    for name in OPERATIONS:
+    for name in ALL_CORRUPTIONS:
         np.testing.assert_array_equal(
             corrupt(turned, name, 2, family="cifar"), corrupt(images, name, 2, family="cifar")
         )
     np.testing.assert_array_equal(images, before)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_no_images_give_no_images(name):
     assert corrupt(np.empty((0, 32, 32, 3), np.uint8), name, 1, family="cifar").shape[0] == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PARAMETER_SETS)
 def test_parameters_are_there_for_every_corruption_and_severity(family):
-    assert sorted(FAMILIES[family].severities) == sorted(ALL)
-    assert all(len(rows) == 5 for rows in FAMILIES[family].severities.values())
+    assert sorted(PARAMETER_SETS[family].severities) == sorted(ALL_CORRUPTIONS)
+    assert all(len(rows) == 5 for rows in PARAMETER_SETS[family].severities.values())
 
 
 @pytest.mark.parametrize("severity", [0, 6, 2.5, True, "3", None])
@@ -113,8 +110,8 @@ def test_indices_that_do_not_fit_are_refused(indices):
         corrupt(photographs(), "contrast", 1, family="cifar", indices=indices)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ALL_CORRUPTIONS)
+@pytest.mark.parametrize("family", PARAMETER_SETS)
 @settings(max_examples=4, deadline=None)
 @given(severity=st.integers(1, 5), height=st.integers(40, 72), width=st.integers(40, 72))
 def test_any_size_gives_an_image_that_batches_do_not_change(name, family, severity, height, width):
@@ -126,12 +123,12 @@ def test_any_size_gives_an_image_that_batches_do_not_change(name, family, severi
     np.testing.assert_array_equal(alone[0], whole[1])
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_tiny_images_work_or_are_refused(name):
     """Down to one pixel there is a result or an InputError that names a size, nothing else."""
     for height, width in ((1, 1), (2, 2), (3, 9), (12, 3), (7, 7), (9, 40)):
         images = np.full((1, height, width, 3), 90, np.uint8)
-        for family, severity in itertools.product(FAMILIES, (1, 5)):
+        for family, severity in itertools.product(PARAMETER_SETS, (1, 5)):
             message = ""
             try:
                 assert corrupt(images, name, severity, family=family).shape == images.shape
@@ -140,7 +137,7 @@ def test_tiny_images_work_or_are_refused(name):
             assert not message or "pixels at this severity" in message
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_threads_give_the_same_bytes(name):
     """Four threads on parts of a batch, at the same time, give what one call gives."""
     images = photographs(16)
@@ -172,7 +169,7 @@ def test_draws_differ_by_seed_severity_and_image(name):
     np.testing.assert_array_equal(shifted, drawn[1:])
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - set(RANDOM)))
+@pytest.mark.parametrize("name", sorted(set(ALL_CORRUPTIONS) - set(RANDOM)))
 def test_the_others_draw_nothing(name):
     images = photographs(2)
     np.testing.assert_array_equal(

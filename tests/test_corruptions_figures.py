@@ -12,7 +12,7 @@ import pytest
 from corruption_images import figures_of, photographs, sampled, write_textures
 
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
-from recal.corruptions.parameters import FAMILIES
+from recal.corruptions.parameters import PARAMETER_SETS
 
 FIGURES = json.loads((Path(__file__).parent / "corruption_figures.json").read_text())
 GOLDEN = Path(__file__).parent / "corruption_golden.npz"
@@ -36,16 +36,16 @@ def test_figures_cover_every_corruption_family_and_severity():
     assert sorted(FIGURES) == sorted(
         f"{name}/{family}/{severity}"
         for name in ALL
-        for family in FAMILIES
+        for family in PARAMETER_SETS
         for severity in range(1, 6)
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PARAMETER_SETS)
 @pytest.mark.parametrize("name", EXACT)
 def test_what_draws_nothing_equals_the_original(name, family):
     """Within one level: 96 values of each severity."""
-    images = photographs(IMAGES[family], FAMILIES[family].side)
+    images = photographs(IMAGES[family], PARAMETER_SETS[family].side)
     for severity in range(1, 6):
         expected = np.frombuffer(
             bytes.fromhex(FIGURES[f"{name}/{family}/{severity}"]["values"]), np.uint8
@@ -55,11 +55,11 @@ def test_what_draws_nothing_equals_the_original(name, family):
         assert (got == expected).mean() > 0.85  # and most of them exactly
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PARAMETER_SETS)
 @pytest.mark.parametrize("name", RANDOM)
 def test_what_is_random_has_the_originals_distribution(name, family):
     """RMSE to clean, channel means and spectrum, mean and spread, within sampling error."""
-    images = photographs(IMAGES[family], FAMILIES[family].side)
+    images = photographs(IMAGES[family], PARAMETER_SETS[family].side)
     draws = DRAWS[family]
     batch = np.tile(images, (draws, 1, 1, 1))
     for severity in range(1, 6):

@@ -11,7 +11,7 @@ from recal.corruptions.noise import (
     shot_channel,
     speckle_channel,
 )
-from recal.corruptions.parameters import FAMILIES
+from recal.corruptions.parameters import PARAMETER_SETS
 
 CHANNELS = {
     "gaussian_noise": gaussian_channel,
@@ -36,12 +36,12 @@ def formula(name, values, parameter, rng):
     return (np.clip(noisy, 0, 1) * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(PARAMETER_SETS))
 @pytest.mark.parametrize("name", CHANNELS)
 def test_channel_rows_are_the_formulas_distribution(name, family):
     """Each row of a channel is a distribution, and the formula's draws fit it (chi-square)."""
     rng = np.random.default_rng(0)
-    for (parameter,) in FAMILIES[family].severities[name]:
+    for (parameter,) in PARAMETER_SETS[family].severities[name]:
         channel = CHANNELS[name](parameter)
         assert channel.min() >= 0
         np.testing.assert_allclose(channel.sum(axis=1), 1, atol=1e-12)
@@ -53,7 +53,7 @@ def test_channel_rows_are_the_formulas_distribution(name, family):
 @pytest.mark.parametrize("name", CHANNELS)
 def test_noise_draws_fit_its_channel(name):
     """What `corrupt` draws fits the channel, and so the formula."""
-    parameter = FAMILIES["imagenet"].severities[name][2][0]
+    parameter = PARAMETER_SETS["imagenet"].severities[name][2][0]
     channel = CHANNELS[name](parameter)
     for level in LEVEL_PROBES:
         images = np.full((1, 224, 224, 3), level, np.uint8)
@@ -64,7 +64,7 @@ def test_noise_draws_fit_its_channel(name):
 @pytest.mark.parametrize("name", CHANNELS)
 def test_alias_table_holds_the_channel(name):
     """Summed over its columns, a packed table gives back the probabilities to 2^-24."""
-    parameter = FAMILIES["cifar"].severities[name][4][0]
+    parameter = PARAMETER_SETS["cifar"].severities[name][4][0]
     table = _alias_table(CHANNELS[name], parameter)
     threshold, other = (table >> 8) / 2**24, table & 255
     for row in range(256):

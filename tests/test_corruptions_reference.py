@@ -9,7 +9,7 @@ from corruption_images import figures_of
 
 from recal.corruptions import corrupt
 from recal.corruptions.blur import smear
-from recal.corruptions.parameters import FAMILIES
+from recal.corruptions.parameters import PARAMETER_SETS
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
 SIDES = {"32": "cifar", "224": "imagenet"}
@@ -71,7 +71,7 @@ def test_deterministic_corruptions_equal_the_originals(outputs, name, side):
 def test_motion_at_a_held_angle_equals_the_original(outputs, angle, side):
     """The kernel is ImageMagick's."""
     images = outputs[f"input_{side}"]
-    parameters = FAMILIES[SIDES[side]].severities["motion_blur"]
+    parameters = PARAMETER_SETS[SIDES[side]].severities["motion_blur"]
     for severity, (radius, sigma) in enumerate(parameters):
         got = smear(images, np.full(len(images), float(angle)), int(radius), sigma)
         assert_within_a_level(got, outputs[f"motion_blur_angle{angle}_{side}"][severity])

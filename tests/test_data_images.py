@@ -126,7 +126,7 @@ def test_the_error_names_the_first_few_and_counts_all(partly_broken):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_that_meets_one_says_so_without_a_traceback(partly_broken, workers):
-    policy = Policy(name="as_is", family=None, summary="", ops=(), text="")
+    policy = Policy(name="as_is", summary="", text="")
     images = PreparedTogether(partly_broken, [policy], 0, 9)
     order = np.array([4, 3, 2, 1, 0, 16, 15, 14, 13, 12])
     with pytest.raises(BrokenImageError) as caught:

@@ -105,9 +105,10 @@ def test_weak_policy_is_a_shifted_window_of_the_reflected_image():
 
 def test_gaussian_noise_has_the_declared_spread():
     policy = load_policy("cifar", "strong_noise")
-    from recal.policies.ops import OPS
+    from recal.policies.ops import GaussianNoise
 
-    transform = OPS["gaussian_noise"](**dict(policy.ops)["gaussian_noise"])
+    (noise,) = (op for op in policy.ops if isinstance(op, GaussianNoise))
+    transform = noise.transform()
     from PIL import Image
 
     grey = Image.fromarray(np.full((32, 32, 3), 128, np.uint8))

@@ -110,8 +110,8 @@ def test_batches_are_shuffled_and_even_and_hold_every_image_once():
 
 def test_cells_are_predicted_by_their_own_batches(split_checkpoint, class_folders, tmp_path):
     from recal.corruptions import corrupt
-    from recal.data.batches import normalise
     from recal.data.folders import open_images
+    from recal.data.normalise import normalise
 
     adaptation = Adaptation(kind="batch", batch=16, seed=3)
     run = evaluate(

@@ -49,8 +49,8 @@ def test_module_in_memory_is_evaluated_and_keeps_its_mode(split_checkpoint):
 
 def test_cells_hold_what_the_network_says_of_each_image(split_checkpoint, class_folders, tmp_path):
     from recal.corruptions import corrupt
-    from recal.data.batches import normalise
     from recal.data.folders import open_images
+    from recal.data.normalise import normalise
 
     run = evaluate(
         [str(split_checkpoint)], suite="cifar10c", data=class_folders, output=tmp_path / "run",

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from recal import build, export_onnx, load_checkpoint
+from recal.data.normalise import normalise_array
 from recal.errors import InputError, UsageError, VerificationError
 from recal.export import export
 from recal.export.export import ExportOptions
 from recal.export.images import comparison_images
 from recal.export.trace import to_onnx, with_tensors
-from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.onnx_file.session import OnnxNetwork
 from recal.variant.variant import branch_variant
 
 REAL_TO_MODEL = export.to_model

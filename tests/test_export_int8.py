@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from recal import build, export_onnx, load_checkpoint
+from recal.data.normalise import normalise_array
 from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError, VerificationError
 from recal.export import export_int8 as export_int8_module
@@ -27,7 +28,6 @@ from recal.export.int8_proof import judge
 from recal.export.rebuild import verify_against
 from recal.export.trace import to_onnx
 from recal.onnx_file.record import read_record, write_record
-from recal.onnx_file.session import normalise_array
 from recal.policies.policy import load_policy, read_policy
 from recal.variant.variant import branch_variant
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from recal import build, load_checkpoint
+from recal.data.normalise import normalise_array
 from recal.errors import InputError, UsageError
 from recal.export.export import ExportOptions, export_switchable
-from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.onnx_file.session import OnnxNetwork
 from recal.onnx_file.verify import verify_alone
 from recal.variant.variant import branch_variant
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from recal import build, load_checkpoint
 from recal.cli.main import recal as group
-from recal.onnx_file.session import normalise_array
+from recal.data.normalise import normalise_array
 
 TEXT = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
 

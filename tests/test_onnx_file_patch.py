@@ -17,7 +17,7 @@ from recal.onnx_file.reading import graph_bytes, read_model
 from recal.onnx_file.recalibrate import recalibrate
 from recal.onnx_file.record import read_record
 from recal.onnx_file.session import OnnxNetwork
-from recal.policies.ops import center_crop, pad, resize
+from recal.policies.ops import CenterCrop, Pad, Resize
 from recal.policies.policy import load_policy
 from recal.variant.file import read_variant, write_variant
 from recal.variant.variant import branch_variant, load_variant, save_variant
@@ -214,9 +214,11 @@ def test_preparation_without_torch_is_torchvisions():
     for height, width in ((28, 28), (33, 47), (64, 31), (256, 341), (20, 90), (29, 28)):
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         for own, theirs in (
-            (pad(size=32), v2.CenterCrop(32)),
-            (center_crop(size=27), v2.CenterCrop(27)),
-            (resize(size=40), v2.Resize(40, InterpolationMode.BICUBIC)),
-            (resize(size=40, interpolation="bilinear"), v2.Resize(40)),
+            (Pad(size=32), v2.CenterCrop(32)),
+            (CenterCrop(size=27), v2.CenterCrop(27)),
+            (Resize(size=40), v2.Resize(40, InterpolationMode.BICUBIC)),
+            (Resize(size=40, interpolation="bilinear"), v2.Resize(40)),
         ):
-            np.testing.assert_array_equal(np.asarray(own(image)), np.asarray(theirs(image)))
+            np.testing.assert_array_equal(
+                np.asarray(own.transform()(image)), np.asarray(theirs(image))
+            )

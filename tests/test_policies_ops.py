@@ -3,6 +3,7 @@
 import pickle
 import typing
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,59 +13,68 @@ from PIL import Image
 from recal.data.folders import open_images
 from recal.data.sampling import keyed_draws
 from recal.errors import InputError
-from recal.policies.ops import DETERMINISTIC, OPS, Between, check_arguments
+from recal.policies.ops import (
+    AnyOp,
+    AugMix,
+    AutoAugment,
+    CenterCrop,
+    Cutout,
+    Pad,
+    RandAugment,
+    RandomCrop,
+    Resize,
+)
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages, PreparedTogether
+from recal.schema import convert
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 44, 3), dtype=np.uint8)
 LARGEST = 64  # sides and shifts, to be quick
 
 
-def values(hint):
+def values(kind):
     """Everything that an annotation allows, but for large images."""
-    if hint is bool:
+    if kind is bool:
         return st.booleans()
-    if typing.get_origin(hint) is typing.Literal:
-        return st.sampled_from(typing.get_args(hint))
-    kind, bounds = typing.get_args(hint)
-    assert isinstance(bounds, Between)
+    if typing.get_origin(kind) is typing.Literal:
+        return st.sampled_from(typing.get_args(kind))
+    kind, meta = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return st.tuples(*map(values, typing.get_args(kind)))
     if kind is float:
-        return st.floats(bounds.low, bounds.high)
-    one = st.integers(bounds.low, min(bounds.high, 255 if bounds.items else LARGEST))
-    return st.lists(one, min_size=3, max_size=3) if bounds.items else one
+        return st.floats(meta.ge, meta.le)
+    return st.integers(meta.ge, meta.le if meta.le == 255 else min(meta.le, LARGEST))
 
 
 @st.composite
 def ops(draw):
-    name = draw(st.sampled_from(sorted(OPS)))
-    hints = typing.get_type_hints(OPS[name], include_extras=True)
-    hints.pop("return")
-    return name, {key: draw(values(hint)) for key, hint in hints.items()}
+    kind = draw(st.sampled_from(typing.get_args(AnyOp)))
+    fields = msgspec.structs.fields(kind)
+    return kind(**{field.name: draw(values(field.type)) for field in fields})
 
 
-def fits(name, arguments):
+def fits(op):
     # what depends on the image's size is said when the op meets it
-    if name == "cutout":
-        return arguments["size"] < 40
-    if name == "random_crop":
-        return arguments["size"] <= 40 and arguments["padding"] < 40
+    if isinstance(op, Cutout):
+        return op.size < 40
+    if isinstance(op, RandomCrop):
+        return op.size <= 40 and op.padding < 40
     return True
 
 
 @settings(max_examples=150, deadline=None)
 @given(op=ops(), seed=st.integers(0, 2**32 - 1))
 def test_every_allowed_argument_gives_an_rgb_image(op, seed):
-    name, arguments = op
-    if not fits(name, arguments):
+    if not fits(op):
         return
-    check_arguments(OPS[name], arguments, name)
+    assert convert(msgspec.to_builtins(op), AnyOp, "op") == op
     with keyed_draws(seed):
-        out = OPS[name](**arguments)(Image.fromarray(PIXELS))
+        out = op.transform()(Image.fromarray(PIXELS))
     assert out.mode == "RGB"
-    side = arguments.get("size")
-    if name == "resize":
+    side = getattr(op, "size", None)
+    if isinstance(op, Resize):
         assert min(out.size) == side
-    elif side is not None and name != "cutout":
+    elif side is not None and not isinstance(op, Cutout):
         assert out.size == (side, side)
     else:
         assert out.size == (44, 40)
@@ -73,12 +83,13 @@ def test_every_allowed_argument_gives_an_rgb_image(op, seed):
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize("magnitude", [0, 2, 10])
 def test_randaugment_reaches_either_end_of_its_magnitudes(magnitude, increasing):
-    common = {"translate": 14, "fill": [1, 2, 3]}
-    transforms = [
-        OPS["rand_augment"](n=8, magnitude=magnitude, mstd=0.5, increasing=increasing, **common),
-        OPS["aug_mix"](magnitude=magnitude, **common),
-        OPS["auto_augment"](policy="v0", mstd=5.0, **common),
+    common = {"translate": 14, "fill": (1, 2, 3)}
+    ops = [
+        RandAugment(n=8, magnitude=magnitude, mstd=0.5, increasing=increasing, **common),
+        AugMix(magnitude=magnitude, **common),
+        AutoAugment(policy="v0", mstd=5.0, **common),
     ]
+    transforms = [op.transform() for op in ops]
     for key in range(60):
         for transform in transforms:
             with keyed_draws(key):
@@ -86,12 +97,13 @@ def test_randaugment_reaches_either_end_of_its_magnitudes(magnitude, increasing)
 
 
 def test_ops_that_draw_nothing_are_known_as_such():
-    arguments = {"size": 30}
-    for name in DETERMINISTIC:
+    fixed = {op for op in typing.get_args(AnyOp) if not op.random}
+    assert fixed == {Pad, Resize, CenterCrop}
+    for op in fixed:
         results = []
         for key in range(2):
             with keyed_draws(key):
-                results.append(np.asarray(OPS[name](**arguments)(Image.fromarray(PIXELS))))
+                results.append(np.asarray(op(size=30).transform()(Image.fromarray(PIXELS))))
         assert np.array_equal(*results)
 
 
@@ -99,12 +111,14 @@ def test_autoaugment_as_learned_on_cifar10_is_torchvisions():
     import torch
     from torchvision.transforms import AutoAugmentPolicy, v2
 
-    op = dict(load_policy("cifar", "autoaugment").ops)["auto_augment"]
+    (op,) = (op for op in load_policy("cifar", "autoaugment").ops if isinstance(op, AutoAugment))
     for key in range(20):
         torch.manual_seed(key)
-        mine = OPS["auto_augment"](**op)(Image.fromarray(PIXELS))
+        mine = op.transform()(Image.fromarray(PIXELS))
         torch.manual_seed(key)
-        peer = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=op["fill"])(Image.fromarray(PIXELS))
+        peer = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=list(op.fill))(
+            Image.fromarray(PIXELS)
+        )
         assert np.array_equal(np.asarray(mine), np.asarray(peer))
 
 

@@ -80,7 +80,8 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
     parts = [FileSource(source.where, source.paths[i::2], source.labels[i::2]) for i in (0, 1)]
     pooled = [calibrate(checkpoint, mode="clean", data=part, batch_size=30) for part in parts]
     mixed = mix(pooled, [0.5, 0.5])
-    from recal.data.batches import Batches, normalise
+    from recal.data.batches import Batches
+    from recal.data.normalise import normalise
     from recal.data.sampling import seeded_batches
     from recal.networks.build import build
     from recal.policies.policy import load_policy

@@ -16,12 +16,13 @@ from recal.calibration.estimators import CONSISTENT, ESTIMATORS, one_pass
 from recal.calibration.hooks import device_of, set_statistics
 from recal.calibration.rounds import Settings, check_finite, estimate
 from recal.checkpoint.checkpoint import Checkpoint
-from recal.data.folders import TRAIN, find_images
+from recal.data.folders import TRAIN
 from recal.distributed import ALONE, World
 from recal.errors import InputError
 from recal.networks.build import build
 from recal.networks.plain import batch_norms
-from recal.policies.policy import Policy, load_family, load_policy
+from recal.policies.families import open_family_images
+from recal.policies.policy import resolve_policy
 from recal.policies.prepared import PreparedTogether
 from recal.progress import Progress, silent
 from recal.variant.file import estimated_statistics
@@ -33,25 +34,13 @@ if TYPE_CHECKING:
 
     from recal.calibration.rounds import Estimation
     from recal.data.images import ImageSource
-    from recal.networks.spec import ModelSpec
+    from recal.policies.policy import Policy
 
 
 def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
     """Return the branch whose affine suits a mode: the first auxiliary for strong, else main."""
     auxiliary = [name for name in checkpoint.branches if name != "main"]
     return auxiliary[0] if mode.startswith("strong") and auxiliary else "main"
-
-
-def calibration_images(spec: ModelSpec, data: str | Path | None) -> ImageSource:
-    """Open the training images of a folder, or of the family's data set in the usual places.
-
-    Raises:
-        InputError: There are none.
-    """
-    names = load_family(spec.family).folders.get(spec.classes, ())
-    folder = None if data is None else Path(data)
-    what = f"calibration images ({spec.family})"
-    return find_images(folder, names, TRAIN, classes=None, what=what)
 
 
 @overload
@@ -214,12 +203,12 @@ def calibrate_matrix(
         given = {name: options.pop(name) for name in Settings.__annotations__ if name in options}
         settings = Settings(**given)
     spec = checkpoint.spec(**options)
-    policies = [m if isinstance(m, Policy) else load_policy(spec.family, m) for m in modes]
+    policies = [resolve_policy(mode, spec.family) for mode in modes]
     stored = {affine: branch_variant(checkpoint, affine, spec) for affine in affines}
     built = {a: build(checkpoint, variant).to(settings.device) for a, variant in stored.items()}
     keys = [(affine, number) for affine in affines for number in range(len(policies))]
     if data is None or isinstance(data, (str, Path)):
-        source = calibration_images(spec, data)
+        source = open_family_images(spec, data, TRAIN)
     else:
         source = data
     images = PreparedTogether(source, policies, settings.seed, spec.size)

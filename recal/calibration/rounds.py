@@ -13,8 +13,9 @@ from recal.calibration.consistent import Consistent, consistent
 from recal.calibration.error_bounds import bound, images_needed, layer_errors
 from recal.calibration.estimators import CONSISTENT, ESTIMATORS, ONE_PASS, Estimate, OnePass
 from recal.calibration.hooks import Listener, observe
-from recal.data.batches import Batches, Pixels, normalise
+from recal.data.batches import Batches, PolicyBatches
 from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
+from recal.data.normalise import normalise
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, World
 from recal.errors import InputError, UsageError
@@ -183,7 +184,7 @@ class _Task(Generic[Key]):
     def read(self, batches: Sequence[NDArray[np.int64]], *, keep: bool) -> Batches:
         return Batches(self.images, batches, workers=self.settings.workers, keep=keep)
 
-    def inputs(self, pixels: Pixels, keys: Iterable[Key]) -> dict[Key, torch.Tensor]:
+    def inputs(self, pixels: PolicyBatches, keys: Iterable[Key]) -> dict[Key, torch.Tensor]:
         """Return what the networks of some keys take; those of one policy share a tensor."""
         columns = {self.columns[key] for key in keys}
         ready = {

@@ -105,9 +105,10 @@ def _export(
     checkpoint: Checkpoint, chosen: Any, best: Mapping[str, Any], model: Path, run: Path
 ) -> None:
     from recal.cli.console import console
+    from recal.data.normalise import normalise_array
     from recal.export.export import export_onnx
     from recal.export.images import comparison_images
-    from recal.onnx_file.session import OnnxNetwork, normalise_array
+    from recal.onnx_file.session import OnnxNetwork
     from recal.resources import sample_images
     from recal.runs.store import read_target_cell
 

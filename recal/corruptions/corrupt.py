@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from recal.corruptions import blur, digital, elastic, fog, frost, noise, weather
-from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS, FAMILIES, SEVERITIES
+from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS, SEVERITIES
 from recal.errors import InputError, UsageError
 from recal.wording import pick
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from numpy.typing import NDArray
     from PIL import Image
 
     Picture = TypeVar("Picture", Image.Image, NDArray[np.uint8])
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class Corruption:
 
     Attributes:
         name: One of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
-        severity: 1 to 5.
-        family: `cifar`, `tiny` or `imagenet`.
-        seed: Not negative.
+        severity: Severity, 1 to 5.
+        family: Name of the parameters: `cifar`, `tiny` or `imagenet`.
+        seed: Seed of the random draws, not negative.
     """
 
     name: str
@@ -40,16 +39,16 @@ class Corruption:
     seed: int = 0
 
     def __call__(self, image: Picture, index: int | None = None) -> Picture:
-        """Return the corrupted image, of the kind that came.
+        """Return the corrupted image, in the type of the given one.
 
         Args:
             image: A PIL image of mode RGB, or uint8 (H, W, 3).
-            index: The image's number in its data set, which keys the draws. None takes a hash of
-                the pixels: the draws are the same in every worker and epoch, whatever the order.
+            index: The image's number in its data set, which keys the random draws. None takes a
+                hash of the pixels: the draws are the same in every worker and epoch.
 
         Raises:
-            UsageError: As `corrupt`.
-            InputError: As `corrupt`; or a PIL image of another mode.
+            UsageError: The name, severity, family or seed is not a valid one.
+            InputError: The image is of another type or mode, or too small.
         """
         if isinstance(image, np.ndarray):
             return self._corrupt(image, index)
@@ -74,27 +73,32 @@ class Corruption:
         return np.asarray(corrupted[0])
 
 
-OPERATIONS: dict[str, Callable[..., NDArray[np.uint8]]] = {
-    "gaussian_noise": noise.gaussian_noise,
-    "shot_noise": noise.shot_noise,
-    "impulse_noise": noise.impulse_noise,
-    "defocus_blur": blur.defocus_blur,
-    "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
-    "zoom_blur": blur.zoom_blur,
-    "snow": weather.snow,
-    "frost": frost.frost,
-    "fog": fog.fog,
-    "brightness": weather.brightness,
-    "contrast": digital.contrast,
-    "elastic_transform": elastic.elastic_transform,
-    "pixelate": digital.pixelate,
-    "jpeg_compression": digital.jpeg_compression,
-    "speckle_noise": noise.speckle_noise,
-    "gaussian_blur": blur.gaussian_blur,
-    "spatter": weather.spatter,
-    "saturate": digital.saturate,
-}
+@cache
+def _operations() -> Mapping[str, Callable[..., NDArray[np.uint8]]]:
+    # imported at the first call: the kernels need numba and OpenCV, which are slow to import
+    from recal.corruptions import blur, digital, elastic, fog, frost, noise, weather
+
+    return {
+        "gaussian_noise": noise.gaussian_noise,
+        "shot_noise": noise.shot_noise,
+        "impulse_noise": noise.impulse_noise,
+        "defocus_blur": blur.defocus_blur,
+        "glass_blur": blur.glass_blur,
+        "motion_blur": blur.motion_blur,
+        "zoom_blur": blur.zoom_blur,
+        "snow": weather.snow,
+        "frost": frost.frost,
+        "fog": fog.fog,
+        "brightness": weather.brightness,
+        "contrast": digital.contrast,
+        "elastic_transform": elastic.elastic_transform,
+        "pixelate": digital.pixelate,
+        "jpeg_compression": digital.jpeg_compression,
+        "speckle_noise": noise.speckle_noise,
+        "gaussian_blur": blur.gaussian_blur,
+        "spatter": weather.spatter,
+        "saturate": digital.saturate,
+    }
 
 
 def corrupt(
@@ -108,31 +112,30 @@ def corrupt(
 ) -> NDArray[np.uint8]:
     """Corrupt images as Hendrycks and Dietterich do.
 
-    The result for an image depends on its pixels, `name`, `severity`, `family`, `seed` and its
-    index alone: not on the batch, its order, or the thread.
+    The result for an image depends only on its pixels, `name`, `severity`, `family`, `seed` and its
+    index. The batch, its order and the thread make no difference.
 
     Args:
         images: uint8 (N, H, W, 3), RGB, 0 to 255; left unchanged.
         name: One of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
-        severity: 1 to 5.
-        family: Whose parameters: `cifar` (for 32 pixels), `tiny` (64) or `imagenet` (224). For
-            images of another size the parameters that are lengths are multiplied by the shorter
-            side over the family's.
-        seed: Not negative.
-        indices: The images' numbers in their data set, not negative, (N,); 0 to N - 1 if None.
+        severity: Severity, 1 to 5.
+        family: Name of the parameters: `cifar` (for 32 pixels), `tiny` (64) or `imagenet` (224).
+            For images of another size, lengths are multiplied by the shorter side over that one.
+        seed: Seed of the random draws, not negative.
+        indices: Numbers of the images in their data set, not negative, (N,); 0 to N - 1 if None.
 
     Returns:
         uint8 (N, H, W, 3), newly allocated.
 
     Raises:
-        UsageError: `name`, `severity`, `family` or `seed` is not one of those.
-        InputError: The images are not such an array or too small, `indices` do not fit them, or the
-            textures that frost needs are not there.
+        UsageError: `name`, `severity`, `family` or `seed` is not a valid one.
+        InputError: The images are another array or too small, `indices` do not fit them, or the
+            textures that frost needs are missing.
 
     Source: Hendrycks and Dietterich (arXiv 1903.12261).
     """
-    pick(name, (*CORRUPTIONS, *EXTRA_CORRUPTIONS), "corruption")
-    pick(family, FAMILIES, "family of corruptions")
+    pick(name, ALL_CORRUPTIONS, "corruption")
+    pick(family, PARAMETER_SETS, "family of corruptions")
     _check_number(severity, "severity", SEVERITIES[0], SEVERITIES[-1])
     _check_number(seed, "seed", 0, None)
     _check_images(images)
@@ -140,10 +143,10 @@ def corrupt(
 
     from recal.corruptions.random import Draws, derive_key
 
-    parameters = FAMILIES[family].severities[name][severity - 1]
-    scale = min(images.shape[1:3]) / FAMILIES[family].side
+    parameters = PARAMETER_SETS[family].severities[name][severity - 1]
+    scale = min(images.shape[1:3]) / PARAMETER_SETS[family].side
     draws = Draws(derive_key(int(seed), name, int(severity)), numbers)
-    return OPERATIONS[name](np.ascontiguousarray(images), scale, draws, *parameters)
+    return _operations()[name](np.ascontiguousarray(images), scale, draws, *parameters)
 
 
 def _check_number(value: Any, what: str, least: int, most: int | None) -> None:
@@ -186,7 +189,7 @@ def _check_indices(indices: Any, count: int) -> NDArray[np.int64]:
     whole = np.issubdtype(numbers.dtype, np.integer) or numbers.size == 0
     if not whole or numbers.shape != (count,):
         raise InputError(
-            f"indices: expected {count} integers, one an image, "
+            f"indices: expected {count} integers, one per image, "
             f"got {numbers.dtype} {numbers.shape}."
         )
     if count and (numbers.min() < 0 or numbers.max() >= 2**63):

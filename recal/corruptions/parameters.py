@@ -1,6 +1,6 @@
-"""The parameters of every corruption, family and severity, as Hendrycks and Dietterich set them.
+"""The parameters of every corruption and severity, as Hendrycks and Dietterich set them.
 
-Lengths are in pixels of the family's own image side; for other sides `corrupt` scales them.
+Lengths are in pixels of images with the set's own side; for other sides `corrupt` scales them.
 
 Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations" (arXiv 1903.12261), and their generators for ImageNet-C, Tiny-ImageNet-C, CIFAR-10-C.
@@ -35,18 +35,18 @@ CORRUPTIONS = (
     "jpeg_compression",
 )
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-
+ALL_CORRUPTIONS = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """The parameters of one family of data sets.
+class ParameterSet:
+    """The parameters for images of one size, named for the data sets of that size.
 
     Attributes:
-        side: The images' side in pixels that the parameters are for.
-        severities: For each corruption the parameters of severities 1 to 5.
+        side: Side of the images, in pixels, that the parameters are for.
+        severities: For each corruption, the parameters of severities 1 to 5.
     """
 
     side: int
@@ -57,7 +57,7 @@ def _each(*values: float) -> tuple[Parameters, ...]:
     return tuple((value,) for value in values)
 
 
-CIFAR = Family(
+CIFAR = ParameterSet(
     side=32,
     severities={
         "gaussian_noise": _each(0.04, 0.06, 0.08, 0.09, 0.10),
@@ -116,7 +116,7 @@ CIFAR = Family(
     },
 )
 
-TINY = Family(
+TINY = ParameterSet(
     side=64,
     severities={
         "gaussian_noise": _each(0.04, 0.08, 0.12, 0.15, 0.18),
@@ -165,7 +165,7 @@ TINY = Family(
     },
 )
 
-IMAGENET = Family(
+IMAGENET = ParameterSet(
     side=224,
     severities={
         "gaussian_noise": _each(0.08, 0.12, 0.18, 0.26, 0.38),
@@ -209,4 +209,4 @@ IMAGENET = Family(
     },
 )
 
-FAMILIES = {"cifar": CIFAR, "tiny": TINY, "imagenet": IMAGENET}
+PARAMETER_SETS = {"cifar": CIFAR, "tiny": TINY, "imagenet": IMAGENET}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS, FAMILIES, SEVERITIES
+from recal.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS, PARAMETER_SETS, SEVERITIES
 from recal.datasets.catalogue import SUMS
 from recal.datasets.fetch import format_sum, hash_file, require_room
 from recal.datasets.regenerate import (
@@ -73,7 +73,6 @@ def label_of(folder: Path) -> str | None:
 
 
 LIBRARIES = ("numpy", "scipy", "numba", "opencv-python-headless", "opencv-python", "pillow")
-ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,11 @@ def generate(
     """
     layout = GENERATED[pick(name, GENERATED, "data set to generate")]
     forget_images()
-    names = [c for c in ALL if c in {pick(wanted, ALL, "corruption") for wanted in corruptions}]
+    names = [
+        c
+        for c in ALL_CORRUPTIONS
+        if c in {pick(wanted, ALL_CORRUPTIONS, "corruption") for wanted in corruptions}
+    ]
     clean = open_clean(source)
     missing_textures = _textures_missing(names)
     if missing_textures:
@@ -149,7 +152,7 @@ def generate(
         for left in out.glob(".*.partial"):  # of a process that was killed
             left.unlink()
         before = read_provenance(out) or {}
-        listed = [c for c in ALL if c in {*before.get("corruptions", ()), *names}]
+        listed = [c for c in ALL_CORRUPTIONS if c in {*before.get("corruptions", ()), *names}]
         record = {**asked, "corruptions": listed, "complete": False}
         write_provenance(out, record)
         tasks = _cut(layout, source, out, names, len(clean), seed)
@@ -193,7 +196,7 @@ def _request(name: str, layout: Layout, source: Path, seed: int) -> dict[str, An
         "label": REGENERATED,
         "set": name,
         "family": layout.family,
-        "side": FAMILIES[layout.family].side,
+        "side": PARAMETER_SETS[layout.family].side,
         "severities": list(SEVERITIES),
         "seed": seed,
         "images": len(clean),

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from recal.corruptions import corrupt
-from recal.corruptions.parameters import FAMILIES, SEVERITIES
+from recal.corruptions.parameters import PARAMETER_SETS, SEVERITIES
 from recal.data.folders import TEST, open_images
 from recal.data.images import FileSource, ImageSource
 from recal.errors import InputError, RecalError
@@ -97,7 +97,7 @@ def prepare(image: NDArray[np.uint8], family: str) -> NDArray[np.uint8]:
     Raises:
         ValueError: They have not.
     """
-    side = FAMILIES[family].side
+    side = PARAMETER_SETS[family].side
     if family != "imagenet":
         if image.shape[:2] != (side, side):
             raise ValueError(
@@ -145,7 +145,7 @@ def write_array(task: Task) -> int:
     Returns:
         The number of corrupted images that are there now.
     """
-    side, count = FAMILIES[task.family].side, task.stop - task.start
+    side, count = PARAMETER_SETS[task.family].side, task.stop - task.start
     clean = _read_all(task.source, task.family)
     for name in task.corruptions:
         path = task.out / f"{name}.npy"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recal.data.normalise import normalise, normalise_array
 from recal.errors import UsageError
 from recal.machine import cores_of_this_process
-from recal.onnx_file.session import normalise_array
 from recal.wording import pick
 
 if TYPE_CHECKING:
@@ -95,8 +95,6 @@ class Batch:
             if device.type == "cpu":
                 batch = torch.from_numpy(self.normalised(mean, std))
             else:
-                from recal.data.batches import normalise
-
                 batch = normalise(torch.from_numpy(self.pixels), mean, std, device)
             self._made[key] = batch.contiguous(memory_format=torch.channels_last)
         made: torch.Tensor = self._made[key]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from recal.data.normalise import normalise_array
 from recal.export.export import ExportOptions, entries_of, finish, rivals_of, to_model
 from recal.export.int8 import activation_ranges, simplified
 from recal.export.int8_proof import MAX_DROP, Int8Proof, judge
 from recal.export.proof import prove
 from recal.export.trace import to_onnx
 from recal.networks.build import build
-from recal.onnx_file.session import filled, normalise_array
+from recal.onnx_file.session import filled
 from recal.progress import Progress, silent
 
 if TYPE_CHECKING:

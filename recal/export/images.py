@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from recal.data.folders import TEST, TRAIN, find_images, open_images
+from recal.data.folders import TEST, TRAIN, open_images
 from recal.data.sampling import even_over_classes
 from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError
-from recal.policies.policy import load_family, load_policy, policy_names, read_policy
+from recal.policies.families import open_family_images
+from recal.policies.policy import Policy, load_policy, policy_names
 from recal.policies.prepared import PreparedImages
 from recal.resources import sample_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from recal.data.images import ImageSource
     from recal.networks.spec import ModelSpec
-    from recal.policies.policy import Policy
 
 
 # enough to tell branches apart, and run in a second
@@ -108,7 +107,7 @@ def variant_policy(spec: ModelSpec, statistics: Mapping[str, Any]) -> Policy:
     """Return the policy that a variant's statistics are of; `clean` where they are of none.
 
     Raises:
-        UsageError: The record's policy is a mix of files that are not here.
+        UsageError: The record does not hold the policy's text.
     """
     if statistics.get("source") != "policy":
         return load_policy(spec.family, "clean")
@@ -116,17 +115,13 @@ def variant_policy(spec: ModelSpec, statistics: Mapping[str, Any]) -> Policy:
     shipped = shipped_policy(spec, name, statistics["policy_sha256"])
     if shipped is not None:
         return shipped
-    with tempfile.TemporaryDirectory() as folder:
-        # as a file, because that is what policies are read from
-        path = Path(folder) / f"{Path(name).name}.toml"
-        path.write_text(statistics["policy_text"], encoding="utf-8")
-        try:
-            return read_policy(path)
-        except InputError as error:
-            raise UsageError(
-                f"--int8: expected the policy '{name}' to be one file, got a record that cannot be "
-                f"read as one ({error}). Name it with --policy, or another with --mode."
-            ) from error
+    try:
+        return Policy.from_text(name, statistics["policy_text"])
+    except InputError as error:
+        raise UsageError(
+            f"--int8: expected a record with the text of policy '{name}', got another text "
+            f"({error}). Name it with --policy, or another with --mode."
+        ) from error
 
 
 def shipped_policy(spec: ModelSpec, name: str, sha256: str) -> Policy | None:
@@ -160,9 +155,7 @@ def calibration_images(
         UsageError: The policy cannot be had.
     """
     policy = policy or variant_policy(spec, statistics)
-    names = load_family(spec.family).folders.get(spec.classes, ())
-    what = f"--int8: calibration images ({spec.family})"
-    source = find_images(data, names, TRAIN, classes=None, what=what)
+    source = open_family_images(spec, data, TRAIN)
     seed = int(statistics.get("seed", 0))
     order = np.random.default_rng(seed).permutation(len(source))
     indices = even_over_classes(order, source.labels, count)
@@ -192,9 +185,7 @@ def held_out_images(
     Raises:
         InputError: There are none, or none but those.
     """
-    names = load_family(spec.family).folders.get(spec.classes, ())
-    what = f"--int8: test images ({spec.family})"
-    source = find_images(data, names, TEST, classes=None, what=what)
+    source = open_family_images(spec, data, TEST)
     left = np.arange(len(source))
     if source.where == calibration.where:
         left = np.setdiff1d(left, calibration.indices)

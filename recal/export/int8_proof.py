@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recal.data.normalise import normalise_array
 from recal.errors import VerificationError
 from recal.export.proof import FLOAT32, batches_of, run_torch
-from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.onnx_file.session import OnnxNetwork
 from recal.progress import Progress, silent
 
 if TYPE_CHECKING:

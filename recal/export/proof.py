@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from recal.data.normalise import normalise_array
 from recal.errors import InputError, VerificationError
-from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.onnx_file.session import OnnxNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

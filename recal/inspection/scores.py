@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recal.calibration.moments import Moments
-from recal.data.batches import Batches, normalise
+from recal.data.batches import Batches
 from recal.data.folders import find_images
+from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
 from recal.errors import InputError
 from recal.inspection.distances import gaussian_distances

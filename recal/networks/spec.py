@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recal.errors import InputError, UsageError
 from recal.networks.detect import architecture_of
-from recal.policies.policy import load_family
+from recal.policies.families import load_family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

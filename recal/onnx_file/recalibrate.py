@@ -12,11 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from recal.calibration.error_bounds import LayerError, with_bounds
 from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
+from recal.data.normalise import normalise_array
 from recal.errors import InputError
 from recal.machine import may_keep
 from recal.onnx_file.editing import batch_norm_nodes, layer_tensors, with_arrays
 from recal.onnx_file.patch import require_patchable, weights_identity
-from recal.onnx_file.session import filled, normalise_array
+from recal.onnx_file.session import filled
 from recal.policies.prepared import PreparedImages
 from recal.progress import Progress, silent
 from recal.variant.file import FORMAT, VariantFile, estimated_statistics

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from recal.data.normalise import normalise_array
 from recal.errors import InputError
 from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import decode_entries, variants_of
@@ -163,18 +164,6 @@ def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:
     """Return a batch of `count` images at least: its last one is repeated as often as it takes."""
     missing = max(0, count - len(batch))
     return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-
-
-def normalise_array(
-    images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
-) -> NDArray[np.float32]:
-    """Turn uint8 (N, H, W, 3) in 0 to 255 into float32 (N, 3, H, W), (x / 255 - mean) / std."""
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
-    shape = (1, -1, 1, 1)
-    planes /= np.float32(255.0)
-    planes -= np.asarray(mean, np.float32).reshape(shape)
-    planes /= np.asarray(std, np.float32).reshape(shape)
-    return planes
 
 
 SEED = 0

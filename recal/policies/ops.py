@@ -1,253 +1,220 @@
 """The augmentation operations that a policy file may name.
 
-Each builds a transform from PIL RGB image to PIL RGB image out of torchvision's or timm's own, or
-out of Pillow alone where nothing is drawn, so that images are prepared without torch too. To
-add one: write the function (keyword-only arguments, which are the TOML keys, annotated with what
-they may be) and add one line to the table at the foot.
+Each is a record: its fields are the keys that the file gives, its annotations what they accept.
+Its `transform` method builds a function from PIL RGB image to PIL RGB image, out of torchvision's
+or timm's own, or out of Pillow alone where nothing is random, so that images are prepared without
+torch too. To add one: write the class and add one line to the table at the foot.
 """
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
+from msgspec import Meta
 from PIL import Image, ImageOps
 
 from recal.errors import InputError
-from recal.wording import check_keys, check_type, did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-
-@dataclass(frozen=True)
-class Between:
-    """A number from `low` to `high`, both included; with `items`, a list of so many of them."""
-
-    low: float
-    high: float
-    items: int | None = None
-
-    def __str__(self) -> str:
-        numbers = f"{self.low:g} to {self.high:g}"
-        return numbers if self.items is None else f"{self.items} numbers of {numbers}"
-
-
-Side = Annotated[int, Between(1, 16384)]
-Pixels = Annotated[int, Between(0, 16384)]
-Share = Annotated[float, Between(0, 1)]
-Colour = Annotated[list[int], Between(0, 255, items=3)]
-
-
-def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> None:
-    """Refuse arguments that a keyword-only function does not take as its annotations say.
-
-    Args:
-        function: Annotated with plain types, `Literal` of strings, or `Annotated` with a `Between`.
-        given: The arguments by name.
-        where: For messages.
-
-    Raises:
-        InputError: One is unknown or missing, of another type or out of its range.
-    """
-    hints = typing.get_type_hints(function, include_extras=True)
-    hints.pop("return", None)
-    defaults = function.__kwdefaults__ or {}
-    check_keys(given, list(hints), where, [name for name in hints if name not in defaults])
-    for name, value in given.items():
-        _check(value, hints[name], f"{where}: {name}")
-
-
-def allowed(hint: Any) -> str:
-    """Return what an annotation allows, for people."""
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(typing.get_args(hint))
-    if typing.get_origin(hint) is Annotated:
-        return str(typing.get_args(hint)[1])
-    return "true, false" if hint is bool else str(hint.__name__)
-
-
-def _check(value: Any, hint: Any, where: str) -> None:
-    if typing.get_origin(hint) is Literal:
-        check_type(value, str, where)
-        names = typing.get_args(hint)
-        if value not in names:
-            raise InputError(
-                f"{where}: expected one of {allowed(hint)}, got '{value}'."
-                f"{did_you_mean(value, names)}"
-            )
-    elif typing.get_origin(hint) is Annotated:
-        kind, bounds = typing.get_args(hint)
-        check_type(value, typing.get_origin(kind) or kind, where)
-        numbers = value if bounds.items is not None else [value]
-        if bounds.items is not None:
-            (number,) = typing.get_args(kind)
-            for each in numbers:
-                check_type(each, number, where)
-        if len(numbers) != (bounds.items or 1) or not all(
-            bounds.low <= each <= bounds.high for each in numbers
-        ):
-            raise InputError(f"{where}: expected {bounds}, got {value!r}.")
-    else:
-        check_type(value, hint, where)
-
+from recal.schema import Record
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image]
-Magnitude = Annotated[int, Between(0, 10)]
-Factor = Annotated[float, Between(0, 10)]
+
+Side = Annotated[int, Meta(ge=1, le=16384)]
+Length = Annotated[int, Meta(ge=0, le=16384)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Magnitude = Annotated[int, Meta(ge=0, le=10)]
+Deviation = Annotated[float, Meta(ge=0, le=100)]
+Factor = Annotated[float, Meta(ge=0, le=10)]
+Byte = Annotated[int, Meta(ge=0, le=255)]
+Colour = Annotated[tuple[Byte, Byte, Byte], Meta(description="3 integers from 0 to 255")]
 
 
-def pad(*, size: Side) -> Transform:
-    """Pad with black, evenly on both sides, to `size` x `size` pixels."""
-    return center_crop(size=size)
+class Op(Record, frozen=True, kw_only=True, tag_field="name"):
+    """An operation on images.
+
+    Attributes:
+        random: Whether it draws from the global generators; those that do need torch.
+    """
+
+    random: ClassVar[bool] = True
+
+    def transform(self) -> Transform:
+        """Build the function that applies it to an image."""
+        raise NotImplementedError
 
 
-def resize(
-    *, size: Side, interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
-) -> Transform:
-    """Resize the short side to `size` pixels."""
-    method = Image.Resampling[interpolation.upper()]
-
-    def apply(image: Image.Image) -> Image.Image:
-        width, height = image.size
-        short = min(width, height)
-        # the long side is cut, not rounded, as torchvision does
-        return image.resize((int(size * width / short), int(size * height / short)), method)
-
-    return apply
-
-
-def center_crop(*, size: Side) -> Transform:
+class CenterCrop(Op, frozen=True, kw_only=True, tag="center_crop"):
     """Cut out the middle `size` x `size` pixels; what lies outside the image is black."""
 
-    def apply(image: Image.Image) -> Image.Image:
-        left, top = (_middle(length, size) for length in image.size)
-        return image.crop((left, top, left + size, top + size))
+    random: ClassVar[bool] = False
+    size: Side
 
-    return apply
+    def transform(self) -> Transform:
+        def apply(image: Image.Image) -> Image.Image:
+            left, top = (self._middle(length) for length in image.size)
+            return image.crop((left, top, left + self.size, top + self.size))
+
+        return apply
+
+    def _middle(self, length: int) -> int:
+        # torchvision rounds a surplus of one pixel to even where it cuts, and down where it pads
+        surplus = length - self.size
+        return round(surplus / 2) if surplus >= 0 else -(-surplus // 2)
 
 
-def _middle(length: int, size: int) -> int:
-    # torchvision rounds a surplus of one pixel to even where it cuts, and down where it pads
-    return round((length - size) / 2) if length >= size else -((size - length) // 2)
+class Pad(CenterCrop, frozen=True, kw_only=True, tag="pad"):
+    """Pad with black, evenly on both sides, to `size` x `size` pixels."""
 
 
-def random_crop(
-    *,
-    size: Side,
-    padding: Pixels = 0,
-    padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant",
-) -> Transform:
+class Resize(Op, frozen=True, kw_only=True, tag="resize"):
+    """Resize the short side to `size` pixels."""
+
+    random: ClassVar[bool] = False
+    size: Side
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+    def transform(self) -> Transform:
+        method = Image.Resampling[self.interpolation.upper()]
+
+        def apply(image: Image.Image) -> Image.Image:
+            width, height = image.size
+            short = min(width, height)
+            # the long side is cut, not rounded, as torchvision does
+            size = (int(self.size * width / short), int(self.size * height / short))
+            return image.resize(size, method)
+
+        return apply
+
+
+class RandomCrop(Op, frozen=True, kw_only=True, tag="random_crop"):
     """Pad by `padding` pixels and cut out a random square."""
-    from torchvision.transforms import v2
 
-    return v2.RandomCrop(size, padding, padding_mode=padding_mode)  # type: ignore[no-any-return]
+    size: Side
+    padding: Length = 0
+    padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant"
+
+    def transform(self) -> Transform:
+        from torchvision.transforms import v2
+
+        return v2.RandomCrop(self.size, self.padding, padding_mode=self.padding_mode)  # type: ignore[no-any-return]
 
 
-def random_resized_crop(
-    *, size: Side, smallest: Annotated[float, Between(0.001, 1)] = 0.08
-) -> Transform:
+class RandomResizedCrop(Op, frozen=True, kw_only=True, tag="random_resized_crop"):
     """Cut out a random share of the area, `smallest` to 1, and resize it to `size` x `size`."""
-    from torchvision.transforms import InterpolationMode, v2
 
-    return v2.RandomResizedCrop(  # type: ignore[no-any-return]
-        size, scale=(smallest, 1.0), interpolation=InterpolationMode.BICUBIC
-    )
+    size: Side
+    smallest: Annotated[float, Meta(ge=0.001, le=1)] = 0.08
+
+    def transform(self) -> Transform:
+        from torchvision.transforms import InterpolationMode, v2
+
+        return v2.RandomResizedCrop(  # type: ignore[no-any-return]
+            self.size, scale=(self.smallest, 1.0), interpolation=InterpolationMode.BICUBIC
+        )
 
 
-def random_horizontal_flip(*, p: Share = 0.5) -> Transform:
+class RandomHorizontalFlip(Op, frozen=True, kw_only=True, tag="random_horizontal_flip"):
     """Mirror left and right with probability `p`."""
-    from torchvision.transforms import v2
 
-    return v2.RandomHorizontalFlip(p)  # type: ignore[no-any-return]
+    p: Fraction = 0.5
+
+    def transform(self) -> Transform:
+        from torchvision.transforms import v2
+
+        return v2.RandomHorizontalFlip(self.p)  # type: ignore[no-any-return]
 
 
-def rand_augment(
-    *,
-    n: Annotated[int, Between(1, 16)] = 2,
-    magnitude: Magnitude = 9,
-    mstd: Annotated[float, Between(0, 100)] = 0.0,
-    increasing: bool = False,
-    translate: Pixels,
-    fill: Colour,
-) -> Transform:
+class RandAugment(Op, frozen=True, kw_only=True, tag="rand_augment"):
     """Apply timm's RandAugment: `n` ops drawn for each image, each applied with probability 0.5.
 
-    Args:
-        n: How many ops.
-        magnitude: How strong they are.
+    Attributes:
+        n: Number of ops.
+        magnitude: Strength of the ops.
         mstd: Standard deviation of the normal noise on the magnitude, which stays in 0 to 10.
-        increasing: Use the variants of the ops that grow with the magnitude throughout.
-        translate: The largest shift in pixels (timm's `translate_const`, 0.45 of the size there).
-        fill: The colour of what shifts and rotations uncover.
+        increasing: Whether to use the variants of the ops that grow with the magnitude.
+        translate: Largest shift in pixels (timm's `translate_const`, by default 0.45 of the size).
+        fill: Colour of the area that shifts and rotations uncover.
     """
-    from timm.data.auto_augment import rand_augment_transform
 
-    transform = rand_augment_transform(
-        f"rand-m{magnitude}-n{n}-mstd{mstd:.6f}-inc{int(increasing)}",
-        {"translate_const": translate, "img_mean": tuple(fill)},
-    )
-    _mend(transform.ops)
-    return transform  # type: ignore[no-any-return]
+    n: Annotated[int, Meta(ge=1, le=16)] = 2
+    magnitude: Magnitude = 9
+    mstd: Deviation = 0.0
+    increasing: bool = False
+    translate: Length
+    fill: Colour
+
+    def transform(self) -> Transform:
+        from timm.data.auto_augment import rand_augment_transform
+
+        transform = rand_augment_transform(
+            f"rand-m{self.magnitude}-n{self.n}-mstd{self.mstd:.6f}-inc{int(self.increasing)}",
+            {"translate_const": self.translate, "img_mean": self.fill},
+        )
+        _mend(transform.ops)
+        return transform  # type: ignore[no-any-return]
 
 
-def auto_augment(
-    *,
-    policy: Literal["original", "v0", "cifar10", "svhn"] = "original",
-    mstd: Annotated[float, Between(0, 100)] = 0.0,
-    translate: Pixels,
-    fill: Colour,
-) -> Transform:
+class AutoAugment(Op, frozen=True, kw_only=True, tag="auto_augment"):
     """Apply AutoAugment: timm's for ImageNet, torchvision's as learned on CIFAR-10 or SVHN.
 
-    Args:
+    Attributes:
         policy: `original` (the paper's) and `v0` (later code's) are for ImageNet.
-        mstd: As of `rand_augment`, for ImageNet's policies; the others draw no magnitudes.
-        translate: As of `rand_augment`; the others shift by up to 0.45 of the side.
-        fill: The colour of what shifts and rotations uncover.
+        mstd: Standard deviation of the noise on the magnitudes of ImageNet's policies; the others
+            have fixed magnitudes.
+        translate: Largest shift in pixels of ImageNet's policies; the others shift by up to 0.45 of
+            the side.
+        fill: Colour of the area that shifts and rotations uncover.
     """
-    if policy in ("cifar10", "svhn"):
-        from torchvision.transforms import AutoAugmentPolicy, v2
 
-        return v2.AutoAugment(AutoAugmentPolicy(policy), fill=fill)  # type: ignore[no-any-return]
-    from timm.data.auto_augment import auto_augment_transform
+    policy: Literal["original", "v0", "cifar10", "svhn"] = "original"
+    mstd: Deviation = 0.0
+    translate: Length
+    fill: Colour
 
-    transform = auto_augment_transform(
-        f"{policy}-mstd{mstd:.6f}", {"translate_const": translate, "img_mean": tuple(fill)}
-    )
-    for ops in transform.policy:
-        _mend(ops)
-    return transform  # type: ignore[no-any-return]
+    def transform(self) -> Transform:
+        if self.policy in ("cifar10", "svhn"):
+            from torchvision.transforms import AutoAugmentPolicy, v2
+
+            return v2.AutoAugment(AutoAugmentPolicy(self.policy), fill=list(self.fill))  # type: ignore[no-any-return]
+        from timm.data.auto_augment import auto_augment_transform
+
+        transform = auto_augment_transform(
+            f"{self.policy}-mstd{self.mstd:.6f}",
+            {"translate_const": self.translate, "img_mean": self.fill},
+        )
+        for ops in transform.policy:
+            _mend(ops)
+        return transform  # type: ignore[no-any-return]
 
 
-def aug_mix(
-    *,
-    magnitude: Magnitude = 3,
-    width: Annotated[int, Between(1, 16)] = 3,
-    depth: Annotated[int, Between(0, 16)] = 0,
-    translate: Pixels,
-    fill: Colour,
-) -> Transform:
+class AugMix(Op, frozen=True, kw_only=True, tag="aug_mix"):
     """Apply timm's AugMix.
 
-    Args:
-        magnitude: The ops' strength is drawn from 0 to this.
-        width: How many chains of ops are mixed.
-        depth: How many ops a chain has; 0 draws 1 to 3.
-        translate: As of `rand_augment`.
-        fill: Likewise.
+    Attributes:
+        magnitude: Upper end of the ops' strength, which is drawn from 0 to this.
+        width: Number of chains of ops that are mixed.
+        depth: Number of ops in a chain; 0 draws 1 to 3.
+        translate: Largest shift in pixels.
+        fill: Colour of the area that shifts and rotations uncover.
     """
-    from timm.data.auto_augment import augment_and_mix_transform
 
-    transform = augment_and_mix_transform(
-        f"augmix-m{magnitude}-w{width}" + (f"-d{depth}" if depth else ""),
-        {"translate_const": translate, "img_mean": tuple(fill)},
-    )
-    _mend(transform.ops)
-    return transform  # type: ignore[no-any-return]
+    magnitude: Magnitude = 3
+    width: Annotated[int, Meta(ge=1, le=16)] = 3
+    depth: Annotated[int, Meta(ge=0, le=16)] = 0
+    translate: Length
+    fill: Colour
+
+    def transform(self) -> Transform:
+        from timm.data.auto_augment import augment_and_mix_transform
+
+        depth = f"-d{self.depth}" if self.depth else ""
+        transform = augment_and_mix_transform(
+            f"augmix-m{self.magnitude}-w{self.width}{depth}",
+            {"translate_const": self.translate, "img_mean": self.fill},
+        )
+        _mend(transform.ops)
+        return transform  # type: ignore[no-any-return]
 
 
 def _mend(ops: Iterable[Any]) -> None:
@@ -261,73 +228,82 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new("RGB", image.size)
 
 
-def trivial_augment(*, fill: Colour) -> Transform:
+class TrivialAugment(Op, frozen=True, kw_only=True, tag="trivial_augment"):
     """Apply torchvision's TrivialAugmentWide; `fill` is the colour of what is uncovered."""
-    from torchvision.transforms import v2
 
-    return v2.TrivialAugmentWide(fill=fill)  # type: ignore[no-any-return]
+    fill: Colour
+
+    def transform(self) -> Transform:
+        from torchvision.transforms import v2
+
+        return v2.TrivialAugmentWide(fill=list(self.fill))  # type: ignore[no-any-return]
 
 
-def color_jitter(
-    *,
-    brightness: Factor = 0.0,
-    contrast: Factor = 0.0,
-    saturation: Factor = 0.0,
-    hue: Annotated[float, Between(0, 0.5)] = 0.0,
-) -> Transform:
+class ColorJitter(Op, frozen=True, kw_only=True, tag="color_jitter"):
     """Change brightness, contrast, saturation (factors 1 +- x) and hue (+- x of the circle)."""
-    from torchvision.transforms import v2
 
-    return v2.ColorJitter(brightness, contrast, saturation, hue)  # type: ignore[no-any-return]
+    brightness: Factor = 0.0
+    contrast: Factor = 0.0
+    saturation: Factor = 0.0
+    hue: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+
+    def transform(self) -> Transform:
+        from torchvision.transforms import v2
+
+        return v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)  # type: ignore[no-any-return]
 
 
-def cutout(*, size: Side, p: Share = 1.0) -> Transform:
+class Cutout(Op, frozen=True, kw_only=True, tag="cutout"):
     """Blacken a random square of `size` x `size` pixels with probability `p`."""
-    from torchvision.transforms import v2
 
-    def transform(image: Image.Image) -> Image.Image:
-        if size >= min(image.size):  # torchvision would silently erase nothing
-            raise InputError(
-                f"cutout: expected images of more than {size} pixels, got {image.width}x"
-                f"{image.height}."
-            )
-        share = size**2 / (image.width * image.height)
-        erase = v2.RandomErasing(p, scale=(share, share), ratio=(1.0, 1.0), value=0)
-        return v2.functional.to_pil_image(  # type: ignore[no-any-return]
-            erase(v2.functional.pil_to_tensor(image))
-        )
+    size: Side
+    p: Fraction = 1.0
 
-    return transform
+    def transform(self) -> Transform:
+        from torchvision.transforms import v2
 
+        def apply(image: Image.Image) -> Image.Image:
+            if self.size >= min(image.size):  # torchvision would silently erase nothing
+                raise InputError(
+                    f"cutout: expected images of more than {self.size} pixels, got {image.width}x"
+                    f"{image.height}."
+                )
+            share = self.size**2 / (image.width * image.height)
+            erase = v2.RandomErasing(self.p, scale=(share, share), ratio=(1.0, 1.0), value=0)
+            pixels = erase(v2.functional.pil_to_tensor(image))
+            return v2.functional.to_pil_image(pixels)  # type: ignore[no-any-return]
 
-def gaussian_noise(*, sigma: Share) -> Transform:
-    """Add Gaussian noise of standard deviation U(0, `sigma`) an image, of the range [0, 1]."""
-
-    def transform(image: Image.Image) -> Image.Image:
-        pixels = np.asarray(image, dtype=np.float32)
-        # the global generator, because keyed_draws() seeds it for every image
-        deviation = np.random.uniform(0.0, sigma) * 255.0
-        noise = np.random.normal(0.0, deviation, pixels.shape)
-        return Image.fromarray(np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8))
-
-    return transform
+        return apply
 
 
-# those that draw nothing, and need no torch
-DETERMINISTIC = frozenset({"pad", "resize", "center_crop"})
+class GaussianNoise(Op, frozen=True, kw_only=True, tag="gaussian_noise"):
+    """Add Gaussian noise whose standard deviation, of the range [0, 1], is U(0, `sigma`)."""
 
-OPS: dict[str, Callable[..., Transform]] = {
-    "pad": pad,
-    "resize": resize,
-    "center_crop": center_crop,
-    "random_crop": random_crop,
-    "random_resized_crop": random_resized_crop,
-    "random_horizontal_flip": random_horizontal_flip,
-    "rand_augment": rand_augment,
-    "auto_augment": auto_augment,
-    "aug_mix": aug_mix,
-    "trivial_augment": trivial_augment,
-    "color_jitter": color_jitter,
-    "cutout": cutout,
-    "gaussian_noise": gaussian_noise,
-}
+    sigma: Fraction
+
+    def transform(self) -> Transform:
+        def apply(image: Image.Image) -> Image.Image:
+            pixels = np.asarray(image, dtype=np.float32)
+            # the global generator, because keyed_draws() seeds it for every image
+            deviation = np.random.uniform(0.0, self.sigma) * 255.0
+            noise = np.random.normal(0.0, deviation, pixels.shape)
+            return Image.fromarray(np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8))
+
+        return apply
+
+
+AnyOp: TypeAlias = (
+    Pad
+    | Resize
+    | CenterCrop
+    | RandomCrop
+    | RandomResizedCrop
+    | RandomHorizontalFlip
+    | RandAugment
+    | AutoAugment
+    | AugMix
+    | TrivialAugment
+    | ColorJitter
+    | Cutout
+    | GaussianNoise
+)

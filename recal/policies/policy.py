@@ -1,49 +1,71 @@
-"""Policies: declared augmentations, read from TOML and bound to the ops that they name."""
+"""Policies: declared augmentations, read from TOML."""
 
 from __future__ import annotations
 
 import hashlib
-import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from PIL import Image
 
 from recal.errors import InputError
-from recal.policies.ops import DETERMINISTIC, OPS, check_arguments
+from recal.files import read_text
+from recal.policies.families import FAMILY_FILE
+from recal.policies.ops import AnyOp
 from recal.resources import shipped
-from recal.wording import check_keys, check_type, did_you_mean, pick, read_toml
+from recal.schema import Record, json_schema, parse_toml
+from recal.wording import pick, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    Apply = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
-FAMILY_FILE = "family.toml"
+# a file's keys before its tables begin with this one
+SUMMARY_LINE = re.compile(r"^summary\s*=", re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What holds for a family of data sets, unless a checkpoint or an option says otherwise.
+class PolicyPart(Record, frozen=True, kw_only=True):
+    """A policy that another one mixes.
 
     Attributes:
-        name: `cifar`, `imagenet` or `sample`.
-        mean: Mean of the channels of RGB images in [0, 1].
-        std: Standard deviation of the channels, likewise.
-        size: Side of the network's square input, in pixels.
-        classes: Number of classes, or None where the family's data sets differ in it.
-        folders: The usual folder names of its data sets, by their number of classes.
+        policy: Name of a policy file in the same folder, without `.toml`.
+        share: Probability that an image gets it.
     """
 
-    name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: int
-    classes: int | None
-    folders: Mapping[int, tuple[str, ...]]
+    policy: str
+    share: Annotated[float, Meta(ge=0, le=1)]
+
+
+class PolicyFile(Record, frozen=True, kw_only=True):
+    """The content of a policy file.
+
+    Attributes:
+        summary: One line for people.
+        op: Operations, applied in order.
+        part: Policies to mix, in place of operations.
+    """
+
+    summary: str
+    op: tuple[AnyOp, ...] = ()
+    part: tuple[PolicyPart, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what the annotations cannot express.
+
+        Raises:
+            ValueError: There are both ops and parts, or shares that do not add up to 1.
+        """
+        if self.op and self.part:
+            raise ValueError("expected [[op]] or [[part]], got both. Mix whole policies.")
+        if self.part and abs(sum(part.share for part in self.part) - 1) > 1e-6:
+            raise ValueError("expected shares >= 0 of sum 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,32 +74,56 @@ class Policy:
 
     Attributes:
         name: The file's name without `.toml`.
-        family: The family that it belongs to; None for a user's own file.
         summary: One line for people.
-        ops: Name and arguments of each operation, in order.
-        parts: In place of ops: other policies, of which one is drawn for each image, and the share
-            of the images that each gets.
-        text: The file's text, and its parts', which a variant's record carries.
+        ops: The operations, in order.
+        parts: In place of ops: other policies, of which one is drawn for each image, and the
+            probability of each.
+        text: The file's text followed by those of its parts, which a variant's record carries.
     """
 
     name: str
-    family: str | None
     summary: str
-    ops: tuple[tuple[str, Mapping[str, Any]], ...]
+    ops: tuple[AnyOp, ...] = ()
     parts: tuple[tuple[Policy, float], ...] = ()
     text: str
 
+    @classmethod
+    def from_text(cls, name: str, text: str) -> Policy:
+        """Read a policy from the text that a variant's record carries.
+
+        Args:
+            name: The policy's name.
+            text: A policy file's text; of a mix, followed by the texts of its parts.
+
+        Raises:
+            InputError: The text is no policy, or has parts too few or too many.
+        """
+        where = f"policy {shown(name)}"
+        begins = [match.start() for match in SUMMARY_LINE.finditer(text)][1:]
+        ends = [begin - len("\n") for begin in begins]
+        own, *rest = (text[slice(*cut)] for cut in zip([0, *begins], [*ends, None], strict=True))
+        file = parse_toml(own, PolicyFile, where)
+        if len(rest) != len(file.part):
+            raise InputError(
+                f"{where}: expected the texts of {len(file.part)} parts, got {len(rest)}."
+            )
+        parts = [
+            cls.from_text(part.policy, part_text)
+            for part, part_text in zip(file.part, rest, strict=True)
+        ]
+        return _policy(name, file, text, parts)
+
     @property
     def sha256(self) -> str:
-        """The hash of the file's text, in hexadecimal."""
+        """The hash of the text, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def draws(self) -> bool:
         """Whether anything in it is random."""
-        return bool(self.parts) or any(name not in DETERMINISTIC for name, _ in self.ops)
+        return bool(self.parts) or any(op.random for op in self.ops)
 
-    def transform(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+    def transform(self) -> Apply:
         """Build the transform, uint8 (H, W, 3) -> uint8 (H', W', 3).
 
         It draws from the global generators: call it inside `recal.data.sampling.keyed_draws`.
@@ -86,7 +132,7 @@ class Policy:
             return self._drawn_part()
         if not self.ops:
             return lambda pixels: pixels
-        transforms = [OPS[name](**arguments) for name, arguments in self.ops]
+        transforms = [op.transform() for op in self.ops]
 
         def apply(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
             image = Image.fromarray(pixels)
@@ -96,7 +142,7 @@ class Policy:
 
         return apply
 
-    def _drawn_part(self) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+    def _drawn_part(self) -> Apply:
         transforms = [policy.transform() for policy, _ in self.parts]
         shares = [share for _, share in self.parts]
 
@@ -107,44 +153,29 @@ class Policy:
         return apply
 
 
-def family_names() -> list[str]:
-    """Return the names of the shipped families."""
-    return sorted(path.parent.name for path in shipped("policies").glob(f"*/{FAMILY_FILE}"))
-
-
-def load_family(name: str) -> Family:
-    """Read a shipped family.
-
-    Raises:
-        UsageError: There is none of this name.
-    """
-    path = shipped("policies") / pick(name, family_names(), "--family") / FAMILY_FILE
-    table = read_toml(path)
-    required = ("mean", "std", "size", "folders")
-    check_keys(table, (*required, "classes"), str(path), required)
-    return Family(
-        name=name,
-        mean=tuple(table["mean"]),
-        std=tuple(table["std"]),
-        size=table["size"],
-        classes=table.get("classes"),
-        folders={int(count): tuple(names) for count, names in table["folders"].items()},
-    )
-
-
-def nearest_family(side: int) -> str:
-    """Return the family whose input is nearest in size to images of `side` pixels.
-
-    The sample's is left out: its images are known, and as large as CIFAR's.
-    """
-    sizes = {name: load_family(name).size for name in family_names() if name != "sample"}
-    return min(sizes, key=lambda name: abs(math.log(side / sizes[name])))
-
-
 def policy_names(family: str) -> list[str]:
     """Return the names of a family's shipped policies."""
     paths = (shipped("policies") / family).glob("*.toml")
     return sorted(path.stem for path in paths if path.name != FAMILY_FILE)
+
+
+def resolve_policy(given: str | Path | Policy, family: str) -> Policy:
+    """Return the policy that the user means.
+
+    Args:
+        given: A policy, the path of a policy file, or the name of one of the family's policies. A
+            string that ends in `.toml` is a path.
+        family: The family whose policies are known by name.
+
+    Raises:
+        UsageError: The family has no policy of this name.
+        InputError: The file is no policy.
+    """
+    if isinstance(given, Policy):
+        return given
+    if isinstance(given, Path) or given.endswith(".toml"):
+        return read_policy(Path(given))
+    return load_policy(family, given)
 
 
 def load_policy(family: str, mode: str) -> Policy:
@@ -154,62 +185,42 @@ def load_policy(family: str, mode: str) -> Policy:
         UsageError: The family has no policy of this name.
     """
     mode = pick(mode, policy_names(family), f"--mode (family {family})")
-    return read_policy(shipped("policies") / family / f"{mode}.toml", family=family)
+    return read_policy(shipped("policies") / family / f"{mode}.toml")
 
 
-def read_policy(path: Path, *, family: str | None = None) -> Policy:
-    """Read a policy file.
+def read_policy(path: Path) -> Policy:
+    """Read a policy file, and the files beside it that it mixes.
 
     Raises:
-        InputError: It cannot be read, or names an unknown op or argument.
+        InputError: A file cannot be read, or names an unknown op or argument.
     """
-    table = read_toml(path)
-    check_keys(table, ("summary", "op", "part"), str(path), ("summary",))
-    entries = table.get("op", [])
-    check_type(entries, list, f"{path}: op")
-    ops = tuple(_read_op(entry, f"{path}: op {i}") for i, entry in enumerate(entries, start=1))
-    parts = _read_parts(table.get("part", []), path, family)
-    if ops and parts:
-        raise InputError(f"{path}: expected [[op]] or [[part]], got both. Mix whole policies.")
-    texts = [path.read_text(encoding="utf-8"), *(policy.text for policy, _ in parts)]
+    text = read_text(path)
+    file = parse_toml(text, PolicyFile, str(path))
+    parts = []
+    for number, part in enumerate(file.part, start=1):
+        where = f"{path}: part {number}"
+        beside = path.parent / f"{part.policy}.toml"
+        if Path(part.policy).name != part.policy or beside == path:
+            raise InputError(f"{where}: expected the name of another policy beside this one.")
+        part_text = read_text(beside)
+        part_file = parse_toml(part_text, PolicyFile, str(beside))
+        if part_file.part:
+            raise InputError(f"{where}: expected a policy of ops, got a mix, '{part.policy}'.")
+        parts.append(_policy(part.policy, part_file, part_text))
+    return _policy(path.stem, file, "\n".join([text, *(part.text for part in parts)]), parts)
+
+
+def _policy(name: str, file: PolicyFile, text: str, parts: Sequence[Policy] = ()) -> Policy:
+    shares = [part.share for part in file.part]
     return Policy(
-        name=path.stem,
-        family=family,
-        summary=table["summary"],
-        ops=ops,
-        parts=parts,
-        text="\n".join(texts),
+        name=name,
+        summary=file.summary,
+        ops=file.op,
+        parts=tuple(zip(parts, shares, strict=True)),
+        text=text,
     )
 
 
-def _read_parts(entries: Any, path: Path, family: str | None) -> tuple[tuple[Policy, float], ...]:
-    """Read the policies that a policy mixes: files beside it, by name."""
-    check_type(entries, list, f"{path}: part")
-    parts = []
-    for i, entry in enumerate(entries, start=1):
-        where = f"{path}: part {i}"
-        check_type(entry, dict, where)
-        check_keys(entry, ("policy", "share"), where, ("policy", "share"))
-        check_type(entry["policy"], str, f"{where}: policy")
-        check_type(entry["share"], float, f"{where}: share")
-        beside = path.parent / f"{entry['policy']}.toml"
-        if Path(entry["policy"]).name != entry["policy"] or beside == path:
-            raise InputError(f"{where}: expected the name of another policy beside this one.")
-        policy = read_policy(beside, family=family)
-        if policy.parts:
-            raise InputError(f"{where}: expected a policy of ops, got a mix, '{policy.name}'.")
-        parts.append((policy, float(entry["share"])))
-    if parts and (min(s for _, s in parts) < 0 or abs(sum(s for _, s in parts) - 1) > 1e-6):
-        raise InputError(f"{path}: expected shares >= 0 of sum 1.")
-    return tuple(parts)
-
-
-def _read_op(entry: Any, where: str) -> tuple[str, Mapping[str, Any]]:
-    check_type(entry, dict, where)
-    arguments = dict(entry)
-    name = arguments.pop("name", None)
-    if not isinstance(name, str) or name not in OPS:
-        hint = did_you_mean(str(name), OPS)
-        raise InputError(f"{where}: expected a name out of {', '.join(OPS)}, got {name!r}.{hint}")
-    check_arguments(OPS[name], arguments, f"{where}: {name}")
-    return name, arguments
+def policy_schema() -> dict[str, Any]:
+    """Return the JSON schema of policy files, by which editors complete and check them."""
+    return json_schema(PolicyFile)

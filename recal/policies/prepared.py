@@ -1,4 +1,4 @@
-"""Images under a policy, as arrays: without torch where nothing is drawn."""
+"""Images under a policy, as arrays. Policies without random ops need no torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class PreparedImages:
 
     Args:
         source: The images.
-        policy: What is done to each. One that draws needs torch, as its draws are torchvision's.
-        seed: With an image's index, the key of its draws.
-        size: Side of the network's input in pixels.
+        policy: The policy. A random one needs torch, because its ops are torchvision's and timm's.
+        seed: Key of the random draws, together with an image's index.
+        size: Side of the network's input, in pixels.
 
     Raises:
         UsageError: The policy needs torch, which is not installed.
@@ -42,8 +42,8 @@ class PreparedImages:
                 import torch  # noqa: F401
         except ImportError as error:
             raise UsageError(
-                f"policy '{policy.name}': expected torch and torchvision, which it draws with, got "
-                f"none ({error}). Use --mode clean, or install them."
+                f"policy '{policy.name}': expected torch and torchvision, which its random ops "
+                f"need, got none ({error}). Use --mode clean, or install them."
             ) from error
 
     def __len__(self) -> int:
@@ -68,9 +68,10 @@ class PreparedImages:
             return np.stack([self.prepare(i, self.source[i]) for i in map(int, indices)])
 
     def prepare(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return image `index` out of its decoded pixels, uint8 (H, W, 3).
+        """Return image `index` from its decoded pixels, uint8 (H, W, 3).
 
-        The generators are left as the draws leave them: call it inside `undisturbed_draws`.
+        It seeds the global generators and does not restore them: call it inside
+        `undisturbed_draws`.
         """
         if self.policy.draws:
             seed_draws(self.seed, index)
@@ -96,13 +97,13 @@ class PreparedImages:
 class PreparedTogether:
     """The images of a source under several policies, each image decoded once.
 
-    What a policy draws is what it draws alone.
+    Each policy gives the same images as it does alone, in `PreparedImages`.
 
     Args:
         source: The images.
-        policies: What is done to each.
-        seed: As of `PreparedImages`.
-        size: Likewise.
+        policies: The policies.
+        seed: Key of the random draws, together with an image's index.
+        size: Side of the network's input, in pixels.
 
     Raises:
         UsageError: A policy needs torch, which is not installed.
@@ -117,6 +118,11 @@ class PreparedTogether:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def policy_count(self) -> int:
+        """The number of policies."""
+        return len(self.each)
 
     def read_all(self, index: int) -> list[NDArray[np.uint8]]:
         """Return image `index` under every policy, each uint8 (size, size, 3)."""

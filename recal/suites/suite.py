@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS
 from recal.datasets.catalogue import PUBLISHED
 from recal.errors import InputError, UsageError
-from recal.policies.policy import family_names, load_family
+from recal.policies.families import family_names, load_family
 from recal.resources import shipped
 from recal.suites.classes import ORDERS, SUBSETS
 from recal.wording import check_keys, check_type, did_you_mean, pick, read_toml

@@ -145,11 +145,11 @@ def generate_command(
     results made with regenerated images are labelled. An interrupted run goes on where it was.
     """
     from recal.cli.console import progress_bar
-    from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
+    from recal.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS
     from recal.datasets.generate import generate
     from recal.machine import available_cores
 
-    groups = {STANDARD: CORRUPTIONS, EVERY: (*CORRUPTIONS, *EXTRA_CORRUPTIONS)}
+    groups = {STANDARD: CORRUPTIONS, EVERY: ALL_CORRUPTIONS}
     names = groups.get(corruptions) or tuple(part.strip() for part in corruptions.split(","))
     with progress_bar("images") as progress:
         record = generate(
@@ -179,9 +179,9 @@ def show_command(
     output: Path,
 ) -> None:
     """Draw the severities of CORRUPTION on an image, the clean one first; `all` draws all 19."""
-    from recal.data.contact_sheet import show
+    from recal.corruptions.show import show_corruption
 
-    size = show(corruption, image, output, family=family, seed=seed, width=width)
+    size = show_corruption(corruption, image, output, family=family, seed=seed, width=width)
     click.echo(f"{output}: {size[0]}x{size[1]} pixels")
 
 

@@ -17,7 +17,8 @@ def command(ctx: click.Context) -> None:
         from rich.table import Table
 
         from recal.cli.console import console
-        from recal.policies.policy import family_names, load_policy, policy_names
+        from recal.policies.families import family_names
+        from recal.policies.policy import load_policy, policy_names
 
         table = Table("family", "policy", "what it does", box=None, pad_edge=False)
         for family in family_names():
@@ -48,7 +49,8 @@ def show(
     from recal.data.contact_sheet import write_sheet
     from recal.data.folders import TRAIN, open_images
     from recal.data.sampling import keyed_draws, seeded_batches
-    from recal.policies.policy import load_policy, nearest_family, read_policy
+    from recal.policies.families import nearest_family
+    from recal.policies.policy import load_policy, resolve_policy
     from recal.policies.prepared import PreparedImages
     from recal.resources import sample_images
 
@@ -56,7 +58,7 @@ def show(
     chosen = [int(index) for index in seeded_batches(len(source), images, images, seed)[0]]
     if family is None:
         family = "sample" if data is None else nearest_family(min(source[chosen[0]].shape[:2]))
-    policy = read_policy(Path(name)) if Path(name).suffix else load_policy(family, name)
+    policy = resolve_policy(name, family)
     first = source[chosen[0]]
     with keyed_draws(seed, chosen[0]):
         size = max(policy.transform()(first).shape[:2])

@@ -154,13 +154,11 @@ def _export_int8(
     from recal.export import images as int8_images
     from recal.export.export_int8 import export_int8
     from recal.export.int8_proof import MAX_DROP
-    from recal.policies.policy import load_policy, read_policy
+    from recal.policies.policy import resolve_policy
 
-    spec, policy = variant.spec, None
-    if asked["mode"] is not None:
-        policy = load_policy(spec.family, asked["mode"])
-    elif asked["policy"] is not None:
-        policy = read_policy(asked["policy"])
+    spec = variant.spec
+    given = asked["mode"] or asked["policy"]
+    policy = None if given is None else resolve_policy(given, spec.family)
     calibration = int8_images.calibration_images(
         spec, variant.statistics, data, policy=policy,
         count=asked["count"] or int8_images.CALIBRATION_IMAGES,

@@ -12,7 +12,6 @@ from rich.table import Table
 from recal.calibration.calibrate import (
     calibrate,
     calibrate_matrix,
-    calibration_images,
     usual_affine,
 )
 from recal.calibration.estimators import CONSISTENT
@@ -28,6 +27,8 @@ from recal.cli.options import (
     refuse_given,
     retyped,
 )
+from recal.data.folders import TRAIN
+from recal.policies.families import open_family_images
 from recal.variant.variant import Variant, branch_variant, save_variant
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def calibrate_one(
     """Estimate one variant, write it, and say how precise it is."""
     name = _name(mode)
     affine = affine or usual_affine(checkpoint, name)
-    images = calibration_images(checkpoint.spec(**asked), data)
+    images = open_family_images(checkpoint.spec(**asked), data, TRAIN)
     console.print(
         f"{checkpoint.path.name}: weight and bias of branch '{affine}', statistics of '{name}' "
         f"images out of {len(images):,} in {images.where}."
@@ -120,7 +121,7 @@ def calibrate_table(
 ) -> None:
     """Write every affine with every policy's statistics, and with every other branch's stored."""
     spec = checkpoint.spec(**asked)
-    images = calibration_images(spec, data)
+    images = open_family_images(spec, data, TRAIN)
     console.print(
         f"{checkpoint.path.name}: weight and bias of {', '.join(affines)}; statistics of "
         f"{', '.join(map(_name, modes))} images out of {len(images):,} in {images.where}."
@@ -230,14 +231,13 @@ def recalibrate_file(
     from pathlib import Path
 
     from recal.cli.console import console, messages, progress_bar
-    from recal.data.folders import find_images
     from recal.data.sampling import DEFAULT_SAMPLES
     from recal.errors import UsageError
     from recal.onnx_file.predict import network_spec
     from recal.onnx_file.reading import read_model
     from recal.onnx_file.recalibrate import recalibrate
     from recal.onnx_file.session import OnnxNetwork
-    from recal.policies.policy import load_family, load_policy, read_policy
+    from recal.policies.policy import resolve_policy
     from recal.variant.file import write_variant
 
     source = click.get_current_context().get_parameter_source("estimator")
@@ -247,11 +247,8 @@ def recalibrate_file(
         raise UsageError("--estimator: in an ONNX file only 'consistent' can be estimated.")
     model = read_model(path)
     spec = network_spec(OnnxNetwork(path), asked, str(path))
-    names = load_family(spec.family).folders.get(spec.classes, ())
-    images = find_images(
-        data, names, "train", classes=None, what=f"calibration images ({spec.family})"
-    )
-    chosen = load_policy(spec.family, mode) if policy is None else read_policy(policy)
+    images = open_family_images(spec, data, TRAIN)
+    chosen = resolve_policy(policy or mode, spec.family)
     with progress_bar("images") as bar:
         variant = recalibrate(
             model, images, spec, chosen, samples=options["samples"] or DEFAULT_SAMPLES,

@@ -1,0 +1,57 @@
+"""From uint8 images to what networks take: (x / 255 - mean) / std, channels first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+
+def normalise_array(
+    images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
+    """Normalise an array of images.
+
+    Args:
+        images: uint8 (N, H, W, 3) in 0 to 255.
+        mean: Mean of each channel of images in [0, 1].
+        std: Standard deviation of each channel of images in [0, 1].
+
+    Returns:
+        float32 (N, 3, H, W), contiguous.
+    """
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+    shape = (1, -1, 1, 1)
+    planes /= np.float32(255.0)
+    planes -= np.asarray(mean, np.float32).reshape(shape)
+    planes /= np.asarray(std, np.float32).reshape(shape)
+    return planes
+
+
+def normalise(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> torch.Tensor:
+    """Normalise a tensor of images on a device.
+
+    Args:
+        images: uint8 (N, H, W, 3) in 0 to 255.
+        mean: Mean of each channel of images in [0, 1].
+        std: Standard deviation of each channel of images in [0, 1].
+        device: The device that computes and holds the result.
+
+    Returns:
+        float32 (N, 3, H, W). Channels stay innermost in memory, which kernels are fastest with.
+    """
+    import torch
+
+    planes = images.to(device).permute(0, 3, 1, 2).float().div_(255.0)
+    shape = (1, -1, 1, 1)
+    shift = torch.tensor(mean, dtype=torch.float32, device=device).view(shape)
+    scale = torch.tensor(std, dtype=torch.float32, device=device).view(shape)
+    return planes.sub_(shift).div_(scale)

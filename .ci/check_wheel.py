@@ -1,4 +1,4 @@
-"""Check an installed wheel: it is what runs, and every declaration and sample file is in it."""
+"""Check that the installed wheel is imported and has all policies, suites and sample files."""
 
 import sys
 from pathlib import Path

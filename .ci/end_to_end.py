@@ -1,9 +1,9 @@
-"""The commands on real data: CIFAR-10 and checkpoints with auxiliary BatchNorm.
+"""Run the commands on real data: CIFAR-10 and checkpoints with auxiliary BatchNorm.
 
     python .ci/end_to_end.py SHARED SCRATCH
 
-SHARED holds data/ and checkpoints/ as their READMEs describe. Accuracies are those that come with
-the checkpoints, counted by an independent script; statistics are compared with float64 NumPy.
+SHARED holds data/ and checkpoints/, described by their READMEs. Accuracies are compared with those
+in the checkpoints' README, from an independent script. Statistics are compared with float64 NumPy.
 """
 
 import json
@@ -30,7 +30,7 @@ CORRECT = {
 
 
 def recal(*arguments: object, cwd: Path, status: int = 0) -> str:
-    """Run the command; return what it printed."""
+    """Run the command and return its output."""
     command = [sys.executable, "-m", "recal", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == status, (command, done.returncode, done.stdout, done.stderr)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def check_accuracies(checkpoints: Path, cifar10: Path, scratch: Path) -> None:
-    """Branch accuracies on all 10,000 test images are those of the checkpoints' README."""
+    """Check the branches' accuracies on all 10,000 test images."""
     for name, correct in CORRECT.items():
         targets = [f"{checkpoints / name}:{branch}" for branch in correct]
         for backend in ("onnxruntime", "torch"):
@@ -68,7 +68,7 @@ def check_accuracies(checkpoints: Path, cifar10: Path, scratch: Path) -> None:
 
 
 def check_statistics(path: Path, cifar10: Path) -> None:
-    """Both estimators give the statistics of an independent float64 computation."""
+    """Compare both estimators with an independent float64 computation."""
     checkpoint = load_checkpoint(path)
     spec = checkpoint.spec()
     source = open_images(cifar10, "train")
@@ -95,7 +95,7 @@ def check_statistics(path: Path, cifar10: Path) -> None:
 
 
 def float64_statistics(checkpoint, pixels: np.ndarray, size: int) -> dict:
-    """Forward in float64, normalising each batch in NumPy; pool the values of every BN layer."""
+    """Run the network in float64 with NumPy normalisation; pool the values of every BN layer."""
     network = build(checkpoint, "main").double()
     sums: dict = {}
 
@@ -128,7 +128,7 @@ def float64_statistics(checkpoint, pixels: np.ndarray, size: int) -> dict:
 
 
 def check_processes(path: Path, cifar10: Path, scratch: Path) -> None:
-    """Two processes give the tables of variants and the cells of one."""
+    """Check that two processes give the variants and cells of one process."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for command in (
@@ -159,7 +159,7 @@ def check_processes(path: Path, cifar10: Path, scratch: Path) -> None:
 
 
 def check_project(path: Path, cifar10: Path, project: Path) -> None:
-    """With a recal.toml the short commands are whole; the exported file is its variant."""
+    """Check the short commands with a recal.toml, and the exported file."""
     project.mkdir()
     (project / "recal.toml").write_text(
         f'[model]\ncheckpoint = "{path}"\narch = "wrn16_1"\n[data]\ndata = "{cifar10}"\n'
@@ -205,7 +205,7 @@ def check_project(path: Path, cifar10: Path, project: Path) -> None:
 
 
 def check_file(path: Path, project: Path, pixels: np.ndarray) -> None:
-    """The file predicts as PyTorch does on every image, but for ties under 1e-4."""
+    """Check that the file predicts like PyTorch on every image, except for ties under 1e-4."""
     checkpoint = load_checkpoint(path)
     variant = load_variant(project / "weak.safetensors")
     network = build(checkpoint, variant)
@@ -224,7 +224,7 @@ def check_file(path: Path, project: Path, pixels: np.ndarray) -> None:
 
 
 def check_bundled(cifar10: Path, scratch: Path) -> None:
-    """The bundled CIFAR-10 network serves `--suite cifar10c`; without data the error helps."""
+    """Check `--suite cifar10c` with the bundled network, and the error without data."""
     out = recal(
         "eval", "--suite", "cifar10c", "--data", cifar10, "--limit", 200,
         "--corruptions", SEVEN, cwd=scratch,

@@ -1,10 +1,10 @@
-"""Calibration: speed against the peers, whether error bounds hold, and how many images are enough.
+"""Measure the speed of calibration, the coverage of its error bounds, and how many images it needs.
 
     python benchmarks/calibration.py CHECKPOINT --data CIFAR10 [SECTION ...]
 
-Times are of whole calls, taken in turn in one run; ratios are medians over rounds. fvcore is
-compared where it is installed. The policy's draws are made once and kept, so that every method
-reads the same batches and nothing waits for a decoder; `tolerance` times the command's own reading.
+Times are those of whole calls, made in turn in one run. Ratios are medians over rounds. fvcore is
+included if it is installed. Augmented images are computed once and kept in memory, so that every
+method reads the same batches without decoding; only `tolerance` includes reading and decoding.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class Task:
         return torch.cat([batch for (batch,) in Batches(images, batches)])
 
     def batches(self, indices: np.ndarray) -> Iterator[torch.Tensor]:
-        """Yield normalised batches as a user's loader gives them, contiguous NCHW."""
+        """Yield normalised, contiguous NCHW batches, as a user's loader does."""
         for start in range(0, len(indices), BATCH):
             pixels = self.pixels[torch.from_numpy(indices[start : start + BATCH])]
             yield normalise(pixels, self.spec.mean, self.spec.std, CPU).contiguous()
 
 
 def rounds(functions: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Time functions in turn; the first round warms up and is left out."""
+    """Time functions in turn, without the first round, which warms up."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(count + 1):
         for name, function in functions.items():
@@ -83,7 +83,7 @@ def rounds(functions: dict[str, Callable[[], object]], count: int) -> dict[str, 
 
 
 def ratio(of: list[float], to: list[float]) -> float:
-    """Return the median over rounds of how many times longer `of` took."""
+    """Return the median over rounds of the time of `of` relative to that of `to`."""
     return statistics.median(a / b for a, b in zip(of, to, strict=True))
 
 
@@ -135,14 +135,14 @@ def speed(task: Task) -> None:
 def relative(
     mean: torch.Tensor, variance: torch.Tensor, true_mean: torch.Tensor, true_variance: torch.Tensor
 ) -> tuple[float, float]:
-    """Return root mean squares over channels of the errors, as `LayerError` has them."""
+    """Return root mean squares over channels of the errors of mean and log-variance."""
     shift = (mean - true_mean) / true_variance.sqrt()
     scale = (variance / true_variance).log()
     return float(shift.square().mean().sqrt()), float(scale.square().mean().sqrt())
 
 
 class Sums(Listener):
-    """Keeps every image's sums instead of merging them."""
+    """A listener that keeps the sums of every image instead of merging them."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network, by_batch=False)
@@ -150,10 +150,10 @@ class Sums(Listener):
         self.k: dict[str, int] = {}
 
     def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
-        """Keep a batch's sums."""
+        """Keep the sums of a batch."""
         pivot, a, b = image_sums(values, torch.float64)
         k = values.shape[2] * values.shape[3]
-        # about zero, so that all batches share a pivot
+        # move the pivot to zero, so that all batches share it
         self.k[name] = k
         self.kept.setdefault(name, []).append((a + k * pivot, b + pivot * (2 * a + k * pivot)))
 
@@ -198,7 +198,7 @@ def tally(
     inside: np.ndarray,
     within: np.ndarray,
 ) -> None:
-    """Count the channels whose interval holds the truth, and the layers whose bound does."""
+    """Count the channels whose interval, and the layers whose bound, holds the true value."""
     errors = moments.standard_errors()
     shift = (moments.mean - mean) / moments.variance.sqrt()
     scale = (moments.variance / variance).log()
@@ -218,7 +218,7 @@ def report(what: str, size: int, draws: int, inside: np.ndarray, within: np.ndar
 
 
 def tolerance(task: Task, wanted: float = 0.02, draws: int = 60) -> None:
-    """Print the cost of a tolerance and how often the actual error is within it."""
+    """Print the cost of a tolerance, and how often the actual error is within it."""
     options = {"data": task.data, "mode": "weak"}
     began = time.perf_counter()
     whole = calibrate(task.checkpoint, samples=None, **options)
@@ -234,7 +234,7 @@ def tolerance(task: Task, wanted: float = 0.02, draws: int = 60) -> None:
     errors, used = [], []
     for _ in range(draws):
         order = rng.permutation(len(task.pixels))
-        # as `estimate` does: a pilot, then as many as it takes
+        # like `estimate`: a pilot, then as many images as it asks for
         found = one_pass(task.network, task.batches(order[:1024]))
         count = 1024
         while bound(layer_errors(found)) > wanted:
@@ -255,7 +255,7 @@ def tolerance(task: Task, wanted: float = 0.02, draws: int = 60) -> None:
 
 
 def images(task: Task, draws: int = 3) -> None:
-    """Print the clean accuracy by the number of images, against that of all."""
+    """Print the difference of the clean accuracy from that with all images, by number of images."""
     test = open_images(task.data, TEST)
     pixels = task._read(TEST, "clean", len(test))
     order = np.concatenate(seeded_batches(len(test), len(test), 1000, 0))

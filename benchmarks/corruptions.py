@@ -1,13 +1,13 @@
-"""Measure recal's corruptions against the original generators and the libraries that copy them.
+"""Compare recal's corruptions with the original generators and with a library of them.
 
     git clone https://github.com/hendrycks/robustness
     pip install scikit-image wand imagecorruptions-imaug       # and ImageMagick 6
     python benchmarks/corruptions.py --originals robustness/ImageNet-C/create_c
 
-Every figure is milliseconds an image on one thread, the best of several runs; ratios are of one
-run. The generators' functions are taken out of their scripts, because those start work on files of
-their authors when imported; what has gone from NumPy, scikit-image and Pillow since is put back.
-With `--fidelity` the spread of both is compared instead, over many draws.
+Prints milliseconds per image on one thread, the best of several runs. Ratios are those of one run.
+The functions of the generators are extracted from their scripts, because importing a script starts
+work on files of its authors. Functions that NumPy, scikit-image and Pillow have removed since are
+provided here. `--fidelity` compares the spread of both over many draws instead.
 """
 # ruff: noqa: B023  (the closures are called before their loop goes on)
 
@@ -39,7 +39,7 @@ SCRIPTS = {
 }
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 IMAGES = {"cifar": 10_000, "tiny": 10_000, "imagenet": 50_000}
-# what bounds recal's own time, from profiles of the kernels
+# what limits the speed of recal, from profiles of the kernels
 BOUNDS = {
     "gaussian_noise": "random numbers",
     "shot_noise": "random numbers",
@@ -93,7 +93,7 @@ def load_originals(script, *, rounded=False):
 
         @staticmethod
         def fromarray(array, mode=None):
-            del mode  # Pillow reads it off the array now
+            del mode  # Pillow now takes the mode from the array
             return Image.fromarray(array)
 
     names = {
@@ -137,12 +137,12 @@ def _rounding(motion_image):
 
 
 def original(functions, name, image, severity):
-    """Return what a generator would have saved, uint8 (H, W, 3)."""
+    """Return the image that a generator would save, uint8 (H, W, 3)."""
     return np.uint8(functions[name](Image.fromarray(image), severity))
 
 
 def load_library():
-    """Return imagecorruptions' function, or None; it has ImageNet's parameters alone."""
+    """Return the function of imagecorruptions (ImageNet's parameters only), or None."""
     try:
         from imagecorruptions import corrupt as peer
     except ImportError:
@@ -151,7 +151,7 @@ def load_library():
 
 
 def best_time(call, runs, budget):
-    """Return the least seconds of up to `runs` calls that together stay near `budget` seconds."""
+    """Return the smallest time of at most `runs` calls, which together take about `budget` s."""
     best, spent = math.inf, 0.0
     for _ in range(runs):
         start = time.perf_counter()
@@ -164,7 +164,7 @@ def best_time(call, runs, budget):
 
 
 def photographs(count, side):
-    """Return images with the smooth and sharp parts that photographs have."""
+    """Return synthetic images with smooth and sharp regions, like photographs."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -177,7 +177,7 @@ def photographs(count, side):
 
 
 def measure(family, functions, library, names, budget):
-    """Return a row a corruption and severity, with milliseconds an image of each."""
+    """Return one row per corruption and severity with milliseconds per image of each method."""
     side = SCRIPTS[family][1]
     batch = photographs(128 if side == 32 else 8, side)
     rows = []
@@ -204,13 +204,13 @@ def measure(family, functions, library, names, budget):
 
 
 def mean(values):
-    """Return the mean, or nan of nothing."""
+    """Return the mean, or NaN for an empty list."""
     values = list(values)
     return sum(values) / len(values) if values else math.nan
 
 
 def geometric_mean(values):
-    """Return the geometric mean, or nan of nothing."""
+    """Return the geometric mean, or NaN for an empty list."""
     values = list(values)
     return math.exp(mean(math.log(v) for v in values)) if values else math.nan
 
@@ -247,7 +247,7 @@ def report(family, rows):
 
 
 def fidelity(functions, family, names, draws):
-    """Print, per cell, the mean RMSE to clean of both, and how many standard errors lie between."""
+    """Print for each cell the mean RMSE to clean of both, and their distance in standard errors."""
     images = photographs({"cifar": 16, "tiny": 8, "imagenet": 2}[family], SCRIPTS[family][1])
     for name in names:
         for severity in range(1, 6):
@@ -275,14 +275,16 @@ def main():
     )
     parser.add_argument("--families", nargs="+", default=["cifar", "imagenet"], choices=SCRIPTS)
     parser.add_argument("--only", nargs="+", default=ALL, choices=ALL, metavar="CORRUPTION")
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds a figure")
-    parser.add_argument("--fidelity", type=int, metavar="DRAWS", help="compare spreads instead")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds for each measurement")
+    parser.add_argument(
+        "--fidelity", type=int, metavar="DRAWS", help="compare spreads over DRAWS draws instead"
+    )
+    parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     originals = options.originals and options.originals.resolve()
     textures = find_textures()
-    os.chdir(textures[0].parent)  # where the generators look for them
+    os.chdir(textures[0].parent)  # the generators search here
     figures = {}
     for family in options.families:
         script = originals / SCRIPTS[family][0] if originals else None

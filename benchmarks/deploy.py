@@ -1,11 +1,11 @@
-"""Exported files against timm's exporter, and their forms against each other.
+"""Compare exported files with those of timm's exporter, and their forms with each other.
 
     python benchmarks/deploy.py [--runs 30] [NETWORK | CHECKPOINT ...]
 
-For each network (random weights and BatchNorm, with split BN where timm's layers allow it) or
-checkpoint, prints size and latency at batch 1 on one thread of recal's folded, patchable, uint8,
-two-variant and int8 files, and of timm's own export of the same network, as ratios to the folded
-file, measured in pairs, in turn in one run; then which of the limits hold.
+For each checkpoint or network (random weights, with split BN if timm's layers allow it), prints
+size and latency at batch size 1 on one thread of recal's folded, patchable, uint8, two-variant and
+int8 files and of timm's own export. Latencies are measured in pairs, in turn in one run, relative
+to the folded file. Then prints which of the limits hold.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FORMS = {
     "patchable": ExportOptions(patchable=True),
     "uint8": ExportOptions(uint8=True),
 }
-# file: largest size and time, as ratios; of the folded file to timm's, of the others to the folded
+# limits (size, time): the folded file relative to timm's, the others relative to the folded file
 LIMITS = {"timm": (1.02, 1.02), "patchable": (1.02, 1.03), "switch": (1.05, 1.10)}
 IMAGES = 68
 
@@ -115,7 +115,7 @@ def compare(name: str, folder: Path, runs: int) -> None:
 def time_ratio(first: Path, second: Path, runs: int) -> tuple[float, float]:
     """Return milliseconds of the second file, and its time as a ratio to the first file's.
 
-    Each is loaded first once, because memory that was taken earlier makes percents of difference:
+    Each file is loaded first once, because the order of memory allocations changes times:
     six sessions of one small network differed by 4 % in the order of their loading.
     """
     _, one = bench([first, second], batches=[1], threads=[1], runs=runs)
@@ -124,7 +124,7 @@ def time_ratio(first: Path, second: Path, runs: int) -> tuple[float, float]:
 
 
 def make_checkpoint(name: str, path: Path) -> Path:
-    """Save a network with random weights and BatchNorm, with split BN, but not in torchvision's."""
+    """Save a network with random weights, with split BN unless it is from torchvision."""
     torch.manual_seed(0)
     network = create_network(name, 10)
     if not name.startswith("torchvision:"):
@@ -132,7 +132,7 @@ def make_checkpoint(name: str, path: Path) -> Path:
     running = [m for m in network.modules() if getattr(m, "running_mean", None) is not None]
     with torch.no_grad():
         for layer in running:
-            # nothing may be zero or equal, which exporters would fold away
+            # no zeros and no equal values, which exporters would fold away
             layer.weight.uniform_(0.5, 1.5)
             layer.bias.normal_(0, 0.1)
             layer.running_mean.normal_(0, 0.1)
@@ -142,7 +142,7 @@ def make_checkpoint(name: str, path: Path) -> Path:
 
 
 def total_size(path: Path) -> int:
-    """Return the bytes of a file and of what it keeps in files beside it."""
+    """Return the bytes of a file and of its external data."""
     return sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.is_file())
 
 

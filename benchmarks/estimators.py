@@ -1,8 +1,9 @@
-"""Which estimator gives the best accuracy, over branches and policies.
+"""Compare the accuracy that the estimators give, over branches and policies.
 
-For every affine x policy x estimator: accuracy on the clean test images and on a part of
-CIFAR-10-C, and the paired difference from `pooled` with its 95 % interval. Prints a Markdown table
-and writes it beside the runs. Can be interrupted: variants and cells that are there are kept.
+For every affine x policy x estimator, prints the accuracy on the clean test images and on a part of
+CIFAR-10-C, and the paired difference from `pooled` with its 95 % interval, as a Markdown table. The
+table is also written next to the runs. An interrupted benchmark resumes with existing variants and
+cells.
 
     python benchmarks/estimators.py --data CIFAR10 -o FOLDER CHECKPOINT [CHECKPOINT ...]
 """

@@ -1,12 +1,12 @@
-"""Evaluation against RobustBench's, against ONNX Runtime alone, and the ways to run it.
+"""Compare evaluation with RobustBench, with ONNX Runtime alone, and with other ways to run it.
 
     python benchmarks/evaluation.py CHECKPOINT IMAGES [--rounds 5] [--images 10000] [--ways]
 
-CHECKPOINT is a CIFAR-10 network with several branches; IMAGES a folder of CIFAR-10. A set in
-CIFAR-10-C's layout is made of them once. All are timed in turn in one run, with the same network,
-images and threads, and compared by the median of the rounds' ratios, since other work on the
-machine slows neighbours alike. Peak memory is that of a process of its own. RobustBench is
-optional.
+CHECKPOINT is a CIFAR-10 network with several branches and IMAGES is a folder of CIFAR-10, from
+which a set in the layout of CIFAR-10-C is made once. All methods are timed in turn in one run,
+with the same network, images and threads. The median of the ratios of a round is compared, since
+other work on the machine slows neighbours alike. Peak memory is that of a separate process.
+RobustBench is optional.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=10_000, help="images of a cell")
+    parser.add_argument("--count", type=int, default=10_000, help="images per cell")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--processor", action="store_true", help="take processor time instead")
+    parser.add_argument(
+        "--processor", action="store_true", help="measure processor time instead of wall time"
+    )
     parser.add_argument("--ways", action="store_true", help="also compare ways to run ONNX Runtime")
     parser.add_argument("--alone", choices=("recal", "robustbench"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -59,13 +61,13 @@ def main() -> None:
 
 
 def make_set(images: Path, folder: Path, count: int) -> None:
-    """Write one corruption of the test images, and labels, in the published layout."""
+    """Write one corruption of the test images, with labels, in the published layout."""
     from recal.corruptions import corrupt
     from recal.data.folders import open_images
 
     source = open_images(images, "test")
     assert source.labels is not None
-    # files come sorted by class: the rows of the published files do not
+    # class folders are sorted by class; the rows of the published files are not
     order = np.random.default_rng(0).permutation(len(source))
     rows = np.resize(order, 10_000)
     clean = np.stack([source[int(i)] for i in rows[: min(count, len(order))]])
@@ -77,7 +79,7 @@ def make_set(images: Path, folder: Path, count: int) -> None:
 
 
 def recal_runs(options: argparse.Namespace, targets: list[str], scratch: Path) -> None:
-    """Evaluate with recal: read, check, score, write the cells."""
+    """Evaluate with recal: read, check, score and write the cells."""
     from recal.evaluation.cells import Progress, compute_cells
     from recal.evaluation.evaluate import prepare_work
 
@@ -94,7 +96,7 @@ FOLDERS = (f"run{i}" for i in itertools.count())
 
 
 def robustbench_run(options: argparse.Namespace) -> Callable[[], object]:
-    """Evaluate with RobustBench's loader and `clean_accuracy`, the network normalising inside."""
+    """Evaluate with RobustBench's loader and `clean_accuracy`; the network normalises inside."""
     import torch
 
     from recal.checkpoint.checkpoint import load_checkpoint
@@ -146,7 +148,7 @@ def session(model: bytes, threads: int) -> object:
 
 
 def bare_runs(options: argparse.Namespace) -> Timed:
-    """Run ONNX Runtime alone on ready batches: as it is used, and as recal uses it."""
+    """Run ONNX Runtime alone on batches in memory: in the usual way and in recal's way."""
     model = model_bytes(options.checkpoint)
     images = np.random.default_rng(0).standard_normal((options.count, 3, 32, 32), np.float32)
     together, single = session(model, options.threads), session(model, 1)
@@ -166,7 +168,7 @@ def bare_runs(options: argparse.Namespace) -> Timed:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Print images a second and ratios."""
+    """Print images per second and ratios."""
     from recal.checkpoint.checkpoint import load_checkpoint
 
     branches = list(load_checkpoint(options.checkpoint).branches)
@@ -180,7 +182,7 @@ def compare(options: argparse.Namespace) -> None:
         }
         if importlib.util.find_spec("robustbench"):
             timed["RobustBench"] = robustbench_run(options)
-        # processor time is nearly the same on a machine that does other work besides
+        # processor time is nearly independent of other work on the machine
         clock = time.process_time if options.processor else time.perf_counter
         times = in_turn(timed, options.rounds, clock)
     base = times["recal, 1 variant"]
@@ -198,7 +200,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def compare_ways(options: argparse.Namespace) -> None:
-    """Print what other ways to run the same network give: threads, pieces, sessions."""
+    """Print the times of other ways to run the same network: threads, pieces, sessions."""
     model = model_bytes(options.checkpoint)
     images = np.random.default_rng(0).standard_normal((2048, 3, 32, 32), np.float32)
     pool = ThreadPoolExecutor(options.threads)
@@ -234,7 +236,7 @@ def compare_ways(options: argparse.Namespace) -> None:
 def in_turn(
     timed: Timed, rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, np.ndarray]:
-    """Time each in turn, after a first round that does not count."""
+    """Time each function in turn, without the first round, which warms up."""
     times: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, run in timed.items():
@@ -246,7 +248,7 @@ def in_turn(
 
 
 def compare_memory(options: argparse.Namespace) -> None:
-    """Print the peak memory of a process that evaluates and does nothing else."""
+    """Print the peak memory of a process that only evaluates."""
     kinds = ["recal"] + (["robustbench"] if importlib.util.find_spec("robustbench") else [])
     for kind in kinds:
         done = subprocess.run(
@@ -260,7 +262,7 @@ def compare_memory(options: argparse.Namespace) -> None:
 
 
 def run_alone(options: argparse.Namespace) -> None:
-    """Evaluate once, and say what it took."""
+    """Evaluate once and print time and memory."""
     begun = time.perf_counter()
     if options.alone == "recal":
         importlib.import_module("recal.evaluation.evaluate")
@@ -275,7 +277,7 @@ def run_alone(options: argparse.Namespace) -> None:
             recal_runs(options, [str(options.checkpoint)], Path(folder))
     else:
         robustbench_run(options)()
-    # not getrusage: that counts what the parent held when it forked
+    # getrusage also counts the memory of the parent at the fork
     status = Path("/proc/self/status").read_text()
     kilobytes = int(status.split("VmHWM:")[1].split()[0])
     print(json.dumps({"megabytes": kilobytes / 1024, "imports": imports}))

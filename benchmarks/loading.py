@@ -1,13 +1,14 @@
-"""Whether loading and augmentation keep up with the network that is calibrated.
+"""Compare the speed of loading and augmentation with that of the network.
 
     python benchmarks/loading.py FOLDER [--family cifar] [--policies clean,weak,strong]
 
-Prints for each policy the processor time that loading an image takes with 0, 1 and 2 workers, as a
-share of that of the network's training-mode forward; how fast the loader alone is, and loading and
-forward together, in units of the forward alone on images already in memory (above 1, the loader is
-not what waits; with all cores in use by the forward, together is below 1 by what loading takes).
-Then what it saves to take one decoded image through all policies. Everything is measured in turn;
-the best of several rounds, as others may use the machine.
+Prints for each policy, with 0, 1 and 2 workers: the processor time of loading relative to that of
+the network's training-mode forward pass, the speed of the loader alone, and the speed of loading
+and forward pass together. Speeds are relative to the forward pass alone on images in memory: a
+loader above 1 is not the bottleneck. If the forward pass uses all cores, the speed of both
+together is below 1 by the time that loading takes. Then prints what is saved by passing one
+decoded image through all policies. Everything is measured in turn, and each number is the best of
+several rounds.
 """
 
 from __future__ import annotations
@@ -89,14 +90,14 @@ def main() -> None:
 
 
 class Cost(NamedTuple):
-    """Seconds."""
+    """Wall time and processor time in seconds."""
 
     wall: float
     processor: float
 
 
 class Bench:
-    """Images, and a network to feed."""
+    """Images, and a network that runs on them."""
 
     def __init__(self, source: ImageSource, order: np.ndarray, family: str) -> None:
         self.source, self.family = source, load_family(family)
@@ -112,7 +113,7 @@ class Bench:
         return Batches(images, self.batches, workers=workers)
 
     def normalised(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return a batch as the network takes it."""
+        """Return a normalised batch."""
         return normalise(batch, self.family.mean, self.family.std, torch.device("cpu"))
 
     def forward_alone(self) -> None:
@@ -144,7 +145,7 @@ class Bench:
 
 
 def measure(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, Cost]:
-    """Return the least that each takes, after a round that warms up."""
+    """Return the smallest cost of each function, without the first round, which warms up."""
     costs: dict[str, list[Cost]] = {name: [] for name in work}
     for number in range(rounds + 1):
         for name, run in work.items():

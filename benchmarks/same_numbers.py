@@ -5,7 +5,7 @@
 Both revisions, REVISION and the working tree, make twelve variants, six ONNX files and one run from
 the bundled checkpoints, through the command line. The variants' tensors, the ONNX files' outputs on
 seeded noise and the columns of the run's cells are then compared bit by bit. File formats and
-metadata may differ. Takes about three minutes on two cores; exits with 1 where a number differs.
+metadata may differ. It takes about three minutes on two cores and exits with 1 if a number differs.
 """
 
 import json
@@ -86,7 +86,7 @@ def make(source: Path, folder: Path) -> None:
 
 
 def recal(source: Path, folder: Path, arguments: list[object]) -> None:
-    """Run one command of a revision, whose package lies in `source`."""
+    """Run one command of the revision in the folder `source`."""
     done = subprocess.run(
         [sys.executable, "-m", "recal", *map(str, arguments)],
         cwd=folder,
@@ -100,7 +100,7 @@ def recal(source: Path, folder: Path, arguments: list[object]) -> None:
 
 
 def arrays(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every number that a revision made, with the place where it stands."""
+    """Yield every array that a revision made, with its file and name."""
     for path in sorted(folder.glob("*.safetensors")):
         for name, tensor in sorted(load_file(path).items()):
             yield f"{path.name}: {name}", tensor
@@ -128,7 +128,7 @@ def arrays(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def main() -> None:
-    """Make both, compare, print the differences and a count."""
+    """Make the files of both revisions and print differences and a count."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m benchmarks.same_numbers REVISION")
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,8 +1,8 @@
-"""How long `import recal` and `recal --help` take, against importing click and rich alone.
+"""Time `import recal` and `recal --help`, relative to importing click and rich alone.
 
     python benchmarks/startup.py
 
-Whole processes, interleaved, the median of several; the ratio should stay under 2.5.
+Times are medians over several interleaved processes; the ratio should stay under 2.5.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""Make recal's bundled sample of Fashion-MNIST: class-balanced, seeded.
+"""Make the bundled sample of Fashion-MNIST, seeded and balanced over the classes.
 
     python examples/make_sample.py /usr/share/datasets/fashion-mnist recal/sample/fashion-mnist
 
@@ -20,7 +20,7 @@ SEED = 0
 
 
 def main() -> None:
-    """Sample both splits."""
+    """Sample and write both splits."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     target.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):

@@ -1,9 +1,9 @@
 """Train a small network with split BatchNorm: the recipe of recal's bundled checkpoints.
 
-Every step sees the same images twice: under the weak policy, which trains the main BN, and under
-the strong one, which trains the auxiliary BN; all other weights are shared (timm's split BN).
-One-cycle SGD with Nesterov momentum. The run is seeded, shows its progress, and after an
-interruption the same command goes on from the last whole epoch.
+Each step uses the same images twice: under the weak policy for the main BN, and under the strong
+policy for the auxiliary BN. All other weights are shared (timm's split BN). The optimizer is SGD
+with Nesterov momentum and a one-cycle schedule. Training is seeded, and after an interruption the
+same command resumes after the last complete epoch.
 
     python examples/train_splitbn.py --family sample --arch wrn10_1 --epochs 10 --seed 0 \
         --data /usr/share/datasets/fashion-mnist --output fashion_mnist_wrn10_1_splitbn.pth
@@ -48,7 +48,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that the weights depend on, beside the data."""
+    """All settings that determine the weights, except for the data."""
 
     arch: str
     family: Family
@@ -60,7 +60,7 @@ class Recipe:
     seed: int
 
     def facts(self) -> dict[str, object]:
-        """Return the recipe as a checkpoint can hold it."""
+        """Return the recipe as plain values for the checkpoint."""
         return {
             "arch": self.arch,
             "family": self.family.name,
@@ -73,7 +73,9 @@ class Recipe:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of images.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Folder of training images."
+)
 @click.option("--family", default="sample", show_default=True, help="Family of the policies.")
 @click.option("--weak", default="weak", show_default=True, help="Policy of the main BN.")
 @click.option("--strong", default="strong", show_default=True, help="Policy of the auxiliary BN.")
@@ -82,8 +84,10 @@ class Recipe:
 @click.option("--lr", default=0.1, show_default=True, help="Peak learning rate.")
 @click.option("--weight-decay", default=5e-4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--workers", default=1, show_default=True, help="Processes that augment, a policy.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint.")
+@click.option("--workers", default=1, show_default=True, help="Worker processes for each policy.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="Checkpoint to write."
+)
 def main(
     data: Path, family: str, weak: str, strong: str, workers: int, output: Path, **rest: object
 ) -> None:
@@ -101,7 +105,7 @@ def main(
 
 
 class Training:
-    """The state of a run: network, optimizer, schedule, and the last whole epoch."""
+    """The state of a run: network, optimizer, schedule, and the last complete epoch."""
 
     def __init__(self, recipe: Recipe, classes: int, steps: int, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
@@ -121,8 +125,8 @@ class Training:
         self.epoch = -1
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Take one step on weak and strong images; return the loss."""
-        # split BN gives the first half of a batch to the main BN, the rest to the auxiliary
+        """Take one step on weak and strong images and return the loss."""
+        # split BN passes the first half of a batch to the main BN and the rest to the auxiliary BN
         logits = self.network(images.to(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, labels.repeat(2))
         self.optimizer.zero_grad()
@@ -132,12 +136,12 @@ class Training:
         return loss.item()
 
     def save(self, path: Path) -> None:
-        """Write all that is needed to go on."""
+        """Write everything that is needed to resume."""
         state = {name: getattr(self, name).state_dict() for name in self.parts}
         save(path, {"recipe": self.recipe.facts(), "epoch": self.epoch, **state})
 
     def restore(self, path: Path) -> None:
-        """Go back to what `save` wrote."""
+        """Restore the state that `save` wrote."""
         state = torch.load(path, weights_only=True)
         if state["recipe"] != self.recipe.facts():
             raise RecalError(
@@ -151,7 +155,7 @@ class Training:
 
 
 def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
-    """Train from the start, or from the last whole epoch of an interrupted run."""
+    """Train from the start, or from the last complete epoch of an interrupted run."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, test_images = open_images(data, "train"), open_images(data, "test")
     steps = math.ceil(len(images) / BATCH)
@@ -163,7 +167,7 @@ def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
 
     family = recipe.family
     for epoch in range(training.epoch + 1, recipe.epochs):
-        # a new draw every epoch: draws are keyed by (seed, image), so the epoch goes into the seed
+        # draws are keyed by (seed, image), so the epoch is part of the seed
         seed = recipe.seed * 1_000_003 + epoch
         batches = seeded_batches(len(images), len(images), BATCH, seed)
         both = PreparedTogether(images, [recipe.weak, recipe.strong], seed, family.size)
@@ -203,7 +207,7 @@ def main_accuracy(
 
 
 def save(path: Path, content: dict) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint completely or not at all."""
     partial = path.with_suffix(".partial")
     torch.save(content, partial)
     os.replace(partial, path)  # noqa: PTH105

@@ -148,7 +148,7 @@ def test_no_network_is_needed_to_compare_and_select(tmp_path):
 
 
 def test_levels_and_coverage_hold_in_simulation(benchmark_statistics):
-    """A short run of benchmarks/intervals.py, whose long one is in docs/statistics.md."""
+    """A short run of benchmarks/intervals.py, whose long one is in docs/evidence.md."""
     levels = benchmark_statistics.levels(trials=2000, images=200, cells=4, seed=0)
     # 2,000 trials: a standard deviation of 0.0049 at 0.05
     for name in ("McNemar, one cell", "any cell of two pairs (Holm)"):

@@ -1,4 +1,4 @@
-"""What ships with recal to try it on: two checkpoints and a sample of Fashion-MNIST."""
+"""Folders: shipped declarations, the bundled sample, the user's cache, and data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shipped(kind: str) -> Path:
         kind: `policies` or `evals`.
 
     Returns:
-        `recal/_data/<kind>` in an installed wheel, the folder beside the package in a checkout.
+        `recal/_data/<kind>` in an installed wheel, or the folder beside the package in a checkout.
     """
     installed = PACKAGE / "_data" / kind
     return installed if installed.is_dir() else PACKAGE.parent / kind
@@ -33,10 +33,10 @@ def cache_folder() -> Path:
 
 
 def data_folders() -> list[Path]:
-    """Return the places where data are looked for, in order, when `--data` names none."""
+    """Return the folders that are searched for data sets without `--data`, in order."""
     environment = os.environ.get("RECAL_DATA")
     named = [Path(environment)] if environment else []
-    return [*named, Path("data"), cache_folder() / "data"]
+    return [*named, Path("data"), cache_folder() / "data", sample_folder()]
 
 
 FASHION_MNIST_CHECKPOINT = "fashion_mnist_wrn10_1_splitbn.pth"

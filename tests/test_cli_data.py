@@ -16,7 +16,7 @@ from corruption_images import photographs, write_textures
 from PIL import Image
 
 from recal.cli.datasets.data import command
-from recal.datasets.catalogue import PUBLISHED, Download, PublishedSet
+from recal.datasets.catalogue import PublishedSet, catalogue
 from recal.errors import InputError, UsageError, VerificationError
 
 
@@ -45,7 +45,7 @@ def small_cifar(place):
 
 def test_list_names_every_set_and_where_it_is(place):
     text = run("list")
-    assert all(name in text for name in PUBLISHED)
+    assert all(name in text for name in catalogue())
     rows = {row["name"]: row for row in json.loads(run("list", "--json"))}
     assert rows["frost"]["folder"] == str(place / "data" / "frost")
     assert rows["cifar10c"]["folder"] is None
@@ -83,10 +83,8 @@ def test_fetch_puts_a_set_into_the_folder_of_data(place, monkeypatch):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served))) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}/Toy-C.tar"
-        toy = PublishedSet(
-            title="Toy", folder="Toy-C", downloads=(Download(url, md5),), gigabytes=0.0
-        )
-        monkeypatch.setitem(PUBLISHED, "toy", toy)
+        toy = PublishedSet(title="Toy", folder="Toy-C", downloads={url: md5}, gigabytes=0.0)
+        monkeypatch.setitem(catalogue(), "toy", toy)
         threading.Thread(target=server.serve_forever).start()
         try:
             assert str(place / "data" / "Toy-C") in run("fetch", "toy")

@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from recal.datasets import fetch as fetching
-from recal.datasets.catalogue import PUBLISHED, SUMS, Download, PublishedSet
-from recal.datasets.fetch import download, fetch, verify, verify_archive
+from recal.datasets.catalogue import SUMS, Download, PublishedSet, catalogue
+from recal.datasets.download import download
+from recal.datasets.fetch import fetch, verify, verify_archive
 from recal.errors import InputError, RecalError, UsageError, VerificationError
 
 CONTENT = hashlib.sha512(b"content").digest() * 4000  # 256,000 bytes
@@ -66,7 +67,7 @@ def serve(handler, body, *, announce=None, send=None, resume=True):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr("recal.datasets.download.PAUSE", 0.0)
     served = Server()
     thread = threading.Thread(target=served.http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -171,7 +172,7 @@ def test_an_absurd_length_fails_before_the_disk_is_touched(server, tmp_path):
 
 
 def test_a_missing_file_and_no_server_are_named(server, tmp_path):
-    with pytest.raises(RecalError, match="the server says 404"):
+    with pytest.raises(RecalError, match="the server answered 404"):
         download(Download(f"{server.url}/none.bin", MD5), tmp_path / "f", ignore)
     with pytest.raises(RecalError, match="gave up after 5 attempts"):
         download(Download("http://127.0.0.1:9/f", MD5), tmp_path / "f", ignore)
@@ -212,13 +213,13 @@ def offer(server, monkeypatch, tmp_path):
     """Offer archives as the data set `toy`, and fetch it."""
 
     def offered(*bodies):
-        downloads = []
+        downloads = {}
         for number, body in enumerate(bodies):
             server.files[f"part{number}.tar.gz"] = body
             digest = hashlib.md5(body).hexdigest()
-            downloads.append(Download(f"{server.url}/part{number}.tar.gz", digest))
-        toy = PublishedSet(title="Toy", folder="Toy-C", downloads=tuple(downloads), gigabytes=0.0)
-        monkeypatch.setitem(PUBLISHED, "toy", toy)
+            downloads[f"{server.url}/part{number}.tar.gz"] = digest
+        toy = PublishedSet(title="Toy", folder="Toy-C", downloads=downloads, gigabytes=0.0)
+        monkeypatch.setitem(catalogue(), "toy", toy)
         return fetch("toy", tmp_path / "data", ignore)
 
     return offered
@@ -244,7 +245,7 @@ def test_verify_names_what_changed(offer):
     folder = offer(archive(("a", b"one"), ("b", b"two")))
     (folder / "a").write_bytes(b"0ne")
     (folder / "b").unlink()
-    with pytest.raises(VerificationError, match="a differs; b is missing"):
+    with pytest.raises(VerificationError, match="a differs, b is missing"):
         verify(folder, ignore)
     (folder / SUMS).write_text(f"{'0' * 64}  ../outside\n")
     with pytest.raises(InputError, match="expected lines of a sha256 and a path"):
@@ -359,9 +360,9 @@ def test_a_downloaded_archive_is_checked_by_its_name(tmp_path):
 
 def test_published_checksums_are_md5():
     """Every set has downloads or a page, and every checksum 32 hexadecimal digits."""
-    for published in PUBLISHED.values():
+    for published in catalogue().values():
         assert bool(published.downloads) != bool(published.page)
-        for source in published.downloads:
+        for source in published.files:
             assert len(source.md5) == 32
             assert int(source.md5, 16)
             assert source.url.startswith("https://")

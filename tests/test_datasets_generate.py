@@ -13,9 +13,11 @@ from corruption_images import photographs, write_textures
 from PIL import Image
 
 from recal.corruptions import CORRUPTIONS, corrupt
+from recal.data.images import ArraySource
 from recal.datasets.fetch import verify
-from recal.datasets.generate import REGENERATED, generate, label_of, read_provenance, verify_folders
-from recal.datasets.regenerate import prepare
+from recal.datasets.generate import generate, verify_folders
+from recal.datasets.provenance import REGENERATED, label_of, read_provenance
+from recal.datasets.regenerate import read_prepared
 from recal.errors import InputError, RecalError, UsageError, VerificationError
 
 SOME = ("gaussian_noise", "contrast", "jpeg_compression")
@@ -72,7 +74,7 @@ def test_arrays_are_laid_out_as_published(cifar, tmp_path):
             )
     labels = np.load(tmp_path / "out" / "labels.npy")
     np.testing.assert_array_equal(labels, np.tile(np.arange(12) % 10, 5))
-    assert record["complete"]
+    assert record.complete
     assert verify(tmp_path / "out", ignore) == 16
     assert label_of(tmp_path / "out") == REGENERATED
     assert label_of(tmp_path) is None
@@ -99,7 +101,8 @@ def test_folders_are_laid_out_as_published(imagenet, tmp_path):
     assert names == expected
     with Image.open(out / "fog" / "2" / "n02" / "a.JPEG") as image:
         got = np.asarray(image).astype(float)
-    clean = prepare(photographs(1, 300, seed=2)[0][:280], "imagenet")
+    source = ArraySource(out, photographs(1, 300, seed=2)[:, :280], None)
+    clean = read_prepared(source, 0, "imagenet")
     assert clean.shape == (224, 224, 3)
     want = corrupt(clean[None], "fog", 2, family="imagenet", indices=[2])[0]
     assert np.abs(got - want).mean() < 6  # JPEG at quality 85
@@ -141,7 +144,7 @@ def test_a_killed_run_goes_on_without_a_wrong_byte(name, workers, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert not read_provenance(out)["complete"]
+    assert not read_provenance(out).complete
     corruptions = tuple(corruptions.split(","))
     deadline = time.monotonic() + 10
     while True:  # orphaned workers end by themselves, within moments
@@ -183,7 +186,7 @@ def test_absent_textures_leave_the_others_done(cifar, tmp_path, textures, monkey
     with pytest.raises(InputError, match="recal data fetch frost"):
         generate("cifar10c", cifar, tmp_path / "out", ignore, corruptions=("fog", "frost"))
     assert (tmp_path / "out" / "fog.npy").is_file()
-    assert read_provenance(tmp_path / "out")["corruptions"] == ["fog"]
+    assert read_provenance(tmp_path / "out").corruptions == ("fog",)
 
 
 def test_images_of_another_size_or_without_labels_are_refused(cifar, tmp_path, imagenet):

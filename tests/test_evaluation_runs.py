@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
 from recal.errors import InputError, RecalError, UsageError
@@ -21,15 +22,13 @@ PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 @pytest.fixture
 def published(tmp_path):
     """CIFAR-10-C's layout with 4 images a severity, for a suite declared so."""
-    import dataclasses
-
     rng = np.random.default_rng(0)
     folder = tmp_path / "CIFAR-10-C"
     folder.mkdir()
-    suite = dataclasses.replace(
-        load_suite("cifar10c"), rows=4, corruptions=("contrast", "pixelate")
-    )
-    for name in suite.corruptions:
+    suite = load_suite("cifar10c")
+    corrupted = replace(suite.corrupted, rows=4, corruptions=("contrast", "pixelate"))
+    suite = replace(suite, corrupted=corrupted)
+    for name in suite.corrupted.corruptions:
         np.save(folder / f"{name}.npy", rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
     np.save(folder / "labels.npy", np.tile([3, 1, 4, 1], 5).astype(np.uint8))
     return suite, folder
@@ -172,7 +171,6 @@ def test_changed_weights_labels_and_classes_never_reuse_a_cell(
     split_checkpoint, published, tmp_path
 ):
     """In one folder, under the same names: each run's cell is of what it was given."""
-    import dataclasses
     import shutil
 
     suite, folder = published
@@ -205,7 +203,7 @@ def test_changed_weights_labels_and_classes_never_reuse_a_cell(
     third, changed = evaluated()
     assert set(changed["prediction"].tolist()) == {9}
     # a suite of another declaration: half the rows
-    half = dataclasses.replace(suite, first=2)
+    half = replace(suite, first=2)
     assert len(evaluated(suite=half)[1]["label"]) == 2
     assert evaluated()[0] != third
 

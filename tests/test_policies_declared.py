@@ -37,7 +37,7 @@ def test_shipped_suite_loads(name):
     suite = load_suite(name)
     assert suite.family in family_names()
     cells = suite.cells()
-    assert len(cells) == len(suite.corruptions) * len(suite.severities)
+    assert len(cells) == len(suite.corrupted.corruptions) * len(suite.corrupted.severities)
     assert len({cell.name for cell in cells}) == len(cells)
 
 

@@ -1,16 +1,16 @@
 """Suites: what a file may say, which classes a folder is of, and which images are used."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from published_sets import SUITE, write_suite
 
 from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS
-from recal.datasets.catalogue import PUBLISHED
+from recal.datasets.catalogue import catalogue
 from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError
 from recal.suites.classes import class_count, class_numbers, kept_logits
@@ -24,20 +24,21 @@ def test_shipped_suite_is_complete(name):
     assert suite.title
     assert suite.source
     assert suite.clean.folders
-    if suite.corruptions and name != "sample":
-        assert len(suite.severities) == 5
-        assert suite.rows in (10_000, 50_000)
-        assert suite.size in (32, 64, 224)
-    if suite.parameters:
-        assert set(suite.corruptions) <= {*CORRUPTIONS, *EXTRA_CORRUPTIONS}
-    for data in (suite.data, suite.clean.data):
-        assert data in {"", *PUBLISHED}
+    corrupted = suite.corrupted
+    if corrupted.corruptions and name != "sample":
+        assert len(corrupted.severities) == 5
+        assert corrupted.rows in (10_000, 50_000)
+        assert corrupted.size in (32, 64, 224)
+    if corrupted.parameters:
+        assert set(corrupted.corruptions) <= {*CORRUPTIONS, *EXTRA_CORRUPTIONS}
+    for data in (corrupted.data, suite.clean.data):
+        assert data in {"", *catalogue()}
 
 
 def test_standard_and_extra_corruptions_are_suites_of_their_own():
     for name in ("cifar10c", "cifar100c", "imagenetc"):
-        assert load_suite(name).corruptions == CORRUPTIONS
-        assert load_suite(f"{name}-extra").corruptions == EXTRA_CORRUPTIONS
+        assert load_suite(name).corrupted.corruptions == CORRUPTIONS
+        assert load_suite(f"{name}-extra").corrupted.corruptions == EXTRA_CORRUPTIONS
 
 
 def test_reference_of_imagenet_c_is_alexnets():
@@ -58,24 +59,24 @@ def test_usual_suite_is_the_clean_one():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("rows = 20", "rowz = 20"), r"\[corrupted\]: expected one of .*got 'rowz'.*'rows'"),
+        (("rows = 20", "rowz = 20"), r"corrupted: expected one of .*got 'rowz'.*'rows'"),
         (('"folders"', '"tars"'), "layout: expected one of arrays, folders, got 'tars'"),
         (('"cifar"', '"cifr"'), "family: expected one of .*Did you mean 'cifar'"),
-        (("classes = 10", 'classes = "10"'), "classes: expected int, got '10'"),
+        (("classes = 10", 'classes = "10"'), "classes: expected an integer >= 1, got '10'"),
         (("classes = 10", ""), "classes missing"),
         (("[1, 2]", "[2, 1]"), r"severities: expected rising numbers from 1 on, got \[2, 1\]"),
         (("[1, 2]", "[0, 1]"), "expected rising numbers from 1 on"),
-        (("[1, 2]", "[true, 2]"), "severities: expected int, got True"),
+        (("[1, 2]", "[true, 2]"), "severities 1: expected an integer, got True"),
         (('"snow"', '"fog"'), "expected each name once"),
         (('"snow"', '"../snow"'), "expected plain names, got '../snow'"),
         (('layout = "folders"', 'data = "imagenetcc"'), "Did you mean 'imagenetc'"),
-        (("rows = 20", "rows = -1"), "expected no negative number, got -1"),
+        (("rows = 20", "rows = -1"), "rows: expected an integer >= 0, got -1"),
         (("rows = 20", 'parameters = "cifar"'), None),
         (('["fog", "snow"]', '["fog", "snw"]\nparameters = "cifar"'), "Did you mean 'snow'"),
         (("[clean]", 'order = "wnid"\n[clean]'), "order: expected one of .*'wnids'"),
         (("[clean]", '[clean]\narrays = ["a.npy"]'), "files of images and of labels, got 1"),
-        (('["Small-C"]', "[5]"), "folders: expected str, got 5"),
-        (('["fog", "snow"]', '["fog", {}]'), "corruptions: expected str, got {}"),
+        (('["Small-C"]', "[5]"), "folders 1: expected a string, got 5"),
+        (('["fog", "snow"]', '["fog", {}]'), "corruptions 2: expected a string, got {}"),
         (('folders = ["Small-C"]\n', ""), "expected `folders` with the published images"),
         (("[clean]", "[reference]\nsource = 'x'\nerrors = {fog = 0.5}\n[clean]"), "snow missing"),
         (("[clean]", "[reference]\nsource = 'x'\nerrors = {fog = 0.5, snow = 50}\n[clean]"),
@@ -87,7 +88,7 @@ def test_usual_suite_is_the_clean_one():
 def test_slips_in_a_suite_file_are_named(tmp_path, change, message):
     path = write_suite(tmp_path, SUITE.replace(*change))
     if message is None:
-        assert read_suite(path).parameters == "cifar"
+        assert read_suite(path).corrupted.parameters == "cifar"
         return
     with pytest.raises(InputError, match=message):
         read_suite(path)
@@ -130,7 +131,7 @@ def test_class_folders_get_the_numbers_of_logits():
     [
         ("imagenet", ["n01440764", "tench"], "got 'tench'"),
         ("imagenet-a", ["n01440764"], r"\(200 classes of suite imagenet-a\), got 'n01440764'"),
-        ("imagenet-v2", ["0", "1000", "x"], "got '1000' and 1 others"),
+        ("imagenet-v2", ["0", "1000", "x"], "got '1000' and 1 more"),
         ("cifar10", ["cat", "dog"], "expected 10 class folders, got 2"),
     ],
 )
@@ -173,7 +174,7 @@ def test_first_images_need_the_published_order():
 
 def test_listed_images_are_chosen_by_class_and_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    suite = dataclasses.replace(load_suite("robustbench-imagenetc"), names="list.txt")
+    suite = replace(load_suite("robustbench-imagenetc"), names="list.txt")
     names = ["n1/a.JPEG", "n1/b.JPEG", "n2/a.JPEG", "n2/c.png"]
     labels = np.array([0, 0, 1, 1])
     options = {"limit": None, "seed": 0}

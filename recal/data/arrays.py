@@ -1,4 +1,4 @@
-"""NumPy arrays inside a tar file, mapped where they stand."""
+"""Images in NumPy files: .npy, .npz, and .npy inside tar files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recal.data.images import ArraySource
-from recal.data.tars import check_end, checked_name
+from recal.data.tars import no_tar, plain_members
 from recal.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ ROWS = 1024
 
 
 def plain_array(path: Path, _split: str) -> ArraySource:
-    """Open an .npy file of images; `images.npy` has its labels in `labels.npy` beside it.
+    """Open an .npy file of images. `images.npy` has its labels in `labels.npy` beside it.
 
     Raises:
-        InputError: The images or labels are not what they have to be.
+        InputError: The images or labels are of another type or shape, or damaged.
     """
     beside = path.with_name(path.name.replace("images", "labels"))
     labels = open_array(beside) if beside != path and beside.is_file() else None
@@ -37,10 +37,14 @@ def plain_array(path: Path, _split: str) -> ArraySource:
 
 
 def packed_arrays(path: Path, split: str) -> ArraySource:
-    """Read an .npz file: `<split>_images` or `images`, with `labels` likewise, or `arr_0`.
+    """Read an .npz file with arrays `images` and `labels`, or `arr_0`.
+
+    Args:
+        path: The file.
+        split: Arrays `<split>_images` and `<split>_labels` take precedence.
 
     Raises:
-        InputError: It has none of these, or they are not what they have to be.
+        InputError: It has none of these, or they are of another type or shape, or damaged.
     """
     with _refusing_bad_arrays(path), np.load(path, allow_pickle=False) as arrays:
         names = [name for name in (f"{split}_images", "images", "arr_0") if name in arrays]
@@ -102,12 +106,12 @@ def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None
     """Return images as a source.
 
     Args:
-        path: Where they are from.
+        path: The file that they were read from, for messages.
         images: uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey.
         labels: Integers (N,), or None.
 
     Raises:
-        InputError: They are of another type or shape; the message says how to convert them.
+        InputError: They are of another type or shape. The message shows how to convert them.
     """
     shape = images.shape
     fits = images.ndim in (3, 4) and shape[3:] in ((), (1,), (3,))
@@ -177,20 +181,15 @@ def tarred_arrays(archive: Path) -> Mapping[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     try:
         with tarfile.open(archive, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]
-                name = PurePosixPath(checked_name(member, archive, ""))
-                if member.isdir() or name.suffix != ".npy" or name.name.startswith("."):
+            for member in plain_members(tar, archive):
+                name = PurePosixPath(member.name)
+                if name.suffix != ".npy" or name.name.startswith("."):
                     continue
                 if name.stem in arrays:
                     raise InputError(f"{archive}: holds '{name.name}' twice. Refused.")
                 arrays[name.stem] = _mapped(archive, name, member.offset_data, member.size)
-            check_end(tar, archive)
     except (tarfile.TarError, OSError, EOFError, UnicodeError, ValueError) as error:
-        raise InputError(
-            f"{archive}: expected a whole tar archive without compression, got another file "
-            f"({error}). Unpack it and name the folder."
-        ) from error
+        raise no_tar(archive, error) from error
     return arrays
 
 

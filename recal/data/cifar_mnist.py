@@ -28,7 +28,7 @@ CIFAR_PICKLES = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds NumPy arrays and plain containers, and refuses every other name."""
+    """Unpickler that builds NumPy arrays and plain containers, and refuses every other name."""
 
     ALLOWED = frozenset(
         {
@@ -47,10 +47,10 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def cifar_pickles(folder: Path, *, training: bool) -> ArraySource | None:
-    """Read CIFAR's own pickles, without running code, or return None where there are none.
+    """Read CIFAR's own pickles without running their code, or return None if there are none.
 
     Raises:
-        InputError: They are malformed, or ask for anything but arrays.
+        InputError: They are malformed, or contain anything but arrays.
     """
     for (name, holds_training), files in CIFAR_PICKLES.items():
         for base in (folder / name, folder):
@@ -78,7 +78,7 @@ def _read_cifar_pickle(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 
 def mnist_files(folder: Path, *, training: bool) -> ArraySource | None:
-    """Read MNIST's idx files, plain or gzipped, or return None where there are none.
+    """Read MNIST's idx files, plain or gzipped, or return None if there are none.
 
     Raises:
         InputError: They are malformed, or the labels are missing.

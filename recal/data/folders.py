@@ -1,4 +1,4 @@
-"""Finding a data set's folder: where the user says, else in the usual places."""
+"""Opening a data set: in the given place, or in the usual places."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from recal.data.cifar_mnist import cifar_pickles, mnist_files
 from recal.data.images import FileSource, ImageSource, is_image_name
 from recal.data.tars import TAR_SUFFIX, TarSource, open_tars
 from recal.errors import InputError
+from recal.files import read_text
 from recal.resources import cache_folder, data_folders
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 TRAIN, TEST = "train", "test"
+# Tiny-ImageNet's list of images and their classes
+ANNOTATIONS = "val_annotations.txt"
 SPLIT_FOLDERS = {TRAIN: ("train",), TEST: ("test", "val", "validation")}
 
 
@@ -28,15 +31,16 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
     """Open one split of the images in a folder or file, whatever its layout.
 
     Args:
-        folder: Holds CIFAR-10's or CIFAR-100's own pickles; `<split>.npz` (arrays `images` and
-            `labels`); `<split>_images.npy` or `<split>/images.npy`, with labels likewise; MNIST's
-            idx files; class folders, below `train/` and `test/` (or `val/`) or directly; images; or
-            tar files with any of these folders in them. It may also be an .npy, .npz or .tar file.
-        split: `train` or `test`. What has no splits is used for either.
-        archives: Whether tar files that lie in the folder count.
+        folder: A folder that holds CIFAR-10's or CIFAR-100's own pickles; `<split>.npz` (arrays
+            `images` and `labels`); `<split>_images.npy` or `<split>/images.npy`, with labels in a
+            file named `labels`; MNIST's idx files; Tiny-ImageNet's own `val/`; class folders, below
+            `train/` and `test/` (or `val/`) or directly; images; or tar files of such folders. It
+            may also be an .npy, .npz or .tar file.
+        split: `train` or `test`. A data set without splits is used for either.
+        archives: Whether to read tar files that lie in the folder.
 
     Raises:
-        InputError: There is nothing, no image in it, or what is there is malformed.
+        InputError: The folder does not exist, holds no images, or its content is malformed.
     """
     if not folder.exists():
         raise InputError(f"{folder}: expected a folder of images, got nothing there.")
@@ -46,7 +50,7 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
             f"{folder}: expected a folder of images, or a file of {', '.join(FILES)}, got another "
             f"file.{hint}"
         )
-    for read in LAYOUTS if folder.is_dir() else (FILES[folder.suffix.lower()],):
+    for read in FOLDER_READERS if folder.is_dir() else (FILES[folder.suffix.lower()],):
         source = read(folder, split) if archives or read is not _tars else None
         if source is not None:
             if not len(source):
@@ -84,6 +88,22 @@ def _tar(path: Path, split: str) -> ImageSource | None:
     return _split_of_tars(open_tars(path), split)
 
 
+def _annotated(folder: Path, split: str) -> ImageSource | None:
+    """Read Tiny-ImageNet's own `val/`, whose labels are in a file."""
+    path = folder / "val" / ANNOTATIONS
+    if split != TEST or not path.is_file():
+        return None
+    rows = [line.split("\t") for line in read_text(path).splitlines() if line]
+    if not rows or any(len(row) < 2 for row in rows):
+        raise InputError(f"{path}: expected lines of an image and a class with a tab between.")
+    classes = sorted({row[1] for row in rows})
+    numbers = {name: number for number, name in enumerate(classes)}
+    rows.sort(key=lambda row: (row[1], row[0]))
+    paths = tuple(path.parent / "images" / Path(row[0]).name for row in rows)
+    labels = np.array([numbers[row[1]] for row in rows], np.int64)
+    return FileSource(path.parent, paths, labels, tuple(classes))
+
+
 def _class_folders(folder: Path, split: str) -> ImageSource | None:
     base = _split_folder(folder, split)
     if base is None:
@@ -116,16 +136,14 @@ def _tars(folder: Path, split: str) -> ImageSource | None:
 
 
 def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
-    """Return a split's images; a folder that all of them lie in, the packed one, is passed over."""
+    """Return a split's images, below the folder that was packed where all lie in one folder."""
     while len(tops := source.folders()) == 1 and not tops & _split_names():
-        inner = source.below("/".join(filter(None, (source.folder, *tops))))
+        inner = source.below(*tops)
         if len(inner) < len(source):
             break
         source = inner
     name = _split_name(tops, split)
-    chosen = (
-        source.below("/".join(filter(None, (source.folder, name)))) if name is not None else None
-    )
+    chosen = None if name is None else source.below(name)
     return chosen if chosen is not None and len(chosen) else None
 
 
@@ -155,10 +173,11 @@ def _images_below(base: Path, name: str) -> list[Path]:
 
 
 Reader: TypeAlias = Callable[[Path, str], ImageSource | None]
-LAYOUTS: tuple[Reader, ...] = (
+FOLDER_READERS: tuple[Reader, ...] = (
     _cifar_pickles,
     _arrays,
     _mnist_files,
+    _annotated,
     _class_folders,
     _plain_images,
     _tars,
@@ -170,12 +189,35 @@ def candidates(data: Path | None, names: Sequence[str]) -> list[Path]:
     """Return the folders that may hold a data set, the likeliest first.
 
     Args:
-        data: The user's choice; with it nowhere else is looked.
-        names: The data set's usual folder names, looked for below each place.
+        data: The user's choice. If given, no other location is searched.
+        names: Usual folder names of the data set, which are searched below each place.
+    """
+    named = [path for path in named_places(data, names) if path.is_dir()]
+    places = [data] if data is not None else data_folders()
+    return [*named, *(place for place in places if place.is_dir() and place not in named)]
+
+
+def named_places(data: Path | None, names: Sequence[str]) -> list[Path]:
+    """Return the folders and tar files that bear a data set's name, the likeliest first.
+
+    Args:
+        data: The user's choice. If given, no other location is searched.
+        names: Usual names of the data set's folder, or of its tar file without `.tar`.
     """
     places = [data] if data is not None else data_folders()
-    named = [place / name for place in places for name in names]
-    return [folder for folder in (*named, *places) if folder.is_dir()]
+    own = [data] if data is not None and data.name in names and data.is_dir() else []
+    below = [
+        path
+        for place in places
+        for name in names
+        for path in (place / name, place / f"{name}{TAR_SUFFIX}")
+    ]
+    return [*own, *(path for path in below if path.is_dir() or is_tar(path))]
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a path is a file that is named as a tar archive."""
+    return path.suffix == TAR_SUFFIX and path.is_file()
 
 
 def find_images(
@@ -185,14 +227,14 @@ def find_images(
 
     Args:
         data: The user's choice, or None to look in the usual places.
-        names: The data set's usual folder names.
+        names: Usual folder names of the data set.
         split: `train` or `test`.
-        classes: The number of classes that labelled class folders must have, or None for any. A
-            folder that the user did not name is passed over where it has another number.
-        what: What is looked for, for the message.
+        classes: Number of classes that class folders must have, or None for any. A folder in a
+            usual place is skipped if it has another number.
+        what: Name of the images in messages.
 
     Raises:
-        InputError: They are nowhere, or malformed where the user said.
+        InputError: They are not found, or malformed in the given place.
     """
     if data is not None and not data.is_dir():  # a file, or nothing
         return open_images(data, split)  # says what is wrong with it

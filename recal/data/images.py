@@ -1,4 +1,4 @@
-"""Which images of a source statistics are estimated on, in batches."""
+"""Sources of images: decoding, fingerprints, images that cannot be decoded, and random draws."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from recal.data.sampling import in_batches, seeded_batches
 from recal.errors import BrokenImageError, InputError
 from recal.machine import available_cores
 from recal.progress import Progress, silent
+from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +32,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 class ImageSource(Protocol):
-    """A sequence of images, with labels where there are any."""
+    """A sequence of images, with or without labels."""
 
     @property
     def where(self) -> Path:
@@ -57,7 +58,7 @@ class ImageSource(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Return what image `index` is called in messages."""
+        """Return the name of image `index` in messages."""
         ...
 
     def fingerprint(self, indices: Sequence[int]) -> str:
@@ -67,7 +68,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images in one array, possibly a memory map: uint8 (N, H, W, 3), or (N, H, W) for grey."""
+    """Images in one array or memory map, uint8 (N, H, W, 3), or (N, H, W) for grey."""
 
     where: Path
     images: NDArray[np.uint8]
@@ -97,7 +98,7 @@ class ArraySource:
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """One image a file."""
+    """Images in files of their own: an `ImageSource`."""
 
     where: Path
     paths: tuple[Path, ...]
@@ -122,31 +123,31 @@ class FileSource:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a path with slashes is named as an image is, and no part of it is hidden."""
+    """Whether a path with slashes has an image's suffix and no hidden part."""
     return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of a path with slashes begins with a dot: what systems leave behind."""
+    """Whether a part of a path with slashes begins with a dot, as files of the system do."""
     return any(part.startswith(".") for part in name.split("/"))
 
 
 def decode(file: Path | bytes, name: str) -> NDArray[np.uint8]:
-    """Decode an image as evaluation practice does: as RGB, not turned as its EXIF entry asks.
+    """Decode an image as evaluation practice does: as RGB, ignoring its EXIF orientation.
 
-    Transparency is dropped, not blended. Of 16-bit samples the high byte is taken, which Pillow
-    does for colour; it would clip grey ones.
+    Transparency is dropped, not blended. 16-bit samples are reduced to their high byte, as Pillow
+    does for colour images; it would clip grey ones.
 
     Args:
-        file: Its path or content.
-        name: What it is called in messages.
+        file: The image's path or content.
+        name: Name of the image in messages.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        BrokenImageError: It is no whole image, one of more than 179 million pixels, or one whose
-            samples are of 32 bits.
+        BrokenImageError: It is no whole image, or has more than 179 million pixels or samples of 32
+            bits.
     """
     opened: Path | IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
@@ -176,10 +177,10 @@ def fingerprint_files(
     """Return a hash of images' names, contents and labels, in hexadecimal.
 
     Args:
-        names: Of the files, below their source, with slashes.
-        contents: Likewise.
-        labels: Of all images of the source, or None.
-        indices: The images' numbers in the source.
+        names: Path of each file below its source, with slashes.
+        contents: Content of each file.
+        labels: Labels of all images of the source, int64 (N,), or None.
+        indices: Numbers of the images in the source.
     """
     digest = hashlib.sha256()
     for index, name, content in zip(indices, names, contents, strict=True):
@@ -189,8 +190,8 @@ def fingerprint_files(
     return digest.hexdigest()
 
 
-BLOCK = 512
-NAMED = 3
+# images that are decoded between two reports of progress
+DECODED_AT_ONCE = 512
 
 
 def without_broken(
@@ -198,23 +199,26 @@ def without_broken(
     indices: NDArray[np.int64],
     progress: Progress = silent,
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Decode images once and leave out those that cannot be.
+    """Decode images once and leave out those that cannot be decoded.
 
     Args:
         source: The images.
-        indices: Those that are meant to be used, int64 (n,).
-        progress: Called with images tried and in total.
+        indices: Numbers of the images to decode, int64 (n,).
+        progress: Called with the number of images decoded and in total.
 
     Returns:
-        The others' indices in the order given, int64, and the names of the broken ones.
+        The indices of the images that can be decoded, in the given order, int64, and the names of
+        the broken ones.
     """
     if isinstance(source, ArraySource):  # nothing to decode
         return indices, []
     kept = np.ones(len(indices), bool)
     with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
-        for start in range(0, len(indices), BLOCK):
-            block = indices[start : start + BLOCK].tolist()
-            kept[start : start + BLOCK] = list(pool.map(lambda i: _decodes(source, i), block))
+        for start in range(0, len(indices), DECODED_AT_ONCE):
+            block = indices[start : start + DECODED_AT_ONCE].tolist()
+            kept[start : start + DECODED_AT_ONCE] = list(
+                pool.map(lambda i: _decodes(source, i), block)
+            )
             progress(start + len(block), len(indices))
     return indices[kept], [source.name(index) for index in indices[~kept].tolist()]
 
@@ -225,25 +229,23 @@ def counting_broken(
     indices: NDArray[np.int64],
     progress: Progress = silent,
 ) -> Iterator[None]:
-    """Where the block meets a broken image, look for all of them before it ends.
+    """Where the block meets a broken image, look for all of them and report them together.
 
     Args:
         source: The images.
-        indices: Those that the block reads, int64 (n,).
-        progress: Called with images looked at and in total.
+        indices: Numbers of the images that the block reads, int64 (n,).
+        progress: Called with the number of images decoded and in total.
 
     Raises:
-        BrokenImageError: It names the first few and counts them.
+        BrokenImageError: Some images cannot be decoded. The message names the first few.
     """
     try:
         yield
     except BrokenImageError as error:
         _, broken = without_broken(source, indices, progress)
-        names = ", ".join(broken[:NAMED])
-        more = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
         raise BrokenImageError(
             f"{source.where}: expected images, got {len(broken):,} out of {len(indices):,} that "
-            f"cannot be decoded: {names}{more}. Replace or remove them, or leave them out with "
+            f"cannot be decoded: {listed(broken)}. Replace or remove them, or leave them out with "
             "--skip-broken."
         ) from error
 
@@ -256,7 +258,7 @@ def _decodes(source: ImageSource, index: int) -> bool:
     return True
 
 
-# fewer images say next to nothing of a channel's variance
+# fewer images tell next to nothing about a channel's variance
 MIN_IMAGES = 8
 
 
@@ -275,20 +277,21 @@ def usable_batches(
 
     Args:
         source: The images.
-        samples: How many at most; None for all.
-        batch_size: Images a batch.
-        seed: Of the draw.
-        min_images: Fewer are refused.
-        skip_broken: Whether those that cannot be decoded are left out; else they are used, and fail
-            when they are read.
-        ask_once: Gives every process of a job the answer of one.
-        progress: Called with images tried and in total, where broken ones are looked for.
+        samples: Number of images at most; None for all.
+        batch_size: Images per batch.
+        seed: Seed of the random draw.
+        min_images: Least number of images.
+        skip_broken: Whether to leave out images that cannot be decoded. Otherwise they raise an
+            error when they are read.
+        ask_once: Function that returns the result of its argument, computed in one process of a
+            job, in all of them.
+        progress: Called with the number of images decoded and in total, with `skip_broken`.
 
     Returns:
-        The indices of each batch, and the names of the images left out, below the source's place.
+        The indices of each batch, and the names of the images left out, below the source's folder.
 
     Raises:
-        InputError: There are too few.
+        InputError: There are fewer images than `min_images`.
     """
     broken: list[str] = []
     batches = seeded_batches(len(source), samples or len(source), batch_size, seed)
@@ -302,5 +305,5 @@ def usable_batches(
             f"{source.where}: expected at least {min_images} images, got {count}. Give more, or "
             "lower --min-images."
         )
-    # a variant's record says nothing of this machine's folders
+    # a variant's record must not reveal the folders of this machine
     return batches, tuple(name.removeprefix(str(source.where)).lstrip("/: ") for name in broken)

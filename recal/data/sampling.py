@@ -1,4 +1,4 @@
-"""Random draws: of which images, and keyed by (seed, image index) whatever the workers or order."""
+"""Random draws of images, and random generators that are keyed by (seed, image index)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# statistics of so many images are within about 2 % and all of a large set would be a long wait
+# statistics of this many images are within about 2 %; all images of a large set take long
 DEFAULT_SAMPLES = 10_000
 
 
 @contextmanager
 def keyed_draws(*key: int) -> Iterator[None]:
-    """Seed the global generators of `random`, NumPy and torch from a key, for the block alone.
+    """Seed the global generators of `random`, NumPy and torch from a key, inside the block only.
 
-    torchvision's and timm's transforms draw from these three and offer no generator argument. Their
-    states from before the block are put back after it, whatever happens inside.
+    torchvision's and timm's transforms draw from these three and take no generator as an argument.
+    The states from before the block are restored after it, also after an error.
 
     Args:
         key: Non-negative integers; equal keys give equal draws.
@@ -35,10 +35,10 @@ def keyed_draws(*key: int) -> Iterator[None]:
 
 @contextmanager
 def undisturbed_draws() -> Iterator[None]:
-    """Put the states of the three generators back after the block.
+    """Restore the states of the three global generators after the block.
 
-    That takes several times as long as seeding them: over many images, enter this once and call
-    `seed_draws` for each.
+    This takes several times as long as seeding them: for many images, enter the block once and call
+    `seed_draws` for each image.
     """
     import torch
 
@@ -54,7 +54,7 @@ def undisturbed_draws() -> Iterator[None]:
 
 
 def seed_draws(*key: int) -> None:
-    """Seed the three generators from a key, for good.
+    """Seed the three global generators from a key, without restoring them.
 
     Args:
         key: Non-negative integers; equal keys give equal draws.
@@ -77,19 +77,19 @@ def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list
 
 
 def in_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Cut the numbers of images into batches; the last may be smaller."""
+    """Cut the indices of images into batches; the last one may be smaller."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def even_over_classes(
     order: NDArray[np.int64], labels: NDArray[np.int64] | None, count: int
 ) -> NDArray[np.int64]:
-    """Return `count` indices out of `order`, as even over the classes as can be.
+    """Return `count` indices out of `order`, spread over the classes as evenly as possible.
 
     Args:
-        order: Indices of images, (n,); of each class the first ones are taken.
-        labels: Of all images, (N,); without them the first indices are taken.
-        count: How many; all where there are no more.
+        order: Indices of images, (n,). The first ones of each class are taken.
+        labels: Labels of all images, (N,). If None, the first indices are taken.
+        count: Number of indices; all are returned if there are fewer.
     """
     if labels is None or count >= len(order):
         return order[:count]

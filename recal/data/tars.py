@@ -1,4 +1,4 @@
-"""Images inside tar archives, read in place: no unpacking, and nothing outside is ever touched."""
+"""Images inside tar archives, read in place without unpacking."""
 
 from __future__ import annotations
 
@@ -27,19 +27,17 @@ class Member(NamedTuple):
     """An image inside an archive.
 
     Attributes:
-        archive: The tar file.
-        name: Its path inside, with slashes; below the archive's own name where there are several.
-        offset: Where its content begins in the archive, in bytes.
-        size: The content's length in bytes.
+        name: Its path inside, with slashes.
+        offset: Position of its content in the archive, in bytes.
+        size: Length of its content, in bytes.
     """
 
-    archive: Path
     name: str
     offset: int
     size: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TarSource:
     """Images in one or several tar files, in the order of their paths: an `ImageSource`.
 
@@ -48,105 +46,152 @@ class TarSource:
 
     Attributes:
         where: The archive, or the folder of archives.
-        members: The images.
-        labels: int64 (N,), or None.
-        classes: The classes' names in the order of the labels, or None.
-        folder: The folder inside that they are taken from; empty for all of it.
+        archives: The archives.
+        names: Path of each image below `folder`, with slashes.
+        archive: Number of each image's archive, int32 (N,).
+        offsets: Position of each image in its archive, in bytes, int64 (N,).
+        sizes: Length of each image, in bytes, int64 (N,).
+        labels: Label of each image, int64 (N,), or None.
+        classes: Names of the classes in the order of the labels, or None.
+        folder: The folder inside that the images are taken from; empty for all of it.
     """
 
     where: Path
-    members: tuple[Member, ...]
+    archives: tuple[Path, ...]
+    names: tuple[str, ...]
+    archive: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
     folder: str = ""
 
+    @classmethod
+    def of_members(
+        cls,
+        where: Path,
+        archives: Sequence[Path],
+        members: Sequence[Sequence[Member]],
+        folder: str = "",
+    ) -> TarSource:
+        """Return the images of several archives, without labels, in the order of their paths.
+
+        Args:
+            where: The archive, or the folder of archives.
+            archives: The archives.
+            members: The images of each archive, their names below `folder`.
+            folder: The folder inside that the images are taken from; empty for all of it.
+
+        Raises:
+            InputError: A path occurs twice.
+        """
+        found = [(m.name.split("/"), m, i) for i, part in enumerate(members) for m in part]
+        found.sort(key=lambda row: row[0])
+        for (path, _, _), (following, member, number) in pairwise(found):
+            if path == following:
+                name = f"{folder}/{member.name}" if folder else member.name
+                raise InputError(
+                    f"{archives[number]}: holds the same name twice, '{name}'. Refused."
+                )
+        return cls(
+            where=where,
+            archives=tuple(archives),
+            names=tuple(member.name for _, member, _ in found),
+            archive=np.array([number for *_, number in found], np.int32),
+            offsets=np.array([member.offset for _, member, _ in found], np.int64),
+            sizes=np.array([member.size for _, member, _ in found], np.int64),
+            folder=folder,
+        )
+
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return decode(_content(self.members[index]), self.name(index))
+        return decode(self._content(index), self.name(index))
 
     def name(self, index: int) -> str:
         """Return the archive's path and the image's path in it."""
-        member = self.members[index]
-        return f"{member.archive}: {member.name}"
+        inside = f"{self.folder}/{self.names[index]}" if self.folder else self.names[index]
+        return f"{self.archives[self.archive[index]]}: {inside}"
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels, in hexadecimal.
 
-        It is that of the same images unpacked.
+        It equals that of the same images unpacked.
         """
-        members = [self.members[index] for index in indices]
-        names = [member.name[len(self.folder) :].lstrip("/") for member in members]
-        return fingerprint_files(names, map(_content, members), self.labels, indices)
+        names = [self.names[index] for index in indices]
+        return fingerprint_files(names, map(self._content, indices), self.labels, indices)
+
+    def _content(self, index: int) -> bytes:
+        archive, size = self.archives[int(self.archive[index])], int(self.sizes[index])
+        with archive.open("rb", buffering=0) as file:
+            file.seek(int(self.offsets[index]))
+            content: bytes = file.read(size)
+        if len(content) != size:  # it has changed since it was listed
+            raise InputError(f"{archive}: ends in the middle of '{self.names[index]}'.")
+        return content
 
     def folders(self) -> set[str]:
         """Return the names of the folders at the top of `folder`."""
-        start = len(self.folder) + 1 if self.folder else 0
-        tops = (member.name[start:].partition("/") for member in self.members)
+        tops = (name.partition("/") for name in self.names)
         return {top for top, slash, _ in tops if slash}
 
     def below(self, folder: str) -> TarSource:
-        """Return the images below a folder inside, its own folders being the classes.
+        """Return the images below a folder inside `folder`; its own folders are the classes.
 
         Images that lie in it directly are left out where there are class folders, and have no
         labels where there are none. The source may come out empty.
 
         Args:
-            folder: Its path inside the archive, with slashes, such as `fog/3`; empty for all of it.
+            folder: The path inside, with slashes, such as `fog/3`; empty for all of it.
         """
         prefix = f"{folder}/" if folder else ""
-        inside = tuple(member for member in self.members if member.name.startswith(prefix))
-        chosen = replace(self, members=inside, labels=None, classes=None, folder=folder)
-        classes = tuple(sorted(chosen.folders()))
-        if not classes:
-            return chosen
+        inside = [i for i, name in enumerate(self.names) if name.startswith(prefix)]
+        names = [self.names[i].removeprefix(prefix) for i in inside]
+        tops = [top if slash else None for top, slash, _ in (n.partition("/") for n in names)]
+        classes = tuple(sorted({top for top in tops if top is not None}))
+        if classes:
+            labelled = [i for i, top in enumerate(tops) if top is not None]
+            inside, names = [inside[i] for i in labelled], [names[i] for i in labelled]
         numbers = {name: number for number, name in enumerate(classes)}
-        tops = [member.name[len(prefix) :].partition("/") for member in inside]
-        labels = [numbers[top] for top, slash, _ in tops if slash]
-        members = tuple(m for m, (_, slash, _) in zip(inside, tops, strict=True) if slash)
-        return replace(chosen, members=members, labels=np.array(labels, np.int64), classes=classes)
+        labels = [numbers[top] for top in tops if top is not None]
+        return replace(
+            self,
+            names=tuple(names),
+            archive=self.archive[inside],
+            offsets=self.offsets[inside],
+            sizes=self.sizes[inside],
+            labels=np.array(labels, np.int64) if classes else None,
+            classes=classes or None,
+            folder="/".join(filter(None, (self.folder, folder))),
+        )
 
 
 def open_tars(where: Path, archives: Sequence[Path] | None = None) -> TarSource:
-    """List the images inside tar files, without labels; `below()` labels them.
+    """List the images inside tar files, without labels; `TarSource.below` labels them.
 
     Tar files inside an archive are read too, one level deep: `n01440764.tar` counts as a folder
     `n01440764`, and so does every archive where there are several.
 
     Args:
         where: An archive, or the folder that holds them.
-        archives: Those of the folder; None where `where` is the archive.
+        archives: The archives in the folder; None where `where` is the archive.
 
     Raises:
-        InputError: One is compressed, damaged, holds a link, a device or a name that leads out of
-            it, or the same name twice.
+        InputError: An archive is compressed or damaged, or holds a link, a device, a name that
+            leads out of it, or the same name twice.
     """
-    found: list[Member] = []
-    for archive in archives or [where]:
+    archives = archives or [where]
+    members = []
+    for archive in archives:
         status = archive.stat()
-        prefix = "" if archives is None or len(archives) == 1 else f"{archive.stem}/"
-        for member in _listed(archive, status.st_mtime_ns, status.st_size):
-            found.append(member._replace(name=prefix + member.name) if prefix else member)
-    found.sort(key=lambda member: member.name.split("/"))
-    for member, following in pairwise(found):
-        if member.name == following.name:
-            raise InputError(
-                f"{following.archive}: holds the same name twice, '{member.name}'. Refused."
-            )
-    return TarSource(where, tuple(found))
+        listed = _listed(archive, status.st_mtime_ns, status.st_size)
+        prefix = f"{archive.stem}/" if len(archives) > 1 else ""
+        members.append([m._replace(name=prefix + m.name) if prefix else m for m in listed])
+    return TarSource.of_members(where, archives, members)
 
 
-def _content(member: Member) -> bytes:
-    with member.archive.open("rb") as file:
-        file.seek(member.offset)
-        content = file.read(member.size)
-    if len(content) != member.size:  # it has changed since it was listed
-        raise InputError(f"{member.archive}: ends in the middle of '{member.name}'.")
-    return content
-
-
-# a suite asks for dozens of folders of the same few archives
+# a suite opens dozens of folders of the same few archives
 @lru_cache(maxsize=4)
 def _listed(archive: Path, _mtime: int, _size: int) -> tuple[Member, ...]:
     return tuple(images_in(archive))
@@ -156,28 +201,31 @@ def images_in(archive: Path) -> Iterator[Member]:
     """Yield the images inside a tar file in the order in which they stand there.
 
     Raises:
-        InputError: As `open_tars` says.
+        InputError: The archive is compressed or damaged, or holds a link, a device or a name that
+            leads out of it.
     """
     try:
         with tarfile.open(archive, "r:") as tar:
             size = archive.stat().st_size
             yield from _images(tar, archive, start=0, size=size, prefix="", nested=True)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{archive}: expected a whole tar archive without compression, got another file "
-            f"({error}). Unpack it and name the folder."
-        ) from error
+        raise no_tar(archive, error) from error
+
+
+def no_tar(archive: Path, error: Exception) -> InputError:
+    """Return the error to raise about a file that cannot be read as a tar archive."""
+    return InputError(
+        f"{archive}: expected a whole tar archive without compression, got another file "
+        f"({error}). Unpack it and name the folder."
+    )
 
 
 def _images(
     tar: tarfile.TarFile, archive: Path, *, start: int, size: int, prefix: str, nested: bool
 ) -> Iterator[Member]:
     """Yield the images of an archive that begins at byte `start` of the file `archive`."""
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it would keep what it has read, a kilobyte an image
-        name = checked_name(member, archive, prefix)
-        if member.isdir():
-            continue
+    for member in plain_members(tar, archive):
+        name = prefix + member.name
         if member.offset_data + member.size > size:
             raise InputError(f"{archive}: ends in the middle of '{name}'.")
         offset = start + member.offset_data
@@ -188,25 +236,37 @@ def _images(
                     inner, archive, start=offset, size=member.size, prefix=inside, nested=False
                 )
         elif is_image_name(name):
-            yield Member(archive, name, offset, member.size)
-    check_end(tar, archive)
+            yield Member(name, offset, member.size)
 
 
-def checked_name(member: tarfile.TarInfo, archive: Path, prefix: str) -> str:
-    """Return a member's path inside, without doubled slashes; refuse what is no plain file."""
-    inside, name = PurePosixPath(member.name), prefix + member.name
-    if inside.is_absolute() or ".." in inside.parts:
-        raise InputError(f"{archive}: '{name}' leads out of it. Refused.")
-    plain = member.isreg() and not member.issparse() and member.size >= 0
-    if not (plain or member.isdir()):
-        raise InputError(f"{archive}: '{name}' is no plain file or folder. Refused.")
-    return f"{prefix}{inside}"  # without ./ and doubled slashes
+def plain_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the files of an archive, their names without `./` and doubled slashes.
 
-
-def check_end(tar: tarfile.TarFile, archive: Path) -> None:
-    """Refuse an archive whose listing ended at a damaged header: tarfile says nothing then."""
+    Raises:
+        InputError: It holds a link, a device or a name that leads out of it, or is damaged.
+    """
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte per image
+        member.name = str(safe_path(member, archive))
+        if not member.isdir():
+            yield member
+    # the listing ends at a damaged header, which tarfile does not report
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
-    block = tar.fileobj.read(tarfile.BLOCKSIZE)
-    if block.strip(b"\0"):
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise InputError(f"{archive}: expected a whole tar archive, got damage at {tar.offset:,}.")
+
+
+def safe_path(member: tarfile.TarInfo, archive: Path) -> PurePosixPath:
+    """Return a member's path inside an archive.
+
+    Raises:
+        InputError: It leads out of the archive, or the member is no plain file or folder.
+    """
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{archive}: '{member.name}' leads out of it. Refused.")
+    plain = member.isreg() and not member.issparse() and member.size >= 0
+    if not (plain or member.isdir()):
+        raise InputError(f"{archive}: '{member.name}' is no plain file or folder. Refused.")
+    return path

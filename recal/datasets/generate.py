@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS, PARAMETER_SETS, SEVERITIES
 from recal.datasets.catalogue import SUMS
-from recal.datasets.fetch import format_sum, hash_file, require_room
+from recal.datasets.download import hash_file, require_room
+from recal.datasets.fetch import format_sum
+from recal.datasets.provenance import (
+    PROVENANCE,
+    Provenance,
+    read_provenance,
+    write_provenance,
+)
 from recal.datasets.regenerate import (
     CHUNK,
     JPEG_QUALITY,
@@ -33,70 +40,39 @@ from recal.version import __version__
 from recal.wording import pick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from recal.progress import Progress
-
-
-PROVENANCE = "PROVENANCE.json"
-REGENERATED = "regenerated: not comparable digit for digit with the published set"
-
-
-def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a folder of regenerated data, or None where there is none.
-
-    Raises:
-        InputError: There is a record that cannot be read.
-    """
-    path = folder / PROVENANCE
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON, got {error}. Generate the set again.") from error
-    if not isinstance(record, dict) or "label" not in record:
-        raise InputError(f"{path}: expected a record with a label. Generate the set again.")
-    return record
-
-
-def write_provenance(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a folder, whole or not at all."""
-    write_whole(folder / PROVENANCE, json.dumps(dict(record), indent=1) + "\n")
-
-
-def label_of(folder: Path) -> str | None:
-    """Return the label that results made from a folder must show, or None for published data."""
-    record = read_provenance(folder)
-    return None if record is None else str(record["label"])
 
 
 LIBRARIES = ("numpy", "scipy", "numba", "opencv-python-headless", "opencv-python", "pillow")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a regenerated set is laid out.
+class GeneratedSet:
+    """A data set that can be regenerated.
 
     Attributes:
-        family: Whose parameters, and with it the images' side.
-        write: Does a task.
-        arrays: Whether each corruption is one .npy file; else every image is a JPEG file.
-        bytes_an_image: About what a corrupted image takes.
+        family: Name of the corruption parameters, which determine the side of the images.
+        write: Function that does a task, and returns the number of images that it was of.
+        arrays: Whether each corruption is one .npy file; otherwise every image is a JPEG file.
+        image_bytes: Approximate size of a corrupted image on disk.
     """
 
     family: str
     write: Callable[[Task], int]
     arrays: bool
-    bytes_an_image: int
+    image_bytes: int
 
 
 GENERATED = {
-    "cifar10c": Layout("cifar", write_array, True, 32 * 32 * 3),
-    "cifar100c": Layout("cifar", write_array, True, 32 * 32 * 3),
-    "tinyimagenetc": Layout("tiny", write_folders, False, 4_500),
-    "imagenetc": Layout("imagenet", write_folders, False, 30_000),
+    "cifar10c": GeneratedSet("cifar", write_array, True, 32 * 32 * 3),
+    "cifar100c": GeneratedSet("cifar", write_array, True, 32 * 32 * 3),
+    "tinyimagenetc": GeneratedSet("tiny", write_folders, False, 4_500),
+    "imagenetc": GeneratedSet("imagenet", write_folders, False, 30_000),
 }
 
 
@@ -109,59 +85,55 @@ def generate(
     corruptions: Sequence[str] = CORRUPTIONS,
     seed: int = 0,
     workers: int = 1,
-) -> dict[str, Any]:
+) -> Provenance:
     """Write a corrupted set from clean test images.
 
-    Killed at any moment, the same call goes on: every file is either whole, with its name, or
-    partial, without it. The result does not depend on `workers`.
+    If the process is killed, the same call continues its work: only whole files have their final
+    names. The result does not depend on `workers`.
 
     Args:
-        name: A key of `GENERATED`.
-        source: The folder of the clean images, in any layout that recal reads.
-        out: The folder of the set, made if needed; must not hold anything else.
-        progress: Told how many corrupted images are there, and how many there will be.
-        corruptions: Which ones, in any order.
-        seed: Of the draws.
-        workers: Processes.
+        name: Name of the published set, a key of `GENERATED`.
+        source: Folder of the clean images, in any layout that recal reads.
+        out: Folder of the new set, made if needed. It must not hold anything else.
+        progress: Called with the number of corrupted images that are there and in total.
+        corruptions: Names of the corruptions, in any order.
+        seed: Seed of the random draws.
+        workers: Number of processes.
 
     Returns:
         The content of PROVENANCE.json.
 
     Raises:
-        UsageError: An unknown name, or a folder that was begun with another request.
-        InputError: The images are not what they have to be, the folder holds something else, or
-            frost's textures are not there (raised when all the other ones are done).
-        RecalError: The disk is full, a worker died, or another process is at work there.
+        UsageError: A name is unknown, or the folder was begun with other arguments.
+        InputError: The images have another size or no labels, the folder holds something else, or
+            frost's textures are missing (raised after all other corruptions are done).
+        RecalError: The disk is full, a worker died, or another process writes to the folder.
     """
-    layout = GENERATED[pick(name, GENERATED, "data set to generate")]
+    wanted = GENERATED[pick(name, GENERATED, "data set to generate")]
     forget_images()
-    names = [
-        c
-        for c in ALL_CORRUPTIONS
-        if c in {pick(wanted, ALL_CORRUPTIONS, "corruption") for wanted in corruptions}
-    ]
+    chosen = {pick(corruption, ALL_CORRUPTIONS, "corruption") for corruption in corruptions}
+    names = [corruption for corruption in ALL_CORRUPTIONS if corruption in chosen]
     clean = open_clean(source)
     missing_textures = _textures_missing(names)
     if missing_textures:
         names.remove("frost")
-    asked = _request(name, layout, source, seed)
-    _check_folder(out, asked)
-    needed = len(names) * len(SEVERITIES) * len(clean) * layout.bytes_an_image
-    require_room(out, max(0, needed - _bytes_there(out, layout, names)))
+    request = _request(name, wanted, source, seed)
+    _check_folder(out, request)
+    needed = len(names) * len(SEVERITIES) * len(clean) * wanted.image_bytes
+    require_room(out, max(0, needed - _bytes_there(out, wanted, names)))
     with locked(out):
-        for left in out.glob(".*.partial"):  # of a process that was killed
-            left.unlink()
-        before = read_provenance(out) or {}
-        listed = [c for c in ALL_CORRUPTIONS if c in {*before.get("corruptions", ()), *names}]
-        record = {**asked, "corruptions": listed, "complete": False}
+        for partial in out.glob(".*.partial"):  # left by a process that was killed
+            partial.unlink()
+        before = read_provenance(out) or request
+        present = [c for c in ALL_CORRUPTIONS if c in {*before.corruptions, *names}]
+        record = msgspec.structs.replace(request, corruptions=tuple(present))
         write_provenance(out, record)
-        tasks = _cut(layout, source, out, names, len(clean), seed)
-        _run(layout, tasks, progress, workers)
+        _run(wanted, _cut(wanted, source, out, names, len(clean), seed), progress, workers)
         assert clean.labels is not None
-        if layout.arrays:
+        if wanted.arrays:
             _write_labels(out / "labels.npy", clean.labels)
-            _write_sums(out, [*(f"{c}.npy" for c in listed), "labels.npy"])
-        record["complete"] = True
+            _write_sums(out, [*(f"{c}.npy" for c in present), "labels.npy"])
+        record = msgspec.structs.replace(record, complete=True)
         write_provenance(out, record)
     if missing_textures:
         raise missing_textures
@@ -179,10 +151,10 @@ def _textures_missing(names: list[str]) -> InputError | None:
     return None
 
 
-def _request(name: str, layout: Layout, source: Path, seed: int) -> dict[str, Any]:
-    """Return what the bytes of a set depend on, apart from which corruptions it has."""
+def _request(name: str, wanted: GeneratedSet, source: Path, seed: int) -> Provenance:
+    """Return everything that the bytes of a set depend on, without its corruptions."""
     clean = open_clean(source)
-    if not layout.arrays:
+    if not wanted.arrays:
         places = {place_of(clean, index) for index in range(len(clean))}
         if len(places) < len(clean):
             raise InputError(f"{source}: expected a name of its own for every image of a class.")
@@ -192,21 +164,20 @@ def _request(name: str, layout: Layout, source: Path, seed: int) -> dict[str, An
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
-    return {
-        "label": REGENERATED,
-        "set": name,
-        "family": layout.family,
-        "side": PARAMETER_SETS[layout.family].side,
-        "severities": list(SEVERITIES),
-        "seed": seed,
-        "images": len(clean),
-        "source_sha256": clean.fingerprint(range(len(clean))),
-        "jpeg_quality": None if layout.arrays else JPEG_QUALITY,
-        "versions": versions,
-    }
+    return Provenance(
+        set=name,
+        family=wanted.family,
+        side=PARAMETER_SETS[wanted.family].side,
+        severities=SEVERITIES,
+        seed=seed,
+        images=len(clean),
+        source_sha256=clean.fingerprint(range(len(clean))),
+        jpeg_quality=None if wanted.arrays else JPEG_QUALITY,
+        versions=versions,
+    )
 
 
-def _check_folder(out: Path, asked: dict[str, Any]) -> None:
+def _check_folder(out: Path, request: Provenance) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder, got a file.")
     before = read_provenance(out)
@@ -217,61 +188,62 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
                 "Published and regenerated files are not to be mixed."
             )
         return
-    for key, value in asked.items():
-        if before.get(key) != value:
+    for key in request.__struct_fields__:
+        old, new = getattr(before, key), getattr(request, key)
+        if old != new and key not in ("corruptions", "complete"):
             raise UsageError(
-                f"{out}: was begun with {key} {before.get(key)}, now it is {value}. Choose another "
-                "folder, or remove this one."
+                f"{out}: was begun with {key} {old}, now it is {new}. Choose another folder, or "
+                "remove this one."
             )
 
 
-def _bytes_there(out: Path, layout: Layout, names: list[str]) -> int:
-    if layout.arrays:
+def _bytes_there(out: Path, wanted: GeneratedSet, names: list[str]) -> int:
+    if wanted.arrays:
         paths = [out / f"{name}.npy" for name in names]
         return sum(path.stat().st_size for path in paths if path.is_file())
     there = sum(1 for name in names for _ in (out / name).rglob("*.JPEG"))
-    return there * layout.bytes_an_image
+    return there * wanted.image_bytes
 
 
 def _cut(
-    layout: Layout, source: Path, out: Path, names: list[str], count: int, seed: int
+    wanted: GeneratedSet, source: Path, out: Path, names: list[str], count: int, seed: int
 ) -> list[Task]:
     """Return the tasks: whole files of one corruption, or all corruptions of a few images."""
-    groups = [(name,) for name in names] if layout.arrays else [tuple(names)]
-    step = count if layout.arrays else CHUNK
+    groups = [(name,) for name in names] if wanted.arrays else [tuple(names)]
+    step = count if wanted.arrays else CHUNK
     return [
-        Task(source=source, out=out, family=layout.family, seed=seed, corruptions=some,
+        Task(source=source, out=out, family=wanted.family, seed=seed, corruptions=some,
              start=start, stop=min(start + step, count))
         for start in range(0, count, step)
         for some in groups
     ]  # fmt: skip
 
 
-def _run(layout: Layout, tasks: list[Task], progress: Progress, workers: int) -> None:
+def _run(wanted: GeneratedSet, tasks: list[Task], progress: Progress, workers: int) -> None:
     total, done = sum(task.size for task in tasks), 0
     progress(0, total)
     if workers <= 1:
         for task in tasks:
-            done += layout.write(task)
+            done += wanted.write(task)
             progress(done, total)
         return
     # started afresh: a fork would copy locks that other threads of this process hold
     with ProcessPoolExecutor(workers, get_context("spawn"), begin_worker) as pool:
-        futures = [pool.submit(layout.write, task) for task in tasks]
+        futures = [pool.submit(wanted.write, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 done += future.result()
                 progress(done, total)
         except BrokenProcessPool as error:
             raise RecalError(
-                "a worker process died, perhaps for want of memory. What is whole is kept; run it "
-                "again, with fewer --workers."
+                "a worker process died, perhaps for lack of memory. Whole files are kept; run the "
+                "command again with fewer --workers."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_labels(path: Path, labels: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+def _write_labels(path: Path, labels: NDArray[np.int64]) -> None:
     with whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, np.tile(labels, len(SEVERITIES)).astype(np.uint8))
 
@@ -283,7 +255,7 @@ def _write_sums(out: Path, names: list[str]) -> None:
     )
 
 
-def verify_folders(out: Path, record: dict[str, Any]) -> int:
+def verify_folders(out: Path, record: Provenance) -> int:
     """Count the images of a regenerated set of folders.
 
     Returns:
@@ -292,17 +264,17 @@ def verify_folders(out: Path, record: dict[str, Any]) -> int:
     Raises:
         VerificationError: It is not complete, or a cell has another number of images.
     """
-    if not record.get("complete"):
-        raise VerificationError(f"{out}: is not complete. Give `recal data generate` again.")
+    again = "Run `recal data generate` again."
+    if not record.complete:
+        raise VerificationError(f"{out}: expected a complete set, got a part of it. {again}")
     count = 0
-    for name in record["corruptions"]:
-        for severity in record["severities"]:
+    for name in record.corruptions:
+        for severity in record.severities:
             cell = out / name / str(severity)
             there = sum(1 for path in cell.rglob("*.JPEG") if path.stat().st_size > 0)
-            if there != record["images"]:
+            if there != record.images:
                 raise VerificationError(
-                    f"{cell}: expected {record['images']} images, got {there}. Give `recal data "
-                    "generate` again."
+                    f"{cell}: expected {record.images} images, got {there}. {again}"
                 )
             count += there
     return count

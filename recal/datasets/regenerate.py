@@ -6,7 +6,6 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,30 +17,31 @@ from recal.data.folders import TEST, open_images
 from recal.data.images import FileSource, ImageSource
 from recal.errors import InputError, RecalError
 from recal.files import whole_file
+from recal.policies.ops import CenterCrop, Resize
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 
 CHUNK = 64  # images of a task of folders
 STEP = 512  # images corrupted at a time in a task of arrays
 JPEG_QUALITY = 85
-RESIZED = 256
-ANNOTATIONS = "val_annotations.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one worker does at a time: some images under some corruptions, all severities.
+    """The work of one process at a time: some images under some corruptions, all severities.
 
     Attributes:
-        source: The folder of the clean images.
-        out: The folder of the set.
-        family: Whose parameters.
-        seed: Of the draws.
-        corruptions: Which ones.
-        start: The number of the first image.
-        stop: The number after the last image.
+        source: Folder of the clean images.
+        out: Folder of the new set.
+        family: Name of the corruption parameters.
+        seed: Seed of the random draws.
+        corruptions: Names of the corruptions.
+        start: Number of the first image.
+        stop: Number after the last image.
     """
 
     source: Path
@@ -54,21 +54,18 @@ class Task:
 
     @property
     def size(self) -> int:
-        """The number of corrupted images that it makes."""
+        """The number of corrupted images of the task."""
         return len(self.corruptions) * len(SEVERITIES) * (self.stop - self.start)
 
 
 @lru_cache(maxsize=4)
 def open_clean(folder: Path) -> ImageSource:
-    """Open the clean test images, in the order whose numbers key the draws.
-
-    Tiny-ImageNet's own `val/`, which has its labels in a file, is read as that file says.
+    """Open the clean test images, in the order whose numbers key the random draws.
 
     Raises:
         InputError: There are none, or they have no labels.
     """
-    annotations = folder / "val" / ANNOTATIONS
-    source = _annotated(annotations) if annotations.is_file() else open_images(folder, TEST)
+    source = open_images(folder, TEST)
     if source.labels is None:
         raise InputError(
             f"{folder}: expected labelled images (class folders, or CIFAR's own files), got images "
@@ -77,43 +74,35 @@ def open_clean(folder: Path) -> ImageSource:
     return source
 
 
-def _annotated(path: Path) -> ImageSource:
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
-    if not rows or any(len(row) < 2 for row in rows):
-        raise InputError(f"{path}: expected lines of an image and a class with a tab between.")
-    classes = sorted({row[1] for row in rows})
-    rows.sort(key=lambda row: (row[1], row[0]))
-    paths = tuple(path.parent / "images" / Path(row[0]).name for row in rows)
-    labels = np.array([classes.index(row[1]) for row in rows], np.int64)
-    return FileSource(path.parent, paths, labels, tuple(classes))
+def read_prepared(source: ImageSource, index: int, family: str) -> NDArray[np.uint8]:
+    """Read an image at the side that the corruption parameters are for.
 
+    Images for ImageNet's parameters are resized to 256 pixels at the shorter side and cropped in
+    the middle, as the generators do. All others must have the right side already.
 
-def prepare(image: NDArray[np.uint8], family: str) -> NDArray[np.uint8]:
-    """Bring an image to the side that the family's parameters are for.
+    Args:
+        source: The clean images.
+        index: Number of the image.
+        family: Name of the corruption parameters.
 
-    ImageNet's are resized to 256 pixels at the shorter side and cropped in the middle, as the
-    generators do; the others must have the right side already.
+    Returns:
+        uint8 (side, side, 3).
 
     Raises:
-        ValueError: They have not.
+        InputError: The image cannot be decoded, or has another side.
     """
-    side = PARAMETER_SETS[family].side
-    if family != "imagenet":
-        if image.shape[:2] != (side, side):
-            raise ValueError(
-                f"expected {side}x{side} pixels, got {image.shape[1]}x{image.shape[0]}"
-            )
-        return image
-    picture = Image.fromarray(image)
-    width, height = picture.size
-    ratio = RESIZED / min(width, height)
-    # the longer side is truncated, as torchvision's Resize does
-    size = (RESIZED if width <= height else int(RESIZED * width / height),
-            RESIZED if height <= width else int(RESIZED * height / width))  # fmt: skip
-    if ratio != 1:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    return np.asarray(picture.crop((left, top, left + side, top + side)))
+    image, side = source[index], PARAMETER_SETS[family].side
+    if family == "imagenet":
+        picture = Image.fromarray(image)
+        for op in (Resize(size=256, interpolation="bilinear"), CenterCrop(size=side)):
+            picture = op.transform()(picture)
+        return np.asarray(picture)
+    if image.shape[:2] != (side, side):
+        raise InputError(
+            f"{source.where}: image {index}: expected {side}x{side} pixels, got "
+            f"{image.shape[1]}x{image.shape[0]}."
+        )
+    return image
 
 
 @lru_cache(maxsize=1)
@@ -124,17 +113,11 @@ def _read_all(folder: Path, family: str) -> NDArray[np.uint8]:
 
 def _read(folder: Path, family: str, start: int, stop: int) -> NDArray[np.uint8]:
     source = open_clean(folder)
-    images = []
-    for index in range(start, stop):
-        try:
-            images.append(prepare(source[index], family))
-        except ValueError as error:
-            raise InputError(f"{folder}: image {index}: {error}.") from error
-    return np.stack(images)
+    return np.stack([read_prepared(source, index, family) for index in range(start, stop)])
 
 
 def forget_images() -> None:
-    """Forget the images that were opened: their files may have changed since."""
+    """Forget the images that were opened, because their files may have changed since."""
     open_clean.cache_clear()
     _read_all.cache_clear()
 
@@ -149,7 +132,7 @@ def write_array(task: Task) -> int:
     clean = _read_all(task.source, task.family)
     for name in task.corruptions:
         path = task.out / f"{name}.npy"
-        if path.is_file():  # it was renamed when it was whole
+        if path.is_file():  # only whole files have this name
             continue
         with whole_file(path) as partial, partial.open("wb") as file:
             shape = (len(SEVERITIES) * count, side, side, 3)
@@ -165,7 +148,7 @@ def write_array(task: Task) -> int:
 def write_folders(task: Task) -> int:
     """Write `<corruption>/<severity>/<class>/<name>.JPEG` for a few images.
 
-    Files that are there are left: they were renamed when they were whole.
+    Existing files are kept, because only whole files have their final names.
 
     Returns:
         The number of corrupted images that are there now.
@@ -201,7 +184,7 @@ def _corrupted(
 
 
 def _write_jpegs(paths: list[Path], images: NDArray[np.uint8]) -> None:
-    """Write all, sync all, rename all: syncing one by one would wait for the disk each time."""
+    """Write all, sync all, rename all, because syncing one by one waits for the disk each time."""
     partials = [path.with_suffix(".partial") for path in paths]
     try:
         for partial, image in zip(partials, images, strict=True):
@@ -222,11 +205,11 @@ def _write_jpegs(paths: list[Path], images: NDArray[np.uint8]) -> None:
 
 
 def begin_worker() -> None:
-    """Make a worker process end with its parent, even when that is killed, and not by itself."""
+    """Make a worker process end with its parent, even if that is killed, but not by Ctrl-C."""
     import signal
     from multiprocessing import parent_process
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too
 
     parent = parent_process()
     if parent is not None:

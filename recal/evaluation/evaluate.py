@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -230,7 +230,7 @@ def prepare_work(
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
     check_pixels(images, cells)
-    images = replace(images, warnings=(*images.warnings, *odd_preparation(images, cells, targets)))
+    images.warnings = (*images.warnings, *odd_preparation(images, cells, targets))
     request = {
         "suite": suite.name,
         "suite_sha256": hashlib.sha256(suite.text.encode()).hexdigest(),

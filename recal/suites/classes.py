@@ -8,6 +8,7 @@ import numpy as np
 
 from recal.datasets.imagenet import wnids
 from recal.errors import InputError
+from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,22 +19,18 @@ if TYPE_CHECKING:
     from recal.suites.suite import Suite
 
 
-ORDERS = ("sorted", "wnids", "numbers")
-SUBSETS = ("imagenet_a", "imagenet_r")
-
-
 def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[np.int64]:
     """Return the class of each class folder, int64 (len(folders),).
 
     With a subset they are numbers within it, 0 to its number of classes - 1.
 
     Args:
-        folders: Their names, each once.
-        suite: Says in which order classes stand.
-        where: For messages.
+        folders: Names of the folders, each once.
+        suite: The suite, which declares the order of classes.
+        where: The folder or file that holds them, for messages.
 
     Raises:
-        InputError: A name is none of the suite's classes, or, sorted, they are not all there.
+        InputError: A name is none of the suite's classes, or some of the sorted names are missing.
     """
     if suite.order == "sorted":
         if len(folders) != suite.classes:
@@ -48,19 +45,18 @@ def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[
         known = {str(number): number for number in range(suite.classes)}
     else:
         known = {wnid: n for n, wnid in enumerate(wnids(suite.subset or "imagenet"))}
-    strangers = [name for name in folders if name not in known]
+    strangers = [f"'{name}'" for name in folders if name not in known]
     if strangers:
         example = next(iter(known))
         raise InputError(
             f"{where}: expected class folders such as '{example}' ({len(known)} classes of suite "
-            f"{suite.name}), got '{strangers[0]}'"
-            + (f" and {len(strangers) - 1} others." if len(strangers) > 1 else ".")
+            f"{suite.name}), got {listed(strangers, 1)}."
         )
     return np.array([known[name] for name in folders], np.int64)
 
 
 def kept_logits(suite: Suite) -> NDArray[np.int64] | None:
-    """Return which logits of a network count, in order, or None for all of them.
+    """Return the indices of the logits that count, in order, or None for all of them.
 
     ImageNet-A and -R have images of 200 classes: the prediction is the largest of these 200 logits.
     """
@@ -71,5 +67,5 @@ def kept_logits(suite: Suite) -> NDArray[np.int64] | None:
 
 
 def class_count(suite: Suite) -> int:
-    """Return how many classes a suite's labels can be of."""
+    """Return the number of classes that a suite's labels can be of."""
     return len(wnids(suite.subset)) if suite.subset else suite.classes

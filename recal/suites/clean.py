@@ -24,18 +24,15 @@ if TYPE_CHECKING:
     from recal.suites.suite import Suite
 
 
-ANNOTATIONS = "val/val_annotations.txt"
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CleanImages:
     """A suite's clean test images.
 
     Attributes:
         source: The images.
-        labels: By the suite's classes, int64 (N,).
-        names: `<class folder>/<file>` of each, or None where they are rows of arrays.
-        warnings: What is merely odd about them.
+        labels: Label of each image in the suite's classes, int64 (N,).
+        names: `<class folder>/<file>` of each image, or None if they are rows of arrays.
+        warnings: Warnings about the images, for the user.
     """
 
     source: ImageSource
@@ -53,12 +50,12 @@ def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -
     """Open a suite's clean test images.
 
     Args:
-        suite: Says where to look, and what the classes are.
+        suite: The suite, which declares the usual folder names and the classes.
         data: The user's folder or file, or None to look in the usual places.
-        corrupted: Where the corrupted images are: not among these.
+        corrupted: Folder or file of the corrupted images, which is left out of the search.
 
     Raises:
-        InputError: They are nowhere, have no labels, or labels or class folders beyond the
+        InputError: They are not found, have no labels, or labels or class folders beyond the
             suite's classes.
     """
     if data is not None and not data.is_dir() and data != corrupted:
@@ -70,7 +67,7 @@ def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -
         try:
             return _labelled(suite, _open(suite, folder))
         except InputError as error:
-            # a folder that the user did not name may hold anything; what they named is the fault
+            # the first folder is the likeliest: its fault is the one to report
             problem = problem or error
     if data is not None and problem is not None:
         raise problem
@@ -78,7 +75,7 @@ def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -
 
 
 def _holds_sets(folder: Path) -> bool:
-    """Whether a usual place is a folder of data sets and no test set itself: it may be huge."""
+    """Whether a usual place holds data sets, and is no test set itself: it may be huge."""
     if folder not in data_folders():
         return False
     splits = any((folder / name).is_dir() for name in SPLIT_FOLDERS[TEST])
@@ -89,10 +86,6 @@ def _open(suite: Suite, folder: Path) -> ImageSource:
     if suite.clean.arrays:
         images, labels = (folder / name for name in suite.clean.arrays)
         return checked_source(images, open_array(images), open_array(labels))
-    if (folder / ANNOTATIONS).is_file():  # Tiny-ImageNet's own validation folder
-        from recal.datasets.regenerate import open_clean
-
-        return open_clean(folder)
     return open_images(folder, TEST)
 
 
@@ -114,10 +107,10 @@ def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
     classes = len(np.unique(labels))
     if classes <= highest:
         warnings.append(f"{source.where}: {classes:,} of the {highest + 1:,} classes have images.")
-    if suite.clean.count and len(source) != suite.clean.count:
+    if suite.clean.images and len(source) != suite.clean.images:
         warnings.append(
             f"{source.where}: {len(source):,} images, where the published set has "
-            f"{suite.clean.count:,}."
+            f"{suite.clean.images:,}."
         )
     return CleanImages(source=source, labels=labels, names=names, warnings=tuple(warnings))
 
@@ -126,7 +119,7 @@ def _names(source: ImageSource) -> tuple[str, ...] | None:
     if isinstance(source, FileSource):
         files = [path.name for path in source.paths]
     elif isinstance(source, TarSource):
-        files = [member.name.rpartition("/")[2] for member in source.members]
+        files = [name.rpartition("/")[2] for name in source.names]
     else:
         return None
     assert source.classes is not None

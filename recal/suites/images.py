@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from recal import corruptions
 from recal.data.images import ArraySource
-from recal.datasets.generate import REGENERATED, label_of
+from recal.datasets.provenance import REGENERATED, label_of
+from recal.datasets.regenerate import JPEG_QUALITY, read_prepared
 from recal.errors import InputError
 from recal.machine import may_keep
 from recal.policies.policy import load_policy
@@ -34,44 +36,42 @@ if TYPE_CHECKING:
 class CorruptedHere:
     """Corrupted images, equal to those that `recal data generate` writes for the same seed.
 
-    Of CIFAR's layout they are clean images under corruptions. The larger sets come as JPEG files of
-    images that the benchmark's generator has prepared: so they are prepared and compressed alike.
+    With CIFAR's parameters they are clean images under corruptions. The larger sets are published
+    as JPEG files of images that the benchmark's generator has prepared, so that images are prepared
+    and compressed in the same way here.
 
     Args:
-        suite: Says which parameters, and which layout.
+        suite: The suite, which declares parameters and layout.
         clean: The clean images under the family's clean policy.
-        seed: Of the draws.
+        seed: Seed of the random draws.
     """
 
     def __init__(self, suite: Suite, clean: PreparedImages, seed: int) -> None:
         self._suite, self._clean, self._seed = suite, clean, seed
-        self.as_clean = suite.parameters == "cifar"
+        self.as_clean = suite.corrupted.parameters == "cifar"
 
     @property
     def identity(self) -> str:
-        """What the pixels depend on, beside the clean images and the cell."""
+        """The parameters of the pixels, apart from the clean images and the cell."""
         prepared = self._clean.policy.sha256 if self.as_clean else "generator"
-        return f"{self._suite.parameters} {self._suite.layout} {self._seed} {prepared}"
+        images = self._suite.corrupted
+        return f"{images.parameters} {images.layout} {self._seed} {prepared}"
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Return a clean image as it is before it is corrupted, uint8 (size, size, 3).
+        """Return a clean image, ready to be corrupted, uint8 (size, size, 3).
 
         Raises:
             InputError: It cannot be decoded, or is not of the networks' size.
         """
         if self.as_clean:
             return self._clean.read(index)
-        from recal.datasets.regenerate import prepare
-
-        where, side = self._clean.source.where, self._clean.size
-        try:
-            image = prepare(self._clean.source[index], self._suite.parameters)
-        except ValueError as error:
-            raise InputError(f"{where}: image {index}: {error}.") from error
+        source, side = self._clean.source, self._clean.size
+        image = read_prepared(source, index, self._suite.corrupted.parameters)
         if image.shape != (side, side, 3):
             raise InputError(
-                f"{where}: image {index}: expected {side}x{side} pixels, which the networks take, "
-                f"got {image.shape[1]}x{image.shape[0]}, which the corruptions are defined for."
+                f"{source.where}: image {index}: expected {side}x{side} pixels, which the networks "
+                f"take, got {image.shape[1]}x{image.shape[0]}, which the corruptions are defined "
+                "for."
             )
         return image
 
@@ -79,91 +79,105 @@ class CorruptedHere:
         self, cell: Cell, images: NDArray[np.uint8], indices: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
         """Return images under a cell's corruption, uint8 (N, size, size, 3)."""
-        from recal.corruptions import corrupt
-
         assert cell.corruption is not None
         assert cell.severity is not None
-        corrupted = corrupt(
-            images, cell.corruption, cell.severity,
-            family=self._suite.parameters, seed=self._seed, indices=indices,
-        )  # fmt: skip
-        if self._suite.layout == "arrays":
+        corrupted = corruptions.corrupt(
+            images,
+            cell.corruption,
+            cell.severity,
+            family=self._suite.corrupted.parameters,
+            seed=self._seed,
+            indices=indices,
+        )
+        if self._suite.corrupted.layout == "arrays":
             return corrupted
         return np.stack([_as_jpeg(image) for image in corrupted])
 
 
 def _as_jpeg(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from recal.datasets.regenerate import JPEG_QUALITY
-
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     with Image.open(buffer) as decoded:
         return np.asarray(decoded.convert("RGB"))
 
 
-# images that one thread reads at a time, and whose contents are hashed together
+# numbers of images that one thread reads at a time, and that share a hash
 READ, HASHED = 16, 512
-PUBLISHED = "published files"
+PUBLISHED_FILES = "published files"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Chosen:
-    """Which images of a cell are used.
+class ChosenImages:
+    """The images of a cell that are used.
 
     Attributes:
-        labels: Of all images, int64 (N,).
-        indices: Those that are used, rising, int64 (n,).
+        labels: Labels of all images, int64 (N,).
+        indices: Indices of the images that are used, rising, int64 (n,).
     """
 
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class SuiteImages:
-    """Where a suite's images come from, and which of them are used.
+    """The images of a suite's cells, read, corrupted and hashed on demand.
 
-    Attributes:
+    It keeps decoded clean images, their hashes and the list of files of the last cell.
+
+    Args:
         suite: The suite.
-        clean: The clean test images, or None where there are none.
+        clean: The clean test images, or None if there are none.
         published: The published corrupted images, or None to corrupt clean ones on the fly.
-        size: Side of the network's input in pixels.
-        seed: Of corruptions made on the fly.
-        of_clean: Which images of the clean cell are used; None where there is none.
-        of_corrupted: Likewise, of every corrupted cell. Cells whose indices and labels are equal
-            are of the same images.
-        threads: That read and corrupt.
-        warnings: What is merely odd about the images.
+        size: Side of the network's input, in pixels.
+        seed: Seed of corruptions made on the fly.
+        of_clean: The images of the clean cell that are used; None if there is no clean cell.
+        of_corrupted: The images of every corrupted cell that are used, or None. Cells whose indices
+            and labels are equal are of the same images.
+        threads: Number of threads that read and corrupt.
+        warnings: Warnings about the images, for the user.
     """
 
-    suite: Suite
-    clean: CleanImages | None
-    published: Published | None
-    size: int
-    seed: int
-    of_clean: Chosen | None
-    of_corrupted: Chosen | None
-    threads: int
-    warnings: tuple[str, ...]
+    def __init__(
+        self,
+        suite: Suite,
+        clean: CleanImages | None,
+        published: Published | None,
+        *,
+        size: int,
+        seed: int,
+        of_clean: ChosenImages | None,
+        of_corrupted: ChosenImages | None,
+        threads: int,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.suite, self.clean, self.published = suite, clean, published
+        self.size, self.seed = size, seed
+        self.of_clean, self.of_corrupted = of_clean, of_corrupted
+        self.warnings = warnings
+        self._pool = ThreadPoolExecutor(threads, "images")
+        self._hashes: dict[range, list[str]] = {}
+        self._sources: dict[Cell, ImageSource] = {}
+        self._clean: dict[int, NDArray[np.uint8]] = {}
+        self._keeps = of_clean is not None and may_keep(len(of_clean.indices) * size**2 * 3)
 
     @property
     def provenance(self) -> str | None:
-        """What the corrupted images are, or None for a clean suite."""
+        """The kind of the corrupted images, for people, or None for a clean suite."""
         if self.of_corrupted is None:
             return None
         if self.published is None:
             return REGENERATED
         # a folder of the published layout may itself have been regenerated
-        return label_of(self.published.where) or PUBLISHED
+        return label_of(self.published.where) or PUBLISHED_FILES
 
-    def chosen(self, cell: Cell) -> Chosen:
-        """Return which images of a cell are used."""
+    def chosen(self, cell: Cell) -> ChosenImages:
+        """Return the images of a cell that are used."""
         found = self.of_clean if cell.corruption is None else self.of_corrupted
         assert found is not None
         return found
 
     def source(self, cell: Cell) -> ImageSource:
-        """Return where a cell's images are read from; clean ones, where they are corrupted here."""
+        """Return the source of a cell's images: the clean ones if they are corrupted here."""
         if cell.corruption is None or self.published is None:
             assert self.clean is not None
             return self.clean.source
@@ -176,7 +190,7 @@ class SuiteImages:
         """Return some of a cell's images, uint8 (n, size, size, 3).
 
         Raises:
-            InputError: One cannot be decoded, or is of another size.
+            InputError: An image cannot be decoded, or has another size.
         """
         source = self.source(cell)
         as_they_are = self._uses_pixels_of(cell)
@@ -200,15 +214,15 @@ class SuiteImages:
             self.read(cell, first)
 
     def fingerprints(self, cell: Cell, part: slice = slice(None)) -> list[str]:
-        """Return hashes of the images and labels that are used of a cell, one for each 512.
+        """Return hashes of the images and labels of a cell that are used, one for each 512.
 
         Args:
             cell: The cell.
-            part: Which of the hashes are wanted, so that several processes can share the work.
+            part: The hashes to return, so that several processes can share the work.
         """
         chosen, source = self.chosen(cell), self.source(cell)
         cuts = range(0, len(chosen.indices), HASHED)[part]
-        # cells that are made of the clean images have their hashes in common
+        # cells that are made of the clean images share their hashes
         known = self._hashes if self.clean is not None and source is self.clean.source else {}
 
         def of_part(start: int) -> str:
@@ -224,11 +238,11 @@ class SuiteImages:
         return known[cuts]
 
     def fingerprint(self, cell: Cell, hashes: Sequence[str] | None = None) -> str:
-        """Return a hash of all that determines the pixels and labels that are used of a cell.
+        """Return a hash of everything that determines the pixels and labels of a cell.
 
         Args:
             cell: The cell.
-            hashes: What `fingerprints` says, where it is known.
+            hashes: The result of `fingerprints` for the cell, if it is known.
         """
         words = [*(self.fingerprints(cell) if hashes is None else hashes), str(self.size)]
         if cell.corruption is None:
@@ -238,14 +252,14 @@ class SuiteImages:
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
     def size_in_bytes(self, cell: Cell) -> int:
-        """Return about what is read of the disk for a cell; 0 for images that are made here."""
+        """Return the approximate number of bytes read for a cell; 0 if images are made here."""
         if cell.corruption is None or self.published is None:
             return 0
         used = len(self.chosen(cell).indices) / len(self.published.labels)
         return int(self.published.size_in_bytes(cell) * used)
 
     def _uses_pixels_of(self, cell: Cell) -> bool:
-        """Whether a cell's pixels are those of its source."""
+        """Whether a cell's pixels are those of its source, unchanged."""
         if cell.corruption is None:
             return not self._prepared.policy.ops
         return self.published is not None
@@ -290,23 +304,6 @@ class SuiteImages:
             )
         return images
 
-    @property
-    def _used_of_clean(self) -> NDArray[np.int64]:
-        assert self.of_clean is not None
-        return self.of_clean.indices
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads, "images")
-
-    @cached_property
-    def _hashes(self) -> dict[range, list[str]]:
-        return {}
-
-    @cached_property
-    def _sources(self) -> dict[Cell, ImageSource]:
-        return {}
-
     @cached_property
     def _prepared(self) -> PreparedImages:
         assert self.clean is not None
@@ -318,23 +315,14 @@ class SuiteImages:
         return CorruptedHere(self.suite, self._prepared, self.seed)
 
     @cached_property
-    def _keeps(self) -> bool:
-        """Whether clean images, which every cell reads, are decoded once only."""
-        return may_keep(len(self._used_of_clean) * self.size**2 * 3)
-
-    @cached_property
-    def _clean(self) -> dict[int, NDArray[np.uint8]]:
-        return {}
-
-    @cached_property
     def _to_corrupt(self) -> dict[int, NDArray[np.uint8]]:
         return self._clean if self._corrupted_here.as_clean else {}
 
 
 def forget_pages(array: NDArray[np.uint8]) -> None:
-    """Let go of what was read of a mapped file: a set of many cells would add up to its size.
+    """Release the memory of a mapped file, which would grow to the file's size over many cells.
 
-    The system keeps it while there is room, so that reading it again costs little.
+    The system caches it while there is room, so that reading it again costs little.
     """
     owner: object = array
     while isinstance(owner, np.ndarray):

@@ -1,4 +1,4 @@
-"""Finding a suite's images, and saying before any work what is wrong or odd about them."""
+"""Finding a suite's images, and checking them before any work."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.data.folders import places_searched
-from recal.data.tars import TAR_SUFFIX
-from recal.datasets.catalogue import PUBLISHED
+from recal.data.folders import named_places, places_searched
+from recal.datasets.catalogue import catalogue
 from recal.errors import InputError
-from recal.resources import data_folders
 from recal.suites.clean import find_clean
-from recal.suites.images import Chosen, SuiteImages
+from recal.suites.images import ChosenImages, SuiteImages
 from recal.suites.published import find_published
 from recal.suites.sampling import choose_images
 
@@ -23,18 +21,18 @@ if TYPE_CHECKING:
 
     from recal.suites.clean import CleanImages
     from recal.suites.published import Published
-    from recal.suites.suite import Cell, Suite
+    from recal.suites.suite import Cell, CleanSet, CorruptedSet, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a suite's images are.
+class SuiteLocation:
+    """The places of a suite's images.
 
     Attributes:
-        clean: Folder of the clean images, or None.
-        corrupted: Folder or tar file of the published corrupted ones, or None.
+        clean: Folder or tar file of the clean images, or None.
+        corrupted: Folder or tar file of the published corrupted images, or None.
         ready: Whether the suite can be evaluated.
-        missing: What to get, in a few words; empty where nothing is missing.
+        missing: How to get missing images, in a few words; empty if nothing is missing.
     """
 
     clean: Path | None
@@ -43,48 +41,38 @@ class Places:
     missing: str
 
 
-def find_places(suite: Suite, data: Path | None = None) -> Places:
-    """Look for a suite's images.
+def locate_suite(suite: Suite, data: Path | None = None) -> SuiteLocation:
+    """Look for a suite's images by the names of folders and tar files, without opening them.
 
     Args:
         suite: The suite.
-        data: A folder that holds them, or is theirs by its name; None for the usual places.
+        data: A folder that holds them, or bears their name; None for the usual places.
     """
-    clean = _find(suite.clean.folders, data)
-    if suite.family == "sample" and clean is None:
-        from recal.resources import sample_images
-
-        clean = sample_images()
-    corrupted = _find(suite.folders, data) if suite.corruptions else None
-    here = bool(clean if not suite.corruptions else corrupted or (suite.parameters and clean))
+    corrupted = suite.corrupted
+    clean_place = next(iter(named_places(data, suite.clean.folders)), None)
+    corrupted_place = next(iter(named_places(data, corrupted.folders)), None)
     ways = []
-    if suite.folders and corrupted is None:
-        ways.append(how_to_get(suite.data, suite.folders[0]))
-    if clean is None and suite.clean.folders:
-        ways.append(how_to_get(suite.clean.data, suite.clean.folders[0]))
-    return Places(
-        clean=clean, corrupted=corrupted, ready=here, missing=" or ".join(dict.fromkeys(ways))
+    if corrupted.folders and corrupted_place is None:
+        ways.append(how_to_get(corrupted))
+    if clean_place is None and suite.clean.folders:
+        ways.append(how_to_get(suite.clean))
+    made = clean_place if corrupted.parameters or not corrupted.corruptions else None
+    return SuiteLocation(
+        clean=clean_place,
+        corrupted=corrupted_place,
+        ready=(corrupted_place or made) is not None,
+        missing=" or ".join(dict.fromkeys(ways)),
     )
 
 
-def how_to_get(data: str, folder: str) -> str:
-    """Return how a set is got, in a few words: `CIFAR-10-C/, by recal data fetch cifar10c`."""
-    if not data:
-        return f"{folder}/"
-    known = PUBLISHED[data]
-    way = f"`recal data fetch {data}`" if known.downloads else f"from {known.page}"
-    return f"{folder}/, {way}"
-
-
-def _find(names: Sequence[str], data: Path | None) -> Path | None:
-    if data is not None and data.name in names and data.exists():
-        return data
-    for place in data_folders() if data is None else [data]:
-        for name in names:
-            for path in (place / name, place / f"{name}{TAR_SUFFIX}"):
-                if path.exists():
-                    return path
-    return None
+def how_to_get(images: CleanSet | CorruptedSet) -> str:
+    """Return how to get images, in a few words: a folder and a command."""
+    folder = f"{images.folders[0]}/" if images.folders else "class folders"
+    if not images.data:
+        return folder
+    known = catalogue()[images.data]
+    way = f"`recal data fetch {images.data}`" if known.downloads else f"from {known.page}"
+    return f"{folder}, {way}"
 
 
 def open_suite_images(
@@ -97,16 +85,16 @@ def open_suite_images(
     seed: int = 0,
     threads: int = 1,
 ) -> SuiteImages:
-    """Find the images of a suite, and refuse them where they are not what the suite says.
+    """Open the images of a suite, and check that they are what the suite declares.
 
     Args:
         suite: The suite.
         data: The user's folder or file, or None to look in the usual places.
-        size: Side of the network's input in pixels.
-        cells: The corrupted cells wanted; published files must hold all of them.
-        limit: Use a stratified sample of so many images.
-        seed: Of that sample, and of corruptions made on the fly.
-        threads: That read and corrupt.
+        size: Side of the network's input, in pixels.
+        cells: The corrupted cells to open; published files must hold all of them.
+        limit: Size of a stratified sample of the images; None uses all of them.
+        seed: Seed of that sample, and of corruptions made on the fly.
+        threads: Number of threads that read and corrupt.
 
     Raises:
         InputError: There are neither clean images nor published files, labels are missing or beyond
@@ -121,7 +109,7 @@ def open_suite_images(
         warnings += clean.warnings
     except InputError as error:
         if published is None:
-            raise InputError(_how_to_get(suite, data, error)) from error
+            raise _none_found(suite, data, error) from error
         if clean is not None:
             warnings.append(f"No clean cell: {error}")
         clean = of_clean = None
@@ -130,33 +118,42 @@ def open_suite_images(
         of_corrupted = _choose(suite, published, limit, seed)
         if clean is not None and not _alike(clean, published):
             warnings.append(
-                f"{clean.source.where}: the clean images are others than those of "
-                f"{published.where}, or in another order: clean and corrupted cells are not paired."
+                f"{clean.source.where}: the clean images differ from those of {published.where}, "
+                "or are in another order: clean and corrupted cells are not paired."
             )
-    elif cells and not suite.parameters:
-        raise InputError(_how_to_get(suite, data, None))
+    elif cells and not suite.corrupted.parameters:
+        raise _none_found(suite, data, None)
     return SuiteImages(
-        suite=suite, clean=clean, published=published, size=size, seed=seed, of_clean=of_clean,
-        of_corrupted=of_corrupted, threads=threads, warnings=tuple(warnings),
-    )  # fmt: skip
+        suite,
+        clean,
+        published,
+        size=size,
+        seed=seed,
+        of_clean=of_clean,
+        of_corrupted=of_corrupted,
+        threads=threads,
+        warnings=tuple(warnings),
+    )
 
 
 def check_pixels(images: SuiteImages, cells: Sequence[Cell]) -> None:
-    """Read one image of each cell: what cannot be decoded, or is of another size, is refused.
+    """Read one image of each cell.
 
     Raises:
-        InputError: It names the cell and the image.
+        InputError: It cannot be decoded, or has another size. The message names the cell and image.
     """
     corrupted = [cell for cell in cells if cell.corruption is not None]
-    # what is corrupted here is the same in every cell before it is
+    # cells that are corrupted here are made of the same clean images
     for cell in cells if images.published is not None else [*cells[:1], *corrupted[:1]]:
         images.check(cell)
 
 
-def _choose(suite: Suite, images: CleanImages | Published, limit: int | None, seed: int) -> Chosen:
+def _choose(
+    suite: Suite, images: CleanImages | Published, limit: int | None, seed: int
+) -> ChosenImages:
     where = images.where
     indices = choose_images(suite, images.labels, images.names, where, limit=limit, seed=seed)
-    return Chosen(labels=images.labels, indices=indices)
+    return ChosenImages(labels=images.labels, indices=indices)
 
 
 def _alike(clean: CleanImages, published: Published) -> bool:
@@ -172,14 +169,13 @@ def _alike(clean: CleanImages, published: Published) -> bool:
     )
 
 
-def _how_to_get(suite: Suite, data: Path | None, error: InputError | None) -> str:
+def _none_found(suite: Suite, data: Path | None, error: InputError | None) -> InputError:
+    corrupted = suite.corrupted
     ways = []
-    if suite.corruptions and suite.folders:
-        ways.append(f"the published images ({how_to_get(suite.data, suite.folders[0])})")
-    if suite.parameters or not suite.corruptions:
-        purpose = " to regenerate them from" if suite.corruptions else ""
-        folder = suite.clean.folders[0] if suite.clean.folders else "class folders"
-        ways.append(f"clean test images{purpose} ({how_to_get(suite.clean.data, folder)})")
+    if corrupted.corruptions and corrupted.folders:
+        ways.append(f"the published images ({how_to_get(corrupted)})")
+    if corrupted.parameters or not corrupted.corruptions:
+        purpose = " to regenerate them from" if corrupted.corruptions else ""
+        ways.append(f"clean test images{purpose} ({how_to_get(suite.clean)})")
     reason = f"({error})" if data is not None and error is not None else places_searched(data)
-    got = "neither" if len(ways) == 2 else "none"
-    return f"suite {suite.name}: expected {', or '.join(ways)}, got {got}. {reason}"
+    return InputError(f"suite {suite.name}: expected {', or '.join(ways)}, got none. {reason}")

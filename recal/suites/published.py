@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from recal.data.arrays import checked_labels, open_array, tarred_arrays
-from recal.data.folders import candidates
-from recal.data.images import ArraySource, FileSource, decode, fingerprint_files, is_image_name
-from recal.data.tars import TAR_SUFFIX, images_in
-from recal.datasets.generate import label_of
+from recal.data.folders import is_tar, named_places
+from recal.data.images import ArraySource, FileSource, is_image_name
+from recal.data.tars import TAR_SUFFIX, Member, TarSource, images_in
+from recal.datasets.provenance import label_of
 from recal.errors import InputError
 from recal.suites.classes import class_numbers
 from recal.wording import did_you_mean
@@ -33,11 +33,12 @@ def check_corruptions(
     """Refuse a set without some of the wanted corruptions.
 
     Raises:
-        InputError: It names them, and a file or folder of a similar name.
+        InputError: Some are missing. The message names them, and a file or folder of a similar
+            name.
     """
     missing = [name for name in wanted if name not in there]
     if missing:
-        strangers = sorted(there - set(suite.corruptions))
+        strangers = sorted(there - set(suite.corrupted.corruptions))
         hint = did_you_mean(missing[0], strangers).replace("Did you mean", "Is it")
         raise InputError(
             f"{where}: expected the published set, got one without "
@@ -49,18 +50,18 @@ def check_corruptions(
 def check_severities(
     suite: Suite, where: Path, found: set[tuple[str, str]], cells: Sequence[Cell]
 ) -> None:
-    """Refuse severity folders that are missing, or that the suite does not know.
+    """Refuse severity folders that are missing, or unknown to the suite.
 
     Args:
-        suite: Names its severities.
-        where: For messages.
-        found: Corruption and severity of each folder there is.
-        cells: What is wanted.
+        suite: The suite, which declares its severities.
+        where: The folder or tar file, for messages.
+        found: Corruption and severity of each existing folder.
+        cells: The cells to open.
 
     Raises:
-        InputError: It names the corruption and the folders.
+        InputError: The severities differ. The message names the corruption and the folders.
     """
-    expected = {str(severity) for severity in suite.severities}
+    expected = {str(severity) for severity in suite.corrupted.severities}
     for name in dict.fromkeys(str(cell.corruption) for cell in cells):
         there = {severity for corruption, severity in found if corruption == name}
         wanted = {str(cell.severity) for cell in cells if cell.corruption == name}
@@ -72,13 +73,13 @@ def check_severities(
 
 
 LABELS = "labels"
-# images a class on average, from which on every class must have some
-MANY = 10
+# images per class on average, from which on every class must have some
+EXPECTED_EACH = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PublishedArrays:
-    """The rows of arrays, mapped from the disk; see `Published`."""
+    """Rows of arrays that are mapped into memory; see `Published`."""
 
     where: Path
     labels: NDArray[np.int64]
@@ -87,7 +88,7 @@ class PublishedArrays:
     names: None = None
 
     def source(self, cell: Cell) -> ArraySource:
-        """Return the rows of a severity."""
+        """Return the rows of a cell."""
         assert cell.corruption is not None
         assert cell.severity is not None
         rows, place = len(self.labels), self.severities.index(cell.severity)
@@ -95,13 +96,13 @@ class PublishedArrays:
         return ArraySource(self.where, array[place * rows : (place + 1) * rows], self.labels)
 
     def size_in_bytes(self, cell: Cell) -> int:
-        """Return the bytes of a severity's rows."""
+        """Return the size of a cell's rows."""
         return int(self.source(cell).images.nbytes)
 
 
 def find_arrays(suite: Suite, folder: Path, cells: Sequence[Cell]) -> PublishedArrays | None:
-    """Open a folder of arrays, or return None where it holds none of the suite's."""
-    if not any((folder / f"{name}.npy").is_file() for name in suite.corruptions):
+    """Open a folder of arrays, or return None if it holds none of the suite's."""
+    if not any((folder / f"{name}.npy").is_file() for name in suite.corrupted.corruptions):
         return None
     there = {path.stem: path for path in folder.glob("*.npy")}
     wanted = _wanted(suite, folder, set(there), cells)
@@ -125,10 +126,10 @@ def _wanted(suite: Suite, where: Path, there: set[str], cells: Sequence[Cell]) -
 
 def _checked(suite: Suite, where: Path, arrays: Mapping[str, NDArray[Any]]) -> PublishedArrays:
     place = where / f"{LABELS}.npy"
-    labels, count = arrays[LABELS], len(suite.severities)
-    rows = suite.rows
+    severities, rows = suite.corrupted.severities, suite.corrupted.rows
+    labels, count = arrays[LABELS], len(severities)
     if not rows or label_of(where) is not None:
-        # what was regenerated may be of fewer images
+        # a regenerated set may have fewer images
         rows = len(labels) // count if labels.ndim == 1 else 0
     if labels.shape not in ((rows * count,), (rows,)) or not rows:
         raise InputError(f"{place}: expected {rows * count} labels, got {labels.shape}.")
@@ -144,23 +145,25 @@ def _checked(suite: Suite, where: Path, arrays: Mapping[str, NDArray[Any]]) -> P
             f"{checked.max()}. Is this another data set?"
         )
     classes = len(np.unique(checked))
-    if classes < suite.classes and rows >= MANY * suite.classes:
+    if classes < suite.classes and rows >= EXPECTED_EACH * suite.classes:
         raise InputError(
             f"{place}: expected labels of {suite.classes} classes, got {classes}. Is this another "
             "data set?"
         )
     for name, array in arrays.items():
-        side = suite.size or (array.shape[1] if array.ndim == 4 else 0)
+        side = suite.corrupted.size or (array.shape[1] if array.ndim == 4 else 0)
         expected = (rows * count, side, side, 3)
         if name != LABELS and (array.dtype != np.uint8 or array.shape != expected):
             raise InputError(
                 f"{where / name}.npy: expected uint8 {expected}, got {array.dtype} {array.shape}."
             )
-    return PublishedArrays(where=where, labels=checked, arrays=arrays, severities=suite.severities)
+    return PublishedArrays(
+        where=where, labels=checked, arrays=arrays, severities=suite.corrupted.severities
+    )
 
 
-# ImageNet-C's tar files, whose names some people unpack them below
-GROUPS = ("noise", "blur", "weather", "digital", "extra")
+# ImageNet-C's tar files; some people unpack them into folders of these names
+TAR_FOLDERS = ("noise", "blur", "weather", "digital", "extra")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,12 +176,12 @@ class PublishedFolders:
     folders: Mapping[str, Path]
 
     def source(self, cell: Cell) -> FileSource:
-        """Return a severity's files."""
+        """Return the files of a cell."""
         base = self.folders[str(cell.corruption)] / str(cell.severity)
         return FileSource(base, tuple(base / name for name in self.names), self.labels)
 
     def size_in_bytes(self, cell: Cell) -> int:
-        """Return the size of every hundredth file, times hundred."""
+        """Return an estimate of the total size, from every hundredth file."""
         paths = self.source(cell).paths
         some = paths[:: max(1, len(paths) // 100)]
         return sum(path.stat().st_size for path in some) * len(paths) // len(some)
@@ -191,78 +194,28 @@ class PublishedTars:
     where: Path
     names: tuple[str, ...]
     labels: NDArray[np.int64]
-    places: Mapping[tuple[str, str], Places]
+    cells: Mapping[tuple[str, str], TarSource]
 
-    def source(self, cell: Cell) -> TarredCell:
-        """Return a severity's files."""
-        places = self.places[str(cell.corruption), str(cell.severity)]
-        return TarredCell(self.where, self.names, self.labels, places)
+    def source(self, cell: Cell) -> TarSource:
+        """Return the files of a cell."""
+        unlabelled = self.cells[str(cell.corruption), str(cell.severity)]
+        return replace(unlabelled, names=self.names, labels=self.labels)
 
     def size_in_bytes(self, cell: Cell) -> int:
-        """Return the files' lengths together."""
-        return int(self.places[str(cell.corruption), str(cell.severity)].sizes.sum())
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where the images of a cell stand in a tar file: 16 bytes an image.
-
-    Attributes:
-        archive: The tar file.
-        offsets: Of each image's first byte, int64 (N,).
-        sizes: In bytes, int64 (N,).
-    """
-
-    archive: Path
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class TarredCell:
-    """The images of one cell inside a tar file: an `ImageSource`."""
-
-    where: Path
-    names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    places: Places
-    classes: None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return decode(self._content(index), self.name(index))
-
-    def name(self, index: int) -> str:
-        """Return the archive and the path inside it."""
-        return f"{self.places.archive}: {self.names[index]}"
-
-    def fingerprint(self, indices: Sequence[int]) -> str:
-        """Return a hash of these images' names, contents and labels: that of the unpacked files."""
-        names = [self.names[index] for index in indices]
-        return fingerprint_files(names, map(self._content, indices), self.labels, indices)
-
-    def _content(self, index: int) -> bytes:
-        size = int(self.places.sizes[index])
-        with self.places.archive.open("rb", buffering=0) as file:
-            file.seek(int(self.places.offsets[index]))
-            content = file.read(size)
-        if len(content) != size:
-            raise InputError(f"{self.places.archive}: ends in '{self.names[index]}'.")
-        return content
+        """Return the total size of the files of a cell."""
+        return int(self.source(cell).sizes.sum())
 
 
 def find_folders(suite: Suite, where: Path, cells: Sequence[Cell]) -> PublishedFolders | None:
-    """Open a folder of corruptions, or return None where it holds none of the suite's.
+    """Open a folder of corruptions, or return None if it holds none of the suite's.
 
     The corruptions may also lie one level deeper, below `noise/` and the like.
     """
     below = [path for path in sorted(where.iterdir()) if path.is_dir()]
-    groups = [path for path in below if path.name in GROUPS]
+    groups = [path for path in below if path.name in TAR_FOLDERS]
     inner = [path for group in groups for path in sorted(group.iterdir()) if path.is_dir()]
     folders = {path.name: path for path in (*inner, *below)}
-    if not set(folders) & set(suite.corruptions):
+    if not set(folders) & set(suite.corrupted.corruptions):
         return None
     wanted = [*dict.fromkeys(str(cell.corruption) for cell in cells)]
     check_corruptions(suite, where, set(folders), wanted, "")
@@ -278,23 +231,21 @@ def find_folders(suite: Suite, where: Path, cells: Sequence[Cell]) -> PublishedF
 def find_tarred_folders(
     suite: Suite, where: Path, archives: Sequence[Path], cells: Sequence[Cell]
 ) -> PublishedTars:
-    """Open tar files of such folders, wherever in them the folders lie."""
-    places: dict[tuple[str, str], Places] = {}
-    images: dict[tuple[str, str], tuple[str, ...]] = {}
+    """Open tar files of such folders, at any depth in the archives."""
+    there: dict[tuple[str, str], TarSource] = {}
     for archive in archives:
-        for key, (names, found) in _index(suite, archive).items():
-            if key in places:
+        for key, source in _cells_in(suite, archive).items():
+            if key in there:
                 raise InputError(f"{where}: holds {'/'.join(key)} in two tar files. Keep one.")
-            places[key] = found
             # nearly all cells have the same names: keep these once, not seventy-five times
-            same = [known for known in images.values() if known == names]
-            images[key] = same[0] if same else names
+            same = next((s.names for s in there.values() if s.names == source.names), source.names)
+            there[key] = replace(source, names=same)
     wanted = [*dict.fromkeys(str(cell.corruption) for cell in cells)]
-    check_corruptions(suite, where, {corruption for corruption, _ in places}, wanted, "")
-    check_severities(suite, where, set(places), cells)
-    listed = ((cell, images[str(cell.corruption), str(cell.severity)]) for cell in cells)
+    check_corruptions(suite, where, {corruption for corruption, _ in there}, wanted, "")
+    check_severities(suite, where, set(there), cells)
+    listed = ((cell, there[str(cell.corruption), str(cell.severity)].names) for cell in cells)
     names, labels = _the_same_images(suite, where, listed)
-    return PublishedTars(where=where, names=names, labels=labels, places=places)
+    return PublishedTars(where=where, names=names, labels=labels, cells=there)
 
 
 def _listed(base: Path) -> tuple[str, ...]:
@@ -308,34 +259,29 @@ def _listed(base: Path) -> tuple[str, ...]:
     return tuple(sorted((n for n in found if is_image_name(n)), key=lambda n: n.split("/")))
 
 
-def _index(suite: Suite, archive: Path) -> dict[tuple[str, str], tuple[tuple[str, ...], Places]]:
-    """List an archive's images by corruption and severity."""
-    found: dict[tuple[str, str], list[tuple[str, str, int, int]]] = {}
+def _cells_in(suite: Suite, archive: Path) -> dict[tuple[str, str], TarSource]:
+    """Return an archive's images by corruption and severity."""
+    found: dict[tuple[str, str], list[Member]] = {}
     for member in images_in(archive):
-        parts = member.name.split("/")
-        if len(parts) >= 4 and parts[-4] in suite.corruptions:
-            place = (parts[-2], parts[-1], member.offset, member.size)
-            found.setdefault((parts[-4], parts[-3]), []).append(place)
-    indexed = {}
-    for key, rows in found.items():
-        rows.sort()
-        names = tuple(f"{folder}/{file}" for folder, file, _, _ in rows)
-        if len(set(names)) < len(names):
-            raise InputError(f"{archive}: {'/'.join(key)}: holds the same name twice. Refused.")
-        offsets, sizes = (np.array([row[i] for row in rows], np.int64) for i in (2, 3))
-        indexed[key] = names, Places(archive, offsets, sizes)
-    return indexed
+        *_, corruption, severity, folder, file = "", "", "", *member.name.split("/")
+        if corruption in suite.corrupted.corruptions:
+            inside = member._replace(name=f"{folder}/{file}")
+            found.setdefault((corruption, severity), []).append(inside)
+    return {
+        key: TarSource.of_members(archive, [archive], [members], "/".join(key))
+        for key, members in found.items()
+    }
 
 
 def _the_same_images(
     suite: Suite, where: Path, listed: Iterable[tuple[Cell, tuple[str, ...]]]
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Check that every cell has the same images, as many as published; return them and labels."""
-    exact = suite.rows and label_of(where) is None
+    """Return the names and labels of the images, after checking that all cells have the same."""
+    exact = suite.corrupted.rows and label_of(where) is None
     first: tuple[Cell, tuple[str, ...]] | None = None
     for cell, names in listed:
-        if (exact and len(names) != suite.rows) or not names:
-            expected = f"{suite.rows:,} images" if suite.rows else "images"
+        if (exact and len(names) != suite.corrupted.rows) or not names:
+            expected = f"{suite.corrupted.rows:,} images" if suite.corrupted.rows else "images"
             raise InputError(f"{where}: {cell.name}: expected {expected}, got {len(names):,}.")
         first = first or (cell, names)
         if names != first[1]:
@@ -366,12 +312,12 @@ class Published(Protocol):
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """`<class folder>/<file>` of each image, or None where they are rows of arrays."""
+        """`<class folder>/<file>` of each image, or None if they are rows of arrays."""
         ...
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of each image, int64 (N,)."""
+        """Label of each image, int64 (N,)."""
         ...
 
     def source(self, cell: Cell) -> ImageSource:
@@ -379,44 +325,39 @@ class Published(Protocol):
         ...
 
     def size_in_bytes(self, cell: Cell) -> int:
-        """Return about what is read of the disk for a cell."""
+        """Return the approximate number of bytes that are read from disk for a cell."""
         ...
 
 
 def find_published(suite: Suite, data: Path | None, cells: Sequence[Cell]) -> Published | None:
-    """Open the published images of a suite, or return None where there are none.
+    """Open the published images of a suite, or return None if there are none.
 
     Args:
-        suite: Says where to look, and the layout.
+        suite: The suite, which declares the usual names and the layout.
         data: The user's folder or tar file, or None to look in the usual places.
-        cells: The corrupted cells that are wanted.
+        cells: The corrupted cells to open.
 
     Raises:
-        InputError: There are some, but a wanted corruption or severity is missing, or the files
-            are not what the suite says; the message names the first fault.
+        InputError: A corruption or severity is missing, or the files do not match the suite. The
+            message names the first fault.
     """
-    if not suite.folders or not cells:
+    if not suite.corrupted.folders or not cells:
         return None
-    arrays = suite.layout == "arrays"
-    in_folder = find_arrays if arrays else find_folders
-    in_tars = find_tarred_arrays if arrays else find_tarred_folders
-    if data is not None and data.suffix == TAR_SUFFIX and data.is_file():
-        return in_tars(suite, data, [data], cells)
-    for folder in candidates(data, suite.folders):
-        # what lies in a usual place under other names is of other sets
-        if data is None and folder.name not in suite.folders:
-            continue
-        if (found := in_folder(suite, folder, cells)) is not None:
+    places = named_places(data, suite.corrupted.folders)
+    for place in places if data is None else [*places, data]:
+        found = _open(suite, place, cells)
+        if found is not None:
             return found
-    for where, archives in _archives(suite, data):
-        return in_tars(suite, where, archives, cells)
     return None
 
 
-def _archives(suite: Suite, data: Path | None) -> list[tuple[Path, list[Path]]]:
-    """Return tar files of the set's name, and folders of its name with tar files in them."""
-    places = candidates(data, ())
-    tars = [place / f"{name}{TAR_SUFFIX}" for place in places for name in suite.folders]
-    folders = [f for f in candidates(data, suite.folders) if f.name in suite.folders or f == data]
-    inside = [(folder, sorted(folder.glob(f"*{TAR_SUFFIX}"))) for folder in folders]
-    return [(tar, [tar]) for tar in tars if tar.is_file()] + [pair for pair in inside if pair[1]]
+def _open(suite: Suite, place: Path, cells: Sequence[Cell]) -> Published | None:
+    arrays = suite.corrupted.layout == "arrays"
+    in_tars = find_tarred_arrays if arrays else find_tarred_folders
+    if is_tar(place):
+        return in_tars(suite, place, [place], cells)
+    if not place.is_dir():
+        return None
+    found = (find_arrays if arrays else find_folders)(suite, place, cells)
+    archives = sorted(place.glob(f"*{TAR_SUFFIX}"))
+    return in_tars(suite, place, archives, cells) if found is None and archives else found

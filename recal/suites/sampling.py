@@ -1,4 +1,4 @@
-"""Which of a suite's images are used: all, those that it lists, or a seeded sample."""
+"""The images of a suite to use: all, those that it lists, or a seeded sample."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from recal.data.sampling import even_over_classes
 from recal.errors import InputError
+from recal.files import read_text
 from recal.resources import data_folders, shipped
+from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,22 +31,22 @@ def choose_images(
     limit: int | None,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Return the indices of the images that are used, rising, int64 (n,).
+    """Return the indices of the images to use, rising, int64 (n,).
 
     Args:
-        suite: May name the images, or their number.
-        labels: Of all images, (N,).
-        names: `<class folder>/<file>` of all images, or None where they have none.
-        where: For messages.
-        limit: Of those that the suite uses, a stratified sample of so many.
-        seed: Of that sample.
+        suite: The suite, which may list the images, or give their number.
+        labels: Labels of all images, (N,).
+        names: `<class folder>/<file>` of all images, or None if they are rows of arrays.
+        where: The folder or file of the images, for messages.
+        limit: Size of a stratified sample of the suite's images; None uses all of them.
+        seed: Seed of that sample.
 
     Raises:
-        InputError: The suite's list cannot be found, or names images that are not there; or the
-            suite wants the first images, and files in class folders have no such order.
+        InputError: The suite's list is not found, or names missing images; or the suite uses the
+            first images, and files in class folders have no such order.
     """
     if suite.names:
-        chosen = _listed(suite, names, where)
+        chosen = _in_list(suite, names, where)
     elif suite.first:
         if names is not None:
             raise InputError(
@@ -58,36 +60,32 @@ def choose_images(
 
 
 def stratified_sample(labels: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
-    """Return the indices of `limit` images, as even over the classes as can be, in order.
-
-    Files often come sorted by class, so the first ones would not do.
-    """
+    """Return the indices of `limit` images, spread evenly over the classes, in rising order."""
     if limit is None:
         return np.arange(len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))
     return np.sort(even_over_classes(order, labels, limit))
 
 
-def _listed(suite: Suite, names: Sequence[str] | None, where: Path) -> NDArray[np.int64]:
+def _in_list(suite: Suite, names: Sequence[str] | None, where: Path) -> NDArray[np.int64]:
     if names is None:
         raise InputError(
             f"{where}: expected files in class folders, of which suite {suite.name} names some, "
             "got arrays."
         )
     path = _find_list(suite)
-    wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    places = {_stem(name): index for index, name in enumerate(names)}
-    missing = [name for name in wanted if name and _stem(name) not in places]
+    wanted = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    numbers = {_stem(name): index for index, name in enumerate(names)}
+    missing = [f"'{name}'" for name in wanted if _stem(name) not in numbers]
     if missing:
         raise InputError(
-            f"{where}: expected the images of {path.name}, got a set without '{missing[0]}'"
-            + (f" and {len(missing) - 1:,} others." if len(missing) > 1 else ".")
+            f"{where}: expected the images of {path.name}, got a set without {listed(missing, 1)}."
         )
-    return np.array(sorted({places[_stem(name)] for name in wanted if name}), np.int64)
+    return np.array(sorted({numbers[_stem(name)] for name in wanted}), np.int64)
 
 
 def _find_list(suite: Suite) -> Path:
-    """Return the suite's list: beside its file, among the data, or in RobustBench's package."""
+    """Return the path of the suite's list: shipped, among the data, or in RobustBench's package."""
     folders = [shipped("evals"), Path(), *data_folders()]
     spec = importlib.util.find_spec("robustbench")
     if spec is not None and spec.origin is not None:

@@ -29,11 +29,12 @@ def list_command(as_json: bool) -> None:
     """Say which data sets recal knows and where they are."""
     import json
 
-    from recal.datasets.catalogue import PUBLISHED, find_set
-    from recal.datasets.generate import GENERATED, label_of
+    from recal.datasets.catalogue import catalogue, find_set
+    from recal.datasets.generate import GENERATED
+    from recal.datasets.provenance import label_of
 
     known = []
-    for name, published in PUBLISHED.items():
+    for name, published in catalogue().items():
         folder = find_set(name)
         possible = {"fetch": bool(published.downloads), "generate": name in GENERATED}
         known.append({
@@ -87,14 +88,15 @@ def fetch_command(name: str, output: Path | None) -> None:
 @click.argument("target")
 def verify_command(target: str) -> None:
     """Check a data set, by name or folder, or a downloaded archive, against its checksums."""
-    from recal.datasets.catalogue import PUBLISHED, SUMS, find_set
+    from recal.datasets.catalogue import SUMS, catalogue, find_set
     from recal.datasets.fetch import verify, verify_archive
-    from recal.datasets.generate import GENERATED, read_provenance
+    from recal.datasets.generate import GENERATED, verify_folders
+    from recal.datasets.provenance import read_provenance
     from recal.errors import InputError
     from recal.wording import did_you_mean
 
     path = Path(target)
-    if target in PUBLISHED and not path.exists():
+    if target in catalogue() and not path.exists():
         found = find_set(target)
         if found is None:
             raise InputError(f"{target}: expected it in a data folder, got none. See `recal data "
@@ -104,20 +106,18 @@ def verify_command(target: str) -> None:
         click.echo(f"{path}: is the published file of {verify_archive(path)}")
         return
     if not path.is_dir():
-        known = {*PUBLISHED, *GENERATED}
+        known = {*catalogue(), *GENERATED}
         raise InputError(
             f"{target}: expected a folder, an archive or the name of a data set, got none of them."
             f"{did_you_mean(target, known)}"
         )
     record = read_provenance(path)
     if record is not None and not (path / SUMS).is_file():
-        from recal.datasets.generate import verify_folders
-
         count = verify_folders(path, record)
     else:
         with _byte_bar() as progress:
             count = verify(path, progress)
-    label = f" ({record['label']})" if record else ""
+    label = f" ({record.label})" if record else ""
     click.echo(f"{path}: {count} files as recorded{label}")
 
 
@@ -156,8 +156,8 @@ def generate_command(
             name, source, output, progress, corruptions=names, seed=seed,
             workers=workers or available_cores(),
         )  # fmt: skip
-    cells = len(record["corruptions"]) * len(record["severities"])
-    click.echo(f"{output}: {cells} cells of {record['images']} images, {record['label']}")
+    cells = len(record.corruptions) * len(record.severities)
+    click.echo(f"{output}: {cells} cells of {record.images} images, {record.label}")
 
 
 @command.command("show")

@@ -38,9 +38,9 @@ def command(names: tuple[str, ...], data: Path | None, as_json: bool) -> None:
 
 
 def _describe(suite: Suite, data: Path | None) -> dict[str, Any]:
-    from recal.suites.locate import find_places
+    from recal.suites.locate import locate_suite
 
-    places = find_places(suite, data)
+    places = locate_suite(suite, data)
     return {
         "name": suite.name,
         "title": suite.title,
@@ -86,12 +86,17 @@ def _show(suite: Suite, row: dict[str, Any]) -> None:
     console.print(
         f"  clean images {row['clean'] or 'not here'}, prepared by policy {suite.family}/clean"
     )
-    if suite.corruptions:
-        used = f"{suite.size}x{suite.size} pixels, used as they are" if suite.size else "none"
+    corrupted = suite.corrupted
+    if corrupted.corruptions:
+        used = (
+            f"{corrupted.size}x{corrupted.size} pixels, used as they are"
+            if corrupted.size
+            else "none"
+        )
         console.print(f"  published    {row['corrupted'] or 'not here'} ({used})")
-        console.print(f"  corruptions  {', '.join(suite.corruptions)}")
-        console.print(f"  severities   {', '.join(map(str, suite.severities))}")
-        made = suite.parameters or "cannot be made"
+        console.print(f"  corruptions  {', '.join(corrupted.corruptions)}")
+        console.print(f"  severities   {', '.join(map(str, corrupted.severities))}")
+        made = corrupted.parameters or "cannot be made"
         console.print(f"  on the fly   parameters of family: {made}")
     console.print(f"  reference    {row['reference'] or 'none: errors are not normalised'}")
     if row["missing"]:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import recal
+from recal.datasets.catalogue import catalogue
 from recal.resources import PACKAGE, sample_folder, shipped
 
 checkout = Path(sys.argv[1])
@@ -18,4 +19,5 @@ for path in sample.rglob("*"):
     if path.is_file() and "__pycache__" not in path.parts:
         assert (sample_folder() / path.relative_to(sample)).is_file(), path
 assert (PACKAGE / "py.typed").is_file()
+assert catalogue()
 print("wheel: all policies, suites and sample files are in it")

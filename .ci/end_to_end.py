@@ -18,7 +18,8 @@ import torch
 
 from recal import build, calibrate, load_checkpoint
 from recal.data.folders import open_images
-from recal.onnx_file.session import OnnxNetwork, normalise_array
+from recal.data.normalise import normalise_array
+from recal.onnx_file.session import OnnxNetwork
 from recal.runs.store import read_target_cell
 from recal.variant.variant import load_variant
 

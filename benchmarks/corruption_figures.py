@@ -18,11 +18,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np
-from corruption_images import figures_of, photographs, sampled, write_textures
 from corruptions import SCRIPTS, load_originals, original
+
+from tests.corruption_images import figures_of, photographs, sampled, write_textures
 
 EXACT = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression",
          "gaussian_blur", "saturate")  # fmt: skip

@@ -21,11 +21,11 @@ from timm.layers import convert_splitbn_model
 from timm.utils.onnx import onnx_export
 
 from recal import build, export_onnx, load_checkpoint
-from recal.export.export import ExportOptions, export_switchable
-from recal.export.export_int8 import export_int8
-from recal.export.images import CalibrationImages, HeldOutImages
+from recal.export.forms import Int8, Patchable, Switchable
+from recal.export.int8_images import HeldOutImages, RangeImages
 from recal.networks.names import create_network
 from recal.onnx_file.bench import bench
+from recal.onnx_file.record import RangeImagesRecord
 from recal.resources import sample_checkpoint
 from recal.variant.variant import branch_variant
 
@@ -37,9 +37,9 @@ SIZES = {
     "torchvision:resnet18": 224,
 }
 FORMS = {
-    "folded": ExportOptions(),
-    "patchable": ExportOptions(patchable=True),
-    "uint8": ExportOptions(uint8=True),
+    "folded": {},
+    "patchable": {"form": Patchable()},
+    "uint8": {"uint8": True},
 }
 # limits (size, time): the folded file relative to timm's, the others relative to the folded file
 LIMITS = {"timm": (1.02, 1.02), "patchable": (1.02, 1.03), "switch": (1.05, 1.10)}
@@ -70,20 +70,22 @@ def compare(name: str, folder: Path, runs: int) -> None:
     main_variant = branch_variant(checkpoint, "main", spec)
     differences = {}
     for form, options in FORMS.items():
-        proof = export_onnx(
-            checkpoint, main_variant, folder / f"{form}.onnx", pixels, options=options
-        )
-        differences[form] = proof.difference
+        path = folder / f"{form}.onnx"
+        evidence = export_onnx(checkpoint, main_variant, path, pixels, **options)
+        differences[form] = evidence.proof.difference
     other = list(checkpoint.branches)[-1]
     if other != "main":
         variants = {"main": main_variant, other: branch_variant(checkpoint, other, spec)}
-        proofs = export_switchable(checkpoint, variants, folder / "switch.onnx", pixels)
-        differences["switch"] = max(p.difference for p in proofs.values())
-    calibration = CalibrationImages(
-        pixels=pixels[:32], record={}, indices=np.arange(32), where=folder
+        path = folder / "switch.onnx"
+        evidence = export_onnx(checkpoint, variants, path, pixels, form=Switchable())
+        differences["switch"] = max(p.difference for p in evidence.proofs.values())
+    record = RangeImagesRecord(
+        policy="noise", policy_sha256="", data_sha256="", images=32, seed=0, class_balanced=False
     )
+    images = RangeImages(record=record, pixels=pixels[:32], indices=np.arange(32), where=folder)
     held_out = HeldOutImages(pixels=pixels[32:], labels=None, what="noise")
-    export_int8(checkpoint, main_variant, folder / "int8.onnx", calibration, held_out, max_drop=1.0)
+    int8 = Int8(images=images, held_out=held_out, max_drop=1.0)
+    export_onnx(checkpoint, main_variant, folder / "int8.onnx", held_out.pixels, form=int8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         onnx_export(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from recal.errors import RecalError
+from recal.errors import RecalError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# what a process waits for the others at most; a process that dies is noticed at once
+# longest wait for other processes; a process that dies is noticed at once
 PATIENCE = timedelta(minutes=30)
 REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a job, and which of them this one is.
+    """The processes of a job, and the rank of this one.
 
     Attributes:
-        rank: Of this process, 0 to size - 1.
-        size: Number of processes; 1 where recal was started alone.
+        rank: Rank of this process, 0 to size - 1.
+        size: Number of processes; 1 if recal was started alone.
     """
 
     rank: int = 0
@@ -53,7 +53,10 @@ class World:
         return items  # type: ignore[return-value]
 
     def ask_leader(self, ask: Callable[[], Item]) -> Item:
-        """Return the leader's answer to a question in every process; the others do not ask.
+        """Call a function in the leading process only, and return its result in every process.
+
+        Args:
+            ask: The function.
 
         Raises:
             RecalError: Another process has died or does not answer.
@@ -61,7 +64,7 @@ class World:
         return self.gather(ask() if self.leads else None)[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Return when every process has come here.
+        """Wait until every process has called this.
 
         Raises:
             RecalError: Another process has died or does not answer.
@@ -74,14 +77,14 @@ ALONE = World()
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that the environment describes; alone where it describes none.
+    """Join the processes of the job that the environment describes, if any.
 
-    Messages go over gloo, between CPUs: they are moments and counts, a few kB, and the same path
-    serves every device. A process that leaves the block by an error breaks its connections, which
-    ends the others with an error too.
+    Messages are sent with gloo between CPUs, because they are moments and counts of a few kB. A
+    process that leaves the block by an error closes its connections, which ends the others with an
+    error too.
 
     Raises:
-        RecalError: The environment is incomplete, or the others do not come.
+        RecalError: The environment is incomplete, or the other processes do not join.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -106,7 +109,7 @@ def joined() -> Iterator[World]:
 
 
 def local_device(name: str) -> str:
-    """Return the device of this process: one GPU each where there are several on a machine."""
+    """Return the device of this process: `cuda` becomes a GPU of its own."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name
 
 
@@ -114,8 +117,7 @@ def _talk(call: Callable[[], None]) -> None:
     try:
         call()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
         raise RecalError(
-            f"several processes: expected an answer from every one, got {reason}. Look for the "
-            "first error among their messages; what had been written is kept."
+            f"several processes: expected an answer from every one, got {reason(error)}. "
+            "Look for the first error among their messages; what had been written is kept."
         ) from error

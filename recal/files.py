@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Reading text files, and writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; sync it and rename it to `path` when the block succeeds.
+    """Yield a temporary path beside `path`, which is renamed to `path` when the block succeeds.
 
-    A file that was at `path` stays untouched until then, and for good if the block fails. The
-    temporary file is removed on failure.
+    The file is synced before it is renamed. If the block fails, the temporary file is removed, and
+    an existing file at `path` is unchanged.
 
     Raises:
         RecalError: The folder cannot be written or the disk is full.
@@ -56,9 +56,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep every other process out of it for the block.
+    """Make a folder, and lock it against other processes inside the block.
 
-    A killed process leaves no lock behind.
+    The lock of a killed process is released.
 
     Raises:
         RecalError: Another process is at work in it, or it cannot be written.
@@ -69,8 +69,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise RecalError(
-            f"{folder}: another recal is at work there. Wait for it, or name another folder with "
-            "-o."
+            f"{folder}: another recal process writes to it. Wait for it, or choose another folder "
+            "with -o."
         ) from error
     except OSError as error:
         raise RecalError(f"{folder}: cannot be written ({error.strerror or error}).") from error
@@ -97,14 +97,14 @@ def read_text(path: Path) -> str:
 
 
 def require_file(path: Path, what: str) -> None:
-    """Refuse a path that is no file.
+    """Check that a path is a file.
 
     Raises:
         InputError: It is missing, or a folder.
     """
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
-        raise InputError(f"{path}: expected {what}, got {found}.")
+        found = "got a folder" if path.is_dir() else "but it does not exist"
+        raise InputError(f"{path}: expected {what}, {found}.")
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Compiling kernels with numba, wherever recal is installed."""
+"""Compiling kernels with numba."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def compiled(kernel: Kernel) -> Kernel:
-    """Compile a function when first called, keep the machine code on disk, release the GIL.
+    """Compile a function at its first call, cache the machine code on disk, and release the GIL.
 
-    numba contracts nothing and reassociates nothing without `fastmath`: a loop gives the same bits
-    for the vectorised part and the remainder, so results do not depend on the size of a batch.
+    Without `fastmath`, numba neither contracts nor reassociates operations: a loop gives the same
+    bits in its vectorised part and its remainder, so results do not depend on the batch size.
     """
     try:
         return numba.njit(kernel, nogil=True, cache=True, error_model="numpy")  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Cores and memory that a process may use: of the machine, and of what a job is given of it."""
+"""Cores and memory that a process may use, by the machine and its control groups."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# a cautious guess where nobody says
+# a cautious guess if the system does not report it
 UNKNOWN = 4 << 30
-# images that are read several times are kept while they take no more than this, and no more than
-# a quarter of what is available: the machine may be a small device
+# images that are read several times are kept in memory up to this size, and up to a quarter of the
+# available memory, because the machine may be a small device
 KEPT_BYTES = 2 << 30
-# names of limit, use, and what of the use the system would give back, by version of control groups
+# names of the limit, the usage and the reclaimable part of it, by version of control groups
 FILES = {
     "cgroup": ("memory.max", "memory.current", "inactive_file"),
     "cgroup/memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -23,30 +23,30 @@ FILES = {
 
 
 def may_keep(size: int) -> bool:
-    """Tell whether so many bytes of decoded images may be kept in memory."""
+    """Whether decoded images of this size in bytes may be kept in memory."""
     return size <= min(KEPT_BYTES, available_memory() // 4)
 
 
 def available_cores() -> int:
-    """Return the cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cores_of_this_process() -> int:
-    """Return its share of them: those that torchrun started on a machine get as many each."""
+    """Return this process's share of the cores, which torchrun's processes divide evenly."""
     return max(1, available_cores() // _processes())
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return the bytes that this process may still take without anything being killed.
+    """Return the number of bytes that this process may allocate before anything is killed.
 
-    Files that the system has cached count as available: it gives them back. The processes that
-    torchrun starts on a machine get equal shares.
+    Cached files count as available, because the system releases them. The processes that torchrun
+    starts on a machine get equal shares.
 
     Args:
-        root: Where `proc` and `sys` are.
+        root: The folder of `proc` and `sys`.
 
     Source: proc(5), MemAvailable; the kernel's documentation of cgroup-v2 and of v1's memory.
     """
@@ -70,7 +70,7 @@ def _of_machine(root: Path) -> int:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """Yield what is left of every limit that holds for this process."""
+    """Yield the bytes left under every limit of a control group of this process."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):

@@ -1,4 +1,4 @@
-"""How long work reports how far it is."""
+"""Callbacks that report progress."""
 
 from __future__ import annotations
 

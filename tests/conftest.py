@@ -1,17 +1,39 @@
 """What several tests build on: a small checkpoint with branches, folders of images, the command."""
+# ruff: noqa: E402  (the environment is set first)
 
-import importlib.util
+import functools
+import os
 import sys
-from pathlib import Path
 
+# the processes that run the tests share the cores; this also holds for what they start
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from timm.layers import convert_splitbn_model
 
 from recal.cli.main import main
+from recal.cli.main import recal as group
+from recal.machine import available_cores
 from recal.networks.names import create_network
+
+# the same examples on every run, and none that fails because the machine is busy
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+MOST_PROCESSES = 8  # each holds torch and what else is imported
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Return one process a core for all the tests, and none beside pytest for named files."""
+    if any(".py" in argument for argument in config.args):
+        return 0
+    return min(available_cores(), MOST_PROCESSES)
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +50,25 @@ def split_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "split.pth"
     torch.save({"arch": "wrn10_1", "state_dict": network.state_dict()}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(split_checkpoint, tmp_path_factory):
+    """A function that returns the bytes of an export of the checkpoint, made once for its options.
+
+    It is for tests of what is done with a file: tests of the export itself make their own.
+    """
+    folder = tmp_path_factory.mktemp("exported")
+
+    @functools.cache
+    def export(*options):
+        path = folder / "exported.onnx"
+        arguments = ["export", str(split_checkpoint), "-o", str(path), *options]
+        result = CliRunner().invoke(group, arguments)
+        assert result.exit_code == 0, (result.output, result.exception)
+        return path.read_bytes()
+
+    return export
 
 
 @pytest.fixture(scope="session")
@@ -63,14 +104,3 @@ def recal(capsys, monkeypatch, tmp_path):
         return exit_.value.code or 0, captured.out, captured.err
 
     return run
-
-
-@pytest.fixture(scope="session")
-def benchmark_statistics():
-    """The module benchmarks/intervals.py, which is outside of the package."""
-    path = Path(__file__).parents[1] / "benchmarks" / "intervals.py"
-    spec = importlib.util.spec_from_file_location("benchmark_statistics", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

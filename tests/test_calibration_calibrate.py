@@ -165,6 +165,7 @@ def many_images(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["pooled", "consistent"])
 def test_tolerance_stops_when_every_layer_is_within_it(split_checkpoint, many_images, estimator):
     checkpoint = load_checkpoint(split_checkpoint)
@@ -177,6 +178,8 @@ def test_tolerance_stops_when_every_layer_is_within_it(split_checkpoint, many_im
     assert 1024 <= images < 6000
     # the same as asking for so many images
     alone = calibrate(checkpoint, **{**options, "samples": images})
+    assert len(variant.tensors) == 4 * len(checkpoint.layers)
+    assert variant.tensors.keys() == alone.tensors.keys()
     for name, tensor in variant.tensors.items():
         assert torch.allclose(tensor, alone.tensors[name], rtol=1e-6, atol=1e-7)
     everything = calibrate(checkpoint, tolerance=0.001, **options)

@@ -6,7 +6,7 @@ from functools import reduce
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recal.calibration.moments import Moments
@@ -51,7 +51,6 @@ def reference_errors(parts):
     return root[0] / np.sqrt(variance), root[1] / variance
 
 
-@settings(deadline=None)
 @given(partitioned_values())
 def test_merging_any_partition_in_any_order_gives_the_moments_of_all_values(case):
     parts, order = case
@@ -63,7 +62,6 @@ def test_merging_any_partition_in_any_order_gives_the_moments_of_all_values(case
     np.testing.assert_allclose(merged.variance, values.var(0), rtol=2e-5, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(partitioned_values())
 def test_standard_errors_are_those_of_images_as_independent_draws(case):
     parts, order = case
@@ -77,7 +75,6 @@ def test_standard_errors_are_those_of_images_as_independent_draws(case):
         np.testing.assert_allclose(errors, expected, rtol=1e-6, atol=1e-7)
 
 
-@settings(deadline=None)
 @given(partitioned_values(), st.randoms(use_true_random=False))
 def test_order_and_partition_change_the_last_digit_at_most(case, random):
     parts, order = case
@@ -110,6 +107,7 @@ def test_a_large_mean_costs_the_variance_no_digits():
     np.testing.assert_allclose(moments_of(values).variance, [expected], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sums_in_float32_lose_nothing_over_many_batches(monkeypatch):
     # as on a device without float64: 20,000 batches, whose plain float32 sum is off by 1e-4
     monkeypatch.setattr("recal.calibration.moments._wide", lambda _device: torch.float32)

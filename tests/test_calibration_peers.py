@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_calibration_estimators import SPLITS, make_images, make_network
 
 from recal.calibration.estimators import one_pass
+from tests.test_calibration_estimators import LAYERS, SPLITS, make_images, make_network
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -22,7 +22,9 @@ def test_pooled_is_what_fvcores_precise_bn_computes(split):
     peer = copy.deepcopy(network).train()
     peer.drop = torch.nn.Identity()  # which fvcore leaves on
     precise_bn.update_bn_stats(peer, batches, len(batches), None)
-    for name, estimate in one_pass(network, batches).items():
+    found = one_pass(network, batches)
+    assert set(found) == set(LAYERS)
+    for name, estimate in found.items():
         layer = getattr(peer, name)
         shift = (estimate.mean - layer.running_mean) / estimate.variance.sqrt()
         assert float(shift.abs().max()) < 1e-10

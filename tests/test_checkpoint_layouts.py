@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import dual_networks
 import pytest
 import torch
-from dual_networks import NORMS, Network, SiblingNetwork, randomise, use_branch
 from torch import nn
 
 from recal.checkpoint.branches import branch_names
@@ -14,6 +12,8 @@ from recal.checkpoint.layouts import BY_NAME, LAYOUTS
 from recal.errors import InputError, UsageError
 from recal.networks.build import build
 from recal.networks.plain import batch_norms
+from tests import dual_networks
+from tests.dual_networks import NORMS, Network, SiblingNetwork, randomise, use_branch
 
 CODE = f"python:{Path(dual_networks.__file__)}"
 REFUSED = {"slimmable", "det-advprop-heads"}
@@ -59,7 +59,7 @@ def test_branches_built_in_the_users_own_dual_class_equal_the_original(layout, t
     arch = f"{CODE}:{layout.replace('-', '_')}"
     if not hasattr(dual_networks, layout.replace("-", "_")):
         setattr(dual_networks, layout.replace("-", "_"), dual_networks.dual(layout))
-        arch = f"python:dual_networks:{layout.replace('-', '_')}"
+        arch = f"python:tests.dual_networks:{layout.replace('-', '_')}"
     same_outputs(network, checkpoint, arch, images)
     assert list(batch_norms(build(checkpoint, "aux0", arch=arch))) == checkpoint.layers
 

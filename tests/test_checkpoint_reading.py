@@ -5,11 +5,9 @@ import io
 import pathlib
 import tempfile
 
-import dual_networks
 import numpy as np
 import pytest
 import torch
-from dual_networks import NORMS, Network, Normalised, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -18,6 +16,8 @@ from torch import nn
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
 from recal.networks.build import build
+from tests import dual_networks
+from tests.dual_networks import NORMS, Network, Normalised, randomise
 
 PLAIN = f"python:{pathlib.Path(dual_networks.__file__)}:plain"
 
@@ -56,7 +56,7 @@ dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.fl
 dimensions = st.lists(st.integers(0, 4), max_size=4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.dictionaries(names, st.tuples(dtypes, dimensions), max_size=6), st.booleans())
 def test_whatever_torch_saves_of_dense_tensors_is_read_as_it_was(content, new_format):
     state = {
@@ -310,7 +310,7 @@ def test_file_of_another_kind_is_named(head, message, tmp_path):
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match="nothing there"):
+    with pytest.raises(InputError, match="but it does not exist"):
         load_checkpoint(tmp_path / "none.pth")
     with pytest.raises(InputError, match="got a folder"):
         load_checkpoint(tmp_path)

@@ -80,7 +80,7 @@ def test_a_slip_in_the_project_file_is_refused(recal, tmp_path, text, message):
         (["--affine", "aux9"], 2, "expected a branch out of main, aux0"),
         (["--device", "gpu9"], 2, "--device"),
         (["--estimator", "exact"], 2, "expected one of consistent, ema"),
-        (["--data", "nowhere"], 3, "nowhere: expected a folder of images, got nothing there"),
+        (["--data", "nowhere"], 3, "nowhere: expected a folder of images, but it does not exist"),
         (["--classes", "12"], 3, "expected shape (12"),
     ],
 )

@@ -5,7 +5,8 @@ import io
 import json
 
 import pytest
-from saved_runs import simulated, write_run
+
+from tests.saved_runs import simulated, write_run
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
 """`recal convert`: the file is an ordinary checkpoint for those who load it."""
 
-import dual_networks
 import pytest
 import timm
 import torch
 import torchvision
-from dual_networks import NORMS, Network, randomise
 from safetensors import safe_open
 from timm.layers import convert_splitbn_model
 
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.networks.build import build
 from recal.variant.variant import branch_variant, save_variant
+from tests import dual_networks
+from tests.dual_networks import NORMS, Network, randomise
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -61,7 +61,12 @@ def test_code_of_ones_own_loads_the_file_and_no_architecture_is_needed(recal, tm
     assert "not loaded again, because the checkpoint names no architecture" in text
     network = dual_networks.plain()
     network.load_state_dict(torch.load(tmp_path / "plain.pth", weights_only=True), strict=True)
-    same(network, load_checkpoint(tmp_path / "f.pth"), "aux0", arch="python:dual_networks:plain")
+    same(
+        network,
+        load_checkpoint(tmp_path / "f.pth"),
+        "aux0",
+        arch="python:tests.dual_networks:plain",
+    )
 
 
 def test_class_that_holds_the_branches_itself_is_said_not_to_load_the_file(recal, tmp_path):
@@ -106,7 +111,7 @@ def test_same_request_gives_the_same_bytes_and_no_local_path(recal, split_checkp
         (("-o", "plain.onnx"), 2, "expected a name in .safetensors, .pth, .pt"),
         (("--variant", "aux7", "-o", "plain.pth"), 2, "Did you mean 'aux0'"),
         (("--arch", "wrn16_2", "-o", "plain.pth"), 3, "weights and architecture do not fit"),
-        (("--variant", "none.safetensors", "-o", "plain.pth"), 3, "nothing there"),
+        (("--variant", "none.safetensors", "-o", "plain.pth"), 3, "but it does not exist"),
     ],
 )
 def test_slips_end_with_their_status_and_write_nothing(

@@ -12,12 +12,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from corruption_images import photographs, write_textures
 from PIL import Image
 
 from recal.cli.datasets.data import command
 from recal.datasets.catalogue import PublishedSet, catalogue
 from recal.errors import InputError, UsageError, VerificationError
+from tests.corruption_images import photographs, write_textures
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,7 @@ def test_show_draws_the_severities_of_ones_own_image(place):
     assert 0 < distances[1] < distances[5]
 
 
+@pytest.mark.slow
 def test_show_all_draws_every_corruption(place):
     Image.fromarray(photographs(1, 32)[0]).save(place / "mine.png")
     run("show", "all", "--image", place / "mine.png", "-o", place / "all.jpg")

@@ -11,6 +11,7 @@ from recal.data.folders import open_images
 from recal.resources import sample_checkpoint, sample_folder, sample_images
 
 
+@pytest.mark.slow
 def test_demo_leaves_variants_model_results_and_report_and_needs_no_network(
     recal, tmp_path, monkeypatch
 ):

@@ -150,7 +150,7 @@ def test_a_corruption_that_fails_alone_leaves_the_others_and_tells(
         (["--suite", "cifar100"], 3, "expected a network of 100 classes"),
         (["--backend", "onnx"], 2, "Did you mean 'onnxruntime'?"),
         (["nothing.pth"], 3, "nothing.pth: expected a checkpoint, variant or .onnx file"),
-        (["nothing.onnx"], 3, "nothing.onnx: expected an ONNX file, got nothing there"),
+        (["nothing.onnx"], 3, "nothing.onnx: expected an ONNX file, but it does not exist"),
         (["aux0"], 2, "'aux0': expected a file, CHECKPOINT:BRANCH, or with --checkpoint the name"),
         (["--autocast", "int8"], 2, "'int8' is not one of"),
     ],

@@ -19,7 +19,7 @@ def test_export_of_a_branch_says_how_it_was_compared(recal, split_checkpoint, tm
     assert "Wrote m.onnx: aux0" in out
     assert "on 256 bundled Fashion-MNIST images: largest difference of a logit" in out
     assert "Largest difference from branch 'main'" in out
-    assert OnnxNetwork(tmp_path / "m.onnx").metadata["variant"] == "aux0"
+    assert OnnxNetwork(tmp_path / "m.onnx").record.title == "aux0"
 
 
 def test_export_of_a_variant_compares_on_the_users_images(
@@ -37,10 +37,14 @@ def test_export_of_a_variant_compares_on_the_users_images(
 def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
     for arguments, status, message in (
         (["--variant", "aux3"], 2, "expected a branch out of main, aux0, got 'aux3'"),
-        (["--variant", "v.safetensors"], 3, "v.safetensors: expected a variant, got nothing there"),
+        (
+            ["--variant", "v.safetensors"],
+            3,
+            "v.safetensors: expected a variant, but it does not exist",
+        ),
         (["--variant", str(split_checkpoint)], 3, "expected a variant"),
         (["-o", "/proc/no/m.onnx"], 1, "cannot be written"),
-        (["--data", "nowhere"], 3, "got nothing there"),
+        (["--data", "nowhere"], 3, "but it does not exist"),
     ):
         found, _, err = recal("export", split_checkpoint, *arguments)
         assert found == status, err
@@ -49,7 +53,8 @@ def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
 
 
 def test_failed_proof_exits_with_4(recal, split_checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr("recal.export.export.FLOAT32", Tolerance(images=1e-12, hostile=1e-3))
+    tight = Tolerance(images=1e-12, hostile=1e-3)
+    monkeypatch.setattr("recal.export.forms.Float32.allowed", tight)
     monkeypatch.setattr("recal.export.proof.SLACK", 0.0)
     status, _, err = recal("export", split_checkpoint, "-o", "m.onnx")
     assert status == 4
@@ -69,10 +74,10 @@ def test_accuracies_come_from_a_run_of_the_same_variant(
         "export", split_checkpoint, "-o", "m.onnx", "--run", "run", "--class-names", "names.txt"
     )
     assert status == 0, err
-    metadata = OnnxNetwork(tmp_path / "m.onnx").metadata
+    record = OnnxNetwork(tmp_path / "m.onnx").record
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["summary"][0]
-    assert metadata["accuracies"]["clean_accuracy"] == summary["clean_accuracy"]
-    assert metadata["classes"][3] == "thing 3"
+    assert record.accuracies.clean_accuracy == summary["clean_accuracy"]
+    assert record.classes[3] == "thing 3"
     for arguments, message in (
         (["--variant", "aux0", "--run", "run"], "expected a run of the variant that is exported"),
         (["--run", "nowhere"], "nowhere: expected the folder of a finished run"),
@@ -93,6 +98,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["export", "patch"])
 def test_a_disk_that_is_full_leaves_the_good_file_and_nothing_else(
     recal, split_checkpoint, class_folders, tmp_path, command

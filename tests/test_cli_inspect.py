@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from dual_networks import NORMS, Network, randomise
 from timm.layers import convert_splitbn_model
 from torch import nn
 
 from recal.networks.names import create_network
+from tests.dual_networks import NORMS, Network, randomise
 
 
 @pytest.fixture

@@ -200,6 +200,7 @@ def test_an_onnx_file_is_recalibrated_under_a_policy_file(
     assert FLIPPED in found.statistics["policy_text"]
 
 
+@pytest.mark.slow
 def test_an_onnx_file_under_a_mix_of_policies_gives_the_same_bytes_each_time(
     recal, split_checkpoint, class_folders, tmp_path
 ):

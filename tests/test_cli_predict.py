@@ -14,11 +14,16 @@ from recal.data.normalise import normalise_array
 
 
 @pytest.fixture
-def model(recal, split_checkpoint, tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
-    status, _, err = recal("export", split_checkpoint, "-o", "m.onnx", "--class-names", "names.txt")
-    assert status == 0, err
+def model(exported, class_names, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(exported("--class-names", class_names))
     return tmp_path / "m.onnx"
+
+
+@pytest.fixture(scope="session")
+def class_names(tmp_path_factory):
+    path = tmp_path_factory.mktemp("names") / "names.txt"
+    path.write_text("\n".join("abcdefghij"))
+    return str(path)
 
 
 def test_predictions_are_those_of_the_network(recal, model, split_checkpoint, class_folders):
@@ -68,7 +73,7 @@ def test_bad_images_are_named(recal, model, class_folders, tmp_path):
     for path, message in (
         ("odd.png", "expected an image"),
         ("large.png", "expected 32x32 pixels"),
-        ("none.png", "got nothing there"),
+        ("none.png", "but it does not exist"),
         ("empty", "expected images, got none"),
     ):
         status, _, err = recal("predict", model, path)

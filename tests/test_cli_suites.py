@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from published_sets import write_folders, write_suite
 
 from recal.suites.suite import suite_names
+from tests.published_sets import write_folders, write_suite
 
 
 def test_suites_are_listed_with_what_is_here(recal, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 import pytest
-from corruption_images import photographs, write_textures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +19,7 @@ from recal.corruptions.frost import find_textures
 from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS
 from recal.errors import InputError, UsageError
 from recal.kernels import compiled
+from tests.corruption_images import photographs, write_textures
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,7 +112,7 @@ def test_indices_that_do_not_fit_are_refused(indices):
 
 @pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 @pytest.mark.parametrize("family", PARAMETER_SETS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(severity=st.integers(1, 5), height=st.integers(40, 72), width=st.integers(40, 72))
 def test_any_size_gives_an_image_that_batches_do_not_change(name, family, severity, height, width):
     """At any size, wide or tall, an image alone gives what it gives in a batch."""

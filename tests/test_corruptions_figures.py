@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corruption_images import figures_of, photographs, sampled, write_textures
 
 from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from recal.corruptions.parameters import PARAMETER_SETS
+from tests.corruption_images import figures_of, photographs, sampled, write_textures
 
 FIGURES = json.loads((Path(__file__).parent / "corruption_figures.json").read_text())
 GOLDEN = Path(__file__).parent / "corruption_golden.npz"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corruption_images import figures_of
 
 from recal.corruptions import corrupt
 from recal.corruptions.blur import smear
 from recal.corruptions.parameters import PARAMETER_SETS
+from tests.corruption_images import figures_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
 SIDES = {"32": "cifar", "224": "imagenet"}

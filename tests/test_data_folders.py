@@ -187,7 +187,7 @@ def test_malformed_data_are_refused_by_name(tmp_path, spoil, message):
 
 
 def test_missing_folder_and_archive_are_refused_with_advice(tmp_path):
-    with pytest.raises(InputError, match="got nothing there"):
+    with pytest.raises(InputError, match="but it does not exist"):
         open_images(tmp_path / "none", "test")
     (tmp_path / "cifar.tar.gz").write_bytes(b"")
     with pytest.raises(InputError, match="Unpack it"):

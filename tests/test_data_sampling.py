@@ -83,8 +83,8 @@ def test_several_policies_read_together_draw_as_each_does_alone(class_folders):
         alone = PreparedImages(source, policy, 7, 32)
         assert np.array_equal(batch, np.stack([alone.read(int(i)) for i in indices]))
         assert np.array_equal(batch, alone.batch(indices[::-1])[::-1])
-    one = PreparedTogether(source, policies, 7, 32).read_all(59)
-    assert all(np.array_equal(a, b[2]) for a, b in zip(one, together, strict=True))
+    one = PreparedTogether(source, policies, 7, 32).batch_all([59])
+    assert all(np.array_equal(a[0], b[2]) for a, b in zip(one, together, strict=True))
     torch.manual_seed(1)
     assert float(torch.rand(())) == after[2]
 

@@ -130,7 +130,7 @@ def test_workers_read_a_tar_as_this_process_does(class_folders, tmp_path):
     with tarfile.open(path, "w") as tar:
         tar.add(class_folders, arcname="")
     images = PreparedTogether(open_images(path, "train"), [load_policy("cifar", "weak")], 0, 32)
-    images.read_all(0)
+    images.batch_all([0])
     batches = [np.arange(8), np.arange(8, 20), np.arange(20, 60)]
     here, there = (list(Batches(images, batches, workers=workers)) for workers in (0, 2))
     assert all(np.array_equal(a, b) for (a,), (b,) in zip(here, there, strict=True))

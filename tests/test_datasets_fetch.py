@@ -271,7 +271,20 @@ def test_verify_names_what_changed(offer):
         special("disk", tarfile.BLKTYPE),
         special("pipe", tarfile.FIFOTYPE),
     ],
-    ids=repr,
+    ids=[
+        "above",
+        "above-from-inside",
+        "absolute",
+        "backslash",
+        "drive",
+        "newline",
+        "its-own-folder",
+        "symbolic-link",
+        "hard-link",
+        "device",
+        "disk",
+        "pipe",
+    ],
 )
 def test_a_hostile_archive_is_refused_and_leaves_nothing(offer, tmp_path, entry):
     with pytest.raises(InputError, match="Refused"):

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.slow
 
 ESTIMATES = """
 import json, sys
@@ -119,7 +120,6 @@ def test_recal_calibrate_under_torchrun_writes_what_one_process_writes(
 def test_a_process_that_dies_ends_the_job_with_an_error(tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(DIES)
-    start = time.monotonic()
     # without torchrun, which would end the other process itself
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes = [
@@ -133,7 +133,6 @@ def test_a_process_that_dies_ends_the_job_with_an_error(tmp_path):
     processes[1].communicate(timeout=60)
     assert [process.returncode for process in processes] == [1, 9]
     assert "several processes: expected an answer from every one" in message
-    assert time.monotonic() - start < 60
 
 
 def test_one_process_with_a_broken_image_ends_the_job_and_leaves_nothing(

@@ -204,6 +204,7 @@ def test_wrong_adaptations_are_refused(options, message):
         Adaptation(**options)
 
 
+@pytest.mark.slow
 def test_onnx_files_and_onnxruntime_are_refused(split_checkpoint, class_folders, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     export_onnx(load_checkpoint(split_checkpoint), "main", tmp_path / "m.onnx", pixels)

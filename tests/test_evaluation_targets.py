@@ -8,7 +8,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from PIL import Image
-from published_sets import write_suite
 
 from recal import (
     build,
@@ -27,6 +26,7 @@ from recal.evaluation.plan import make_plan
 from recal.networks.names import create_network
 from recal.resources import sample_checkpoint, sample_images
 from recal.runs.store import read_target_cell
+from tests.published_sets import write_suite
 
 
 def onnx_model(path, nodes, classes=10, side=32, kind=TensorProto.FLOAT):
@@ -157,6 +157,7 @@ def test_odd_preparation_and_guessing_are_warned_of(split_checkpoint, class_fold
         assert not any("do not fit" in line for line in work.images.warnings)
 
 
+@pytest.mark.slow
 def test_backends_predict_alike_on_9999_of_10000_images(tmp_path):
     """On real images, clean and corrupted, by a trained network and its other branch."""
     names = ["main", "aux0"]
@@ -191,17 +192,16 @@ def test_numbers_do_not_depend_on_batches_or_threads(split_checkpoint, class_fol
         assert all(np.array_equal(cells[0][name], other[name]) for name in cells[0])
 
 
+@pytest.mark.slow
 def test_an_exported_file_of_fixed_batch_and_of_pixels_is_evaluated(
     split_checkpoint, class_folders, tmp_path
 ):
-    from recal.export.export import ExportOptions
-
     checkpoint = load_checkpoint(split_checkpoint)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     names = [str(split_checkpoint)]
-    for name, options in (("b", ExportOptions(batch=3)), ("u", ExportOptions(uint8=True))):
+    for name, form in (("b", {"batch": 3}), ("u", {"uint8": True})):
         names.append(str(tmp_path / f"{name}.onnx"))
-        export_onnx(checkpoint, "main", tmp_path / f"{name}.onnx", pixels, options=options)
+        export_onnx(checkpoint, "main", tmp_path / f"{name}.onnx", pixels, **form)
     run = evaluate(names, suite="cifar10", data=class_folders, output=tmp_path / "run")
     first, *others = (read_target_cell(run.folder, name, "clean") for name in names)
     for other in others:

@@ -13,14 +13,14 @@ from torch import nn
 from recal import build, export_onnx, load_checkpoint
 from recal.data.normalise import normalise_array
 from recal.errors import InputError, UsageError, VerificationError
-from recal.export import export
-from recal.export.export import ExportOptions
-from recal.export.images import comparison_images
+from recal.export import forms
+from recal.export.forms import Float16, Float32
+from recal.export.subject import comparison_images
 from recal.export.trace import to_onnx, with_tensors
+from recal.onnx_file.record import Accuracies
 from recal.onnx_file.session import OnnxNetwork
 from recal.variant.variant import branch_variant
 
-REAL_TO_MODEL = export.to_model
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
 
 
@@ -33,7 +33,7 @@ def test_file_gives_the_logits_of_its_branch_and_no_other(checkpoint, tmp_path):
     inputs = normalise_array(PIXELS, *(getattr(checkpoint.spec(), k) for k in ("mean", "std")))
     for branch in ("main", "aux0"):
         path = tmp_path / f"{branch}.onnx"
-        proof = export_onnx(checkpoint, branch, path, PIXELS)
+        proof = export_onnx(checkpoint, branch, path, PIXELS).proof
         with torch.no_grad():
             expected = build(checkpoint, branch)(torch.from_numpy(inputs)).numpy()
         found = OnnxNetwork(path).logits(inputs)
@@ -46,6 +46,7 @@ def test_file_gives_the_logits_of_its_branch_and_no_other(checkpoint, tmp_path):
             assert rival.distance == pytest.approx(rival.expected, abs=proof.tolerance)
 
 
+@pytest.mark.slow
 def test_file_is_plain_self_contained_and_reproducible(checkpoint, tmp_path):
     for name in ("a", "b"):
         export_onnx(checkpoint, "aux0", tmp_path / f"{name}.onnx", PIXELS)
@@ -67,16 +68,22 @@ def test_file_is_plain_self_contained_and_reproducible(checkpoint, tmp_path):
 
 
 def test_metadata_say_what_the_file_is(checkpoint, tmp_path):
-    export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, mean=(0.5, 0.5, 0.5))
-    metadata = OnnxNetwork(tmp_path / "m.onnx").metadata
-    assert metadata["model"]["mean"] == [0.5, 0.5, 0.5]
-    assert metadata["model"]["arch"] == "wrn10_1"
-    assert metadata["weights_sha256"] == checkpoint.weights_sha256
-    assert metadata["statistics"] == {"source": "branch", "branch": "main"}
-    assert metadata["parity"]["images"] == 70
-    json.dumps(metadata)
+    export_onnx(
+        checkpoint, "main", tmp_path / "m.onnx", PIXELS, overrides={"mean": (0.5, 0.5, 0.5)}
+    )
+    record = OnnxNetwork(tmp_path / "m.onnx").record
+    assert record.model["mean"] == [0.5, 0.5, 0.5]
+    assert record.model["arch"] == "wrn10_1"
+    assert record.weights_sha256 == checkpoint.weights_sha256
+    assert record.form == "float32"
+    (held,) = record.variants
+    assert held.statistics == {"source": "branch", "branch": "main"}
+    assert record.parity["main"].images == 70
+    stored = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(stored["recal.model"])["arch"] == "wrn10_1"
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_its_variant_is_refused_and_not_written(
     checkpoint, tmp_path, monkeypatch
 ):
@@ -87,8 +94,8 @@ def test_a_file_that_is_not_its_variant_is_refused_and_not_written(
     def exports_the_wrong_branch(_network, size, **form):
         return to_onnx(build(checkpoint, "aux0"), size, **form)
 
-    monkeypatch.setattr(export, "to_onnx", exports_the_wrong_branch)
-    with pytest.raises(VerificationError, match="got a difference of"):
+    monkeypatch.setattr(forms, "to_onnx", exports_the_wrong_branch)
+    with pytest.raises(VerificationError, match=r"got a difference of .* No file was written"):
         export_onnx(checkpoint, "main", good, PIXELS)
     assert good.read_bytes() == before, "the good file that was there stays"
     with pytest.raises(VerificationError):
@@ -127,7 +134,7 @@ def test_onnx_inputs_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "no.onnx").write_bytes(b"\x08\x07 no model")
     with pytest.raises(InputError, match=r"no\.onnx: expected an ONNX network"):
         OnnxNetwork(tmp_path / "no.onnx")
-    with pytest.raises(InputError, match="got nothing there"):
+    with pytest.raises(InputError, match="but it does not exist"):
         OnnxNetwork(tmp_path / "none.onnx")
 
 
@@ -137,6 +144,7 @@ def test_bundled_images_take_the_size_of_the_network(checkpoint):
     assert what == "5 bundled Fashion-MNIST images"
 
 
+@pytest.mark.slow
 def test_every_form_gives_what_it_says(checkpoint, tmp_path):
     """uint8, softmax, float16, fixed batch, any size and other opsets, against PyTorch."""
     spec = checkpoint.spec()
@@ -147,15 +155,15 @@ def test_every_form_gives_what_it_says(checkpoint, tmp_path):
     for form, name, dtype, shape, tolerance in (
         ({"uint8": True}, "logits", "uint8", ["batch", 32, 32, 3], 1e-4),
         ({"softmax": True}, "probabilities", "float32", ["batch", 3, 32, 32], 1e-5),
-        ({"fp16": True}, "logits", "float32", ["batch", 3, 32, 32], 2e-2),
+        ({"form": Float16()}, "logits", "float32", ["batch", 3, 32, 32], 2e-2),
         ({"batch": 4, "opset": 13}, "logits", "float32", [4, 3, 32, 32], 1e-4),
         ({"any_size": True, "opset": 20}, "logits", "float32",
          ["batch", 3, "height", "width"], 1e-4),
-        ({"uint8": True, "softmax": True, "fp16": True}, "probabilities", "uint8",
+        ({"uint8": True, "softmax": True, "form": Float16()}, "probabilities", "uint8",
          ["batch", 32, 32, 3], 5e-3),
     ):  # fmt: skip
         path = tmp_path / "m.onnx"
-        export_onnx(checkpoint, "aux0", path, PIXELS, options=ExportOptions(**form))
+        export_onnx(checkpoint, "aux0", path, PIXELS, **form)
         session = onnxruntime.InferenceSession(path)
         (given,), (output,) = session.get_inputs(), session.get_outputs()
         assert (given.name, given.shape, output.name) == ("input", shape, name)
@@ -167,46 +175,44 @@ def test_every_form_gives_what_it_says(checkpoint, tmp_path):
         np.testing.assert_allclose(found / scale, wanted / scale, atol=tolerance, err_msg=str(form))
         assert np.ptp(wanted) > 10 * tolerance
     larger = np.tile(images[:2], (1, 1, 2, 2))
-    export_onnx(checkpoint, "aux0", path, PIXELS, options=ExportOptions(any_size=True))
+    export_onnx(checkpoint, "aux0", path, PIXELS, any_size=True)
     with torch.no_grad():
         wanted = build(checkpoint, "aux0")(torch.from_numpy(larger)).numpy()
     np.testing.assert_allclose(OnnxNetwork(path).logits(larger), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_file(checkpoint, tmp_path):
-    for name, half in (("full", False), ("half", True)):
-        export_onnx(checkpoint, "main", tmp_path / name, PIXELS, options=ExportOptions(fp16=half))
+    for name, form in (("full", Float32()), ("half", Float16())):
+        export_onnx(checkpoint, "main", tmp_path / name, PIXELS, form=form)
     full, half = ((tmp_path / name).stat().st_size for name in ("full", "half"))
     assert half < 0.65 * full
 
 
+@pytest.mark.slow
 def test_the_network_runs_the_same_for_eval_whatever_the_form(checkpoint, tmp_path):
     spec = checkpoint.spec()
     found = []
     for form in ({}, {"uint8": True}, {"softmax": True}, {"batch": 4}):
-        export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, options=ExportOptions(**form))
+        export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, **form)
         logits = OnnxNetwork(tmp_path / "m.onnx").classify(PIXELS, spec.mean, spec.std)
         found.append(logits - logits.max(axis=1, keepdims=True))
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], atol=1e-3)
 
 
-def test_options_that_contradict_and_opsets_that_are_not_are_wrong_use(checkpoint, tmp_path):
-    for form, message in (
-        ({"fp16": True, "patchable": True}, "--fp16 does not go with --patchable"),
-        ({"opset": 12}, "--opset: expected a number from 13 to 20, got 12"),
-        ({"opset": 99}, "got 99"),
+def test_unknown_opsets_are_wrong_use(checkpoint, tmp_path):
+    for opset, message in (
+        (12, "--opset: expected a number from 13 to 20, got 12"),
+        (99, "got 99"),
     ):
         with pytest.raises(UsageError, match=message):
-            export_onnx(
-                checkpoint, "main", tmp_path / "m.onnx", PIXELS, options=ExportOptions(**form)
-            )
+            export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, opset=opset)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_wrong_only_on_scaled_inputs_is_refused(checkpoint, tmp_path, monkeypatch):
-    def clips(network, variant, options):
-        model = REAL_TO_MODEL(network, variant, options)
+    def clips(model, *_):
         for node in model.graph.node:
             node.input[:] = ["clipped" if name == "input" else name for name in node.input]
         bounds = [
@@ -218,7 +224,7 @@ def test_a_file_that_is_wrong_only_on_scaled_inputs_is_refused(checkpoint, tmp_p
         )
         return model
 
-    monkeypatch.setattr(export, "to_model", clips)
+    monkeypatch.setattr(forms, "_dressed", clips)
     with pytest.raises(VerificationError, match="expected logits of hostile inputs within"):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS)
     assert not list(tmp_path.iterdir())
@@ -246,12 +252,12 @@ def test_record_takes_class_names_and_accuracies(checkpoint, tmp_path):
     names = [f"class {i}" for i in range(10)]
     export_onnx(
         checkpoint, "main", tmp_path / "m.onnx", PIXELS, class_names=names,
-        accuracies={"suite": "cifar10", "clean_accuracy": 0.5},
+        accuracies=Accuracies(suite="cifar10", clean_accuracy=0.5),
     )  # fmt: skip
-    metadata = OnnxNetwork(tmp_path / "m.onnx").metadata
-    assert metadata["classes"] == names
-    assert metadata["accuracies"]["clean_accuracy"] == 0.5
-    assert metadata["checkpoint_sha256"] == hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
+    record = OnnxNetwork(tmp_path / "m.onnx").record
+    assert list(record.classes) == names
+    assert record.accuracies.clean_accuracy == 0.5
+    assert record.checkpoint_sha256 == hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="expected 10 names, got 9"):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, class_names=names[1:])
 
@@ -262,4 +268,4 @@ def test_images_of_another_form_are_refused_and_none_are_needed(split_checkpoint
         with pytest.raises(InputError, match=r"expected images uint8 \(N, 32, 32, 3\), got"):
             export_onnx(checkpoint, "aux0", tmp_path / "m.onnx", odd)
     assert not list(tmp_path.iterdir())
-    assert export_onnx(checkpoint, "aux0", tmp_path / "m.onnx").images == 256
+    assert export_onnx(checkpoint, "aux0", tmp_path / "m.onnx").proof.images == 256

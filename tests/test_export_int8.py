@@ -1,5 +1,6 @@
 """int8 files: made of the variant's own images, judged by what they lose, the same each time."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -14,20 +15,15 @@ from recal import build, export_onnx, load_checkpoint
 from recal.data.normalise import normalise_array
 from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError, VerificationError
-from recal.export import export_int8 as export_int8_module
-from recal.export import int8_proof
-from recal.export.export import ExportOptions
-from recal.export.export_int8 import export_int8, ranges_of
-from recal.export.images import (
-    HeldOutImages,
-    calibration_images,
-    held_out_images,
-    variant_policy,
-)
+from recal.export import forms, int8_proof
+from recal.export.forms import Int8
+from recal.export.int8_images import HeldOutImages, held_out_images, range_images, variant_policy
 from recal.export.int8_proof import judge
-from recal.export.rebuild import verify_against
+from recal.export.quantise import activation_ranges
+from recal.export.subject import make_subjects
 from recal.export.trace import to_onnx
-from recal.onnx_file.record import read_record, write_record
+from recal.export.verify import verify_against
+from recal.onnx_file.record import read_entries, read_record, write_entries
 from recal.policies.policy import load_policy, read_policy
 from recal.variant.variant import branch_variant
 
@@ -39,18 +35,22 @@ def checkpoint(split_checkpoint):
     return load_checkpoint(split_checkpoint)
 
 
+def subject_of(checkpoint, branch, pixels):
+    variant = branch_variant(checkpoint, branch, checkpoint.spec())
+    return make_subjects(checkpoint, {branch: variant}, pixels)[0]
+
+
 @pytest.fixture
 def made_of(checkpoint, class_folders):
     spec = checkpoint.spec()
-    calibration = calibration_images(spec, CLEAN, class_folders, count=40)
-    return calibration, held_out_images(spec, class_folders, calibration)
+    images = range_images(spec, CLEAN, class_folders, count=40)
+    return images, held_out_images(spec, class_folders, images)
 
 
 def exported(checkpoint, path, made_of, *, branch="main", max_drop=1.0, **form):
-    variant = branch_variant(checkpoint, branch, checkpoint.spec())
-    return export_int8(
-        checkpoint, variant, path, *made_of, max_drop=max_drop, options=ExportOptions(**form)
-    )
+    images, held_out = made_of
+    int8 = Int8(images=images, held_out=held_out, max_drop=max_drop)
+    return export_onnx(checkpoint, branch, path, held_out.pixels, form=int8, **form)
 
 
 def test_file_is_8_bits_per_channel_plain_and_reproducible(checkpoint, made_of, tmp_path):
@@ -78,27 +78,27 @@ def test_file_is_8_bits_per_channel_plain_and_reproducible(checkpoint, made_of, 
     assert len(content) < 0.6 * (tmp_path / "c").stat().st_size
 
 
-def test_ranges_are_those_of_the_calibration_images(checkpoint, made_of, tmp_path):
+def test_ranges_are_those_of_the_images(checkpoint, made_of, tmp_path):
     """The input's scale and zero point, from the images alone."""
     exported(checkpoint, tmp_path / "m.onnx", made_of)
     model = onnx.load(tmp_path / "m.onnx")
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    spec, calibration = checkpoint.spec(), made_of[0]
-    images = normalise_array(calibration.pixels, spec.mean, spec.std).astype(np.float64)
+    spec = checkpoint.spec()
+    images = normalise_array(made_of[0].pixels, spec.mean, spec.std).astype(np.float64)
     low, high = min(0.0, images.min()), max(0.0, images.max())
     (first,) = (n for n in model.graph.node if n.input[0] == "input")
     assert first.op_type == "QuantizeLinear"
     assert arrays[first.input[1]] == pytest.approx((high - low) / 255, rel=1e-5)
     assert arrays[first.input[2]] == round(-low / ((high - low) / 255))
-    record = read_record(model)["int8"]
-    assert record["ranges"]["input"] == pytest.approx([images.min(), images.max()])
-    assert record["calibration"]["policy"] == "clean"
-    assert record["calibration"]["images"] == 40
+    record = read_record(model, "m.onnx").int8
+    assert record.ranges["input"] == pytest.approx([images.min(), images.max()])
+    assert record.range_images.policy == "clean"
+    assert record.range_images.images == 40
 
 
 @pytest.mark.parametrize("form", [{}, {"uint8": True, "softmax": True}, {"batch": 3}], ids=str)
 def test_what_is_lost_is_counted_right(checkpoint, made_of, tmp_path, form):
-    _, proof = exported(checkpoint, tmp_path / "m.onnx", made_of, **form)
+    proof = exported(checkpoint, tmp_path / "m.onnx", made_of, **form).int8.proof
     held_out, spec = made_of[1], checkpoint.spec()
     images = normalise_array(held_out.pixels, spec.mean, spec.std)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
@@ -124,28 +124,29 @@ def test_what_is_lost_is_counted_right(checkpoint, made_of, tmp_path, form):
 @pytest.fixture
 def narrow(monkeypatch):
     """Ranges of a tenth of what activations need, which no prediction survives."""
-    real = export_int8_module.ranges_of
+    real = forms.activation_ranges
 
-    def ranges_of(*arguments):
-        return {k: [v / 10 for v in pair] for k, pair in real(*arguments).items()}
+    def tenths(*arguments):
+        return {k: (low / 10, high / 10) for k, (low, high) in real(*arguments).items()}
 
-    monkeypatch.setattr(export_int8_module, "ranges_of", ranges_of)
+    monkeypatch.setattr(forms, "activation_ranges", tenths)
     monkeypatch.setattr(int8_proof, "LARGEST_ERROR", 100.0)
 
 
+@pytest.mark.slow
 def test_too_much_loss_is_refused_and_a_good_file_stays(checkpoint, made_of, tmp_path, narrow):
-    calibration, held_out = made_of
+    images, held_out = made_of
     good = tmp_path / "m.onnx"
     good.write_bytes(b"good")
     plain = HeldOutImages(pixels=held_out.pixels, labels=None, what="images")
     with pytest.raises(VerificationError, match="of predictions to change, got"):
-        exported(checkpoint, good, (calibration, plain), max_drop=0.0)
+        exported(checkpoint, good, (images, plain), max_drop=0.0)
     own = build(checkpoint)(torch.from_numpy(
         normalise_array(held_out.pixels, *(vars(checkpoint.spec())[k] for k in ("mean", "std")))
     )).argmax(1).numpy()  # fmt: skip
     right = HeldOutImages(pixels=held_out.pixels, labels=own, what="images")
     with pytest.raises(VerificationError, match=r"of accuracy to be lost, got .* \(100\.00% in fl"):
-        exported(checkpoint, good, (calibration, right), max_drop=0.01)
+        exported(checkpoint, good, (images, right), max_drop=0.01)
     assert good.read_bytes() == b"good"
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
@@ -159,19 +160,19 @@ def test_outputs_far_off_are_refused_whatever_is_predicted(checkpoint, made_of, 
 
 def test_loss_is_of_labels_where_there_are_any(checkpoint, made_of):
     """A network whose predictions all change, none of which had been right, loses nothing."""
-    network = build(checkpoint)
-    model = to_onnx(network, 32, fold=True).SerializeToString()
+    subject = subject_of(checkpoint, "main", made_of[1].pixels)
+    model = to_onnx(subject.network, 32, fold=True).SerializeToString()
     other = to_onnx(build(checkpoint), 32, fold=True)
     (bias,) = (t for t in other.graph.initializer if t.name == "fc.bias")
     values = onnx.numpy_helper.to_array(bias)
-    pixels, spec = made_of[1].pixels, checkpoint.spec()
+    pixels = made_of[1].pixels
     shift = np.zeros_like(values)
     shift[3] = 0.05
     bias.CopyFrom(onnx.numpy_helper.from_array(values + shift, "fc.bias"))
     changed = other.SerializeToString()
     for labels, drop in ((None, None), (np.full(40, 9), 0.0)):
         held_out = HeldOutImages(pixels=pixels, labels=labels, what="images")
-        proof = judge(changed, model, network, {}, held_out, spec, max_drop=1.0)
+        proof = judge(changed, model, replace(subject, rivals={}), held_out, max_drop=1.0)
         if labels is None:
             assert proof.drop == pytest.approx(1 - proof.agreement)
             assert proof.accuracies == {}
@@ -189,71 +190,76 @@ def test_outputs_that_point_to_another_branch_are_refused(checkpoint, made_of):
     near_variant = type(variant)(**{**vars(variant), "tensors": near})
     networks = {n: build(checkpoint, v) for n, v in (("own", variant), ("near", near_variant))}
     models = {n: to_onnx(v, 32, fold=True).SerializeToString() for n, v in networks.items()}
-    held_out, spec = made_of[1], checkpoint.spec()
+    held_out = made_of[1]
     rivals = {"near": networks["near"], "same": networks["own"]}
-    proof = judge(models["own"], models["own"], networks["own"], rivals, held_out, spec)
+    subject = replace(subject_of(checkpoint, "main", held_out.pixels), rivals=rivals)
+    proof = judge(models["own"], models["own"], subject, held_out)
     assert abs(proof.rivals["near"]) < 1e-3
     assert proof.indistinct == ("same",)
     with pytest.raises(VerificationError, match=r"than to branch 'near', got 1\.00 of the way"):
-        judge(models["near"], models["own"], networks["own"], rivals, held_out, spec, max_drop=1.0)
+        judge(models["near"], models["own"], subject, held_out, max_drop=1.0)
 
 
+@pytest.mark.slow
 def test_verify_rebuilds_it_and_finds_tampering(checkpoint, made_of, tmp_path):
     path = tmp_path / "m.onnx"
     exported(checkpoint, path, made_of)
     variant = branch_variant(checkpoint, "main", checkpoint.spec())
     pixels = made_of[1].pixels
-    rebuilt = verify_against(path, checkpoint, [variant], pixels)
-    assert rebuilt.same_bytes
-    assert rebuilt.int8.agreement > 0.8
+    found = verify_against(path, checkpoint, [variant], pixels)
+    assert found.same_bytes
+    assert found.evidence.int8.proof.agreement > 0.8
     model = onnx.load(path)
     weight = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8)
     values = onnx.numpy_helper.to_array(weight).copy()
     values.flat[0] ^= 1  # one step of one weight
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-    write_record(model, read_record(model))  # with the digest computed again
+    write_entries(model, read_entries(model))  # with the digest computed again
     path.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match="got others in"):
         verify_against(path, checkpoint, [variant], pixels)
-    record = read_record(model)
-    for odd in ({}, {"ranges": {"input": "x"}}, {"ranges": {"input": [0.0, 1.0]}}):
-        write_record(model, {**record, "int8": odd})
+    entries = read_entries(model)
+    made = json.loads(entries["recal.int8"])
+    for odd, message in (
+        ({}, "int8: ranges, range_images, max_drop, proof missing"),
+        ({**made, "ranges": {"input": "x"}}, "int8: ranges: input: expected a list"),
+        ({**made, "ranges": {"input": [0.0, 1.0]}}, "expected the ranges"),
+        ({**made, "range_images": {}}, "int8: range_images: policy, .* missing"),
+        ({**made, "max_drop": 7}, "int8: max_drop: expected a number from 0 to 1, got 7"),
+    ):
+        write_entries(model, {**entries, "recal.int8": json.dumps(odd)})
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(InputError, match="expected the ranges"):
+        with pytest.raises(InputError, match=message):
             verify_against(path, checkpoint, [variant], pixels)
 
 
+@pytest.mark.slow
 def test_verify_takes_the_ranges_from_the_images_again(
     checkpoint, made_of, class_folders, tmp_path, monkeypatch
 ):
     path, held_out = tmp_path / "m.onnx", made_of[1]
     exported(checkpoint, path, made_of)
     arguments = checkpoint, [branch_variant(checkpoint, "main", checkpoint.spec())], held_out.pixels
-    rebuilt = verify_against(path, *arguments, class_folders)
-    assert rebuilt.same_ranges
-    assert rebuilt.int8.images == 40
-    assert set(rebuilt.int8.accuracies) == {"pytorch", "folded", "int8"}
+    found = verify_against(path, *arguments, class_folders)
+    assert found.same_ranges
+    assert found.evidence.int8.proof.images == 40
+    assert set(found.evidence.int8.proof.accuracies) == {"pytorch", "folded", "int8"}
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(class_folders / "test", elsewhere)
     other = verify_against(path, *arguments, elsewhere)
     assert not other.same_ranges
-    assert other.int8.accuracies == {}
+    assert other.evidence.int8.proof.accuracies == {}
 
     # a file made of wrong ranges throughout: nothing but the images can tell
     def widened(*given):
-        return {name: [low, high + 1.0] for name, (low, high) in ranges_of(*given).items()}
+        return {n: (low, high + 1.0) for n, (low, high) in activation_ranges(*given).items()}
 
-    monkeypatch.setattr(export_int8_module, "ranges_of", widened)
-    exported(checkpoint, path, made_of)
+    with monkeypatch.context() as patched:
+        patched.setattr(forms, "activation_ranges", widened)
+        exported(checkpoint, path, made_of)
     assert verify_against(path, *arguments).same_bytes
     with pytest.raises(VerificationError, match=r"tensor '.*': expected the range .* to "):
         verify_against(path, *arguments, class_folders)
-    record = read_record(onnx.load(path))
-    model = onnx.load(path)
-    write_record(model, {**record, "int8": {"ranges": record["int8"]["ranges"]}})
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match="int8: expected a record of its images"):
-        verify_against(path, *arguments)
 
 
 def test_policy_is_the_variants_own(checkpoint, tmp_path):
@@ -279,24 +285,24 @@ def test_images_of_a_folder_without_splits_serve_for_one_purpose(checkpoint, tmp
         pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
     spec = checkpoint.spec()
-    calibration = calibration_images(spec, CLEAN, tmp_path, count=8)
-    held_out = held_out_images(spec, tmp_path, calibration)
+    images = range_images(spec, CLEAN, tmp_path, count=8)
+    held_out = held_out_images(spec, tmp_path, images)
     assert held_out.labels is None
     assert len(held_out.pixels) == 4
-    seen = {image.tobytes() for image in calibration.pixels}
+    seen = {image.tobytes() for image in images.pixels}
     assert not seen.intersection(image.tobytes() for image in held_out.pixels)
-    calibration = calibration_images(spec, CLEAN, tmp_path, count=12)
+    images = range_images(spec, CLEAN, tmp_path, count=12)
     with pytest.raises(InputError, match="Take fewer with --int8-images"):
-        held_out_images(spec, tmp_path, calibration)
+        held_out_images(spec, tmp_path, images)
 
 
 def test_labels_of_other_classes_are_no_labels(checkpoint, class_folders):
     spec = checkpoint.spec()
-    calibration = calibration_images(spec, CLEAN, class_folders, count=8)
-    fits = held_out_images(spec, class_folders, calibration)
+    images = range_images(spec, CLEAN, class_folders, count=8)
+    fits = held_out_images(spec, class_folders, images)
     assert fits.labels is not None
-    other = type(spec)(**{**vars(spec), "classes": 20})
-    assert held_out_images(other, class_folders, calibration).labels is None
+    other = replace(spec, classes=20)
+    assert held_out_images(other, class_folders, images).labels is None
 
 
 def test_a_part_of_imagenets_folders_are_its_classes(checkpoint, tmp_path):
@@ -307,13 +313,13 @@ def test_a_part_of_imagenets_folders_are_its_classes(checkpoint, tmp_path):
         for i in range(6):
             Image.new("RGB", (32, 32), (i, number % 256, 0)).save(folder / f"{i}.png")
     spec = replace(checkpoint.spec(), classes=1000)
-    calibration = calibration_images(spec, CLEAN, tmp_path, count=9)
-    assert calibration.record["class_balanced"]
-    held_out = held_out_images(spec, tmp_path, calibration)
+    images = range_images(spec, CLEAN, tmp_path, count=9)
+    assert images.record.class_balanced
+    held_out = held_out_images(spec, tmp_path, images)
     assert sorted(held_out.labels.tolist()) == [7] * 3 + [300] * 3 + [999] * 3
     assert [int(pixels[0, 0, 1]) for pixels in held_out.pixels] == (held_out.labels % 256).tolist()
     (tmp_path / order[7]).rename(tmp_path / "cats")
-    strange = held_out_images(spec, tmp_path, calibration)
+    strange = held_out_images(spec, tmp_path, images)
     assert strange.labels is None
 
 
@@ -353,6 +359,7 @@ def test_command_exits_with_4_above_max_drop(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--fp16", "--patchable"], "--fp16 does not go with --patchable"),
         (["--int8", "--fp16"], "--int8 does not go with --fp16"),
         (["--int8", "--patchable"], "--int8 does not go with --patchable"),
         (["--int8", "--switchable", "main,aux0"], "--switchable does not go with --int8"),

@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
-from recal import build, load_checkpoint
+from recal import build, export_onnx, load_checkpoint
 from recal.data.normalise import normalise_array
 from recal.errors import InputError, UsageError
-from recal.export.export import ExportOptions, export_switchable
+from recal.export.forms import Patchable, Switchable
 from recal.onnx_file.session import OnnxNetwork
 from recal.onnx_file.verify import verify_alone
 from recal.variant.variant import branch_variant
@@ -31,11 +31,12 @@ def three(checkpoint):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [{}, {"uint8": True}], ids=str)
 def test_each_number_gives_its_variant(checkpoint, tmp_path, form):
     path = tmp_path / "s.onnx"
     variants = three(checkpoint)
-    proofs = export_switchable(checkpoint, variants, path, PIXELS, options=ExportOptions(**form))
+    proofs = export_onnx(checkpoint, variants, path, PIXELS, form=Switchable(), **form).proofs
     spec = checkpoint.spec()
     images = torch.from_numpy(normalise_array(PIXELS, spec.mean, spec.std))
     for name, variant in variants.items():
@@ -44,14 +45,15 @@ def test_each_number_gives_its_variant(checkpoint, tmp_path, form):
         found = OnnxNetwork(path, variant=name).classify(PIXELS, spec.mean, spec.std)
         np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
         assert min(rival.distance for rival in proofs[name].rivals.values()) > 0.01
-    assert verify_alone(path).record["variants"][2]["variant"] == "mixed"
+    assert verify_alone(path).record.variants[2].name == "mixed"
     with pytest.raises(UsageError, match="--variant: expected one of aux0, main, mixed"):
         OnnxNetwork(path, variant="nobody")
 
 
+@pytest.mark.slow
 def test_weights_are_shared_and_numbers_out_of_range_fail(checkpoint, tmp_path):
     path = tmp_path / "s.onnx"
-    export_switchable(checkpoint, three(checkpoint), path, PIXELS)
+    export_onnx(checkpoint, three(checkpoint), path, PIXELS, form=Switchable())
     model = onnx.load(path)
     assert [i.name for i in model.graph.input] == ["input", "variant"]
     outer = [t.name for t in model.graph.initializer]
@@ -66,13 +68,15 @@ def test_weights_are_shared_and_numbers_out_of_range_fail(checkpoint, tmp_path):
 
 
 def test_one_variant_or_odd_ones_are_refused(checkpoint, tmp_path):
-    variants = three(checkpoint)
+    variants, path = three(checkpoint), tmp_path / "s.onnx"
     with pytest.raises(InputError, match="expected two variants or more, got 1"):
-        export_switchable(checkpoint, {"main": variants["main"]}, tmp_path / "s.onnx", PIXELS)
+        export_onnx(checkpoint, variants["main"], path, PIXELS, form=Switchable())
+    with pytest.raises(InputError, match="expected one variant for a file in patchable, got 3"):
+        export_onnx(checkpoint, variants, path, PIXELS, form=Patchable())
     other = branch_variant(checkpoint, "aux0", checkpoint.spec(mean=(0.5, 0.5, 0.5)))
     with pytest.raises(InputError, match="b: expected the preprocessing of the other variants"):
-        export_switchable(
-            checkpoint, {"a": variants["main"], "b": other}, tmp_path / "s.onnx", PIXELS
+        export_onnx(
+            checkpoint, {"a": variants["main"], "b": other}, path, PIXELS, form=Switchable()
         )
     assert not list(tmp_path.iterdir())
 

@@ -1,17 +1,21 @@
 """`recal verify` finds whatever was changed in a file."""
 
 import copy
+import json
+from contextlib import suppress
 
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 
 from recal import build, export_onnx, load_checkpoint
-from recal.errors import InputError, UsageError, VerificationError
-from recal.export.export import ExportOptions
-from recal.export.rebuild import recorded_variants, verify_against
+from recal.errors import InputError, RecalError, UsageError, VerificationError
+from recal.export.forms import Float16, Patchable, Switchable
+from recal.export.verify import recorded_variants, verify_against
 from recal.onnx_file.reading import read_model
-from recal.onnx_file.record import read_record, write_record
+from recal.onnx_file.record import read_entries, read_record, write_entries, write_record
+from recal.onnx_file.session import OnnxNetwork
 from recal.onnx_file.verify import verify_alone
 from recal.variant.variant import branch_variant
 
@@ -32,12 +36,12 @@ def exported(checkpoint, tmp_path):
 
 def test_an_untouched_file_passes_alone_and_against_its_checkpoint(checkpoint, exported):
     check = verify_alone(exported)
-    assert check.record["variant"] == "aux0"
+    assert check.record.title == "aux0"
     assert check.probe_difference < 1e-5
     variants = recorded_variants(check.record, checkpoint, exported)
-    rebuilt = verify_against(exported, checkpoint, variants, PIXELS)
-    assert rebuilt.same_bytes
-    (proof,) = rebuilt.proofs.values()
+    found = verify_against(exported, checkpoint, variants, PIXELS)
+    assert found.same_bytes
+    proof = found.evidence.proof
     assert proof.difference <= proof.tolerance
 
 
@@ -74,10 +78,11 @@ def test_changes_are_found_alone_and_named_against_the_checkpoint(
     with pytest.raises(VerificationError, match="expected the contents that were written"):
         verify_alone(exported)
     variant = branch_variant(checkpoint, "aux0", checkpoint.spec())
-    with pytest.raises(VerificationError, match=message):
+    with pytest.raises(VerificationError, match=message) as caught:
         verify_against(exported, checkpoint, [variant], PIXELS)
+    assert "No file was written" not in str(caught.value)
     # with the digest computed again only the checkpoint tells
-    write_record(model, read_record(model))
+    write_entries(model, read_entries(model))
     exported.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match=message):
         verify_against(exported, checkpoint, [variant], PIXELS)
@@ -85,25 +90,27 @@ def test_changes_are_found_alone_and_named_against_the_checkpoint(
 
 def test_another_variant_is_not_this_one(checkpoint, exported):
     variant = branch_variant(checkpoint, "main", checkpoint.spec())
-    with pytest.raises(VerificationError, match="variant_sha256: expected"):
+    with pytest.raises(VerificationError, match="variants 1: sha256: expected"):
         verify_against(exported, checkpoint, [variant], PIXELS)
 
 
 def test_a_runtime_that_computes_otherwise_is_found(exported):
     model = read_model(exported)
-    record = read_record(model)
-    record["probe"]["outputs"][0][0] += 0.1
-    write_record(model, record)
+    record = read_record(model, "m.onnx")
+    (first, *rest), *others = record.probe.outputs
+    probe = replace(record.probe, outputs=((first + 0.1, *rest), *others))
+    write_record(model, replace(record, probe=probe))
     exported.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match="This ONNX Runtime computes otherwise"):
         verify_alone(exported)
 
 
+@pytest.mark.slow
 def test_every_form_is_rebuilt_to_the_same_bytes(checkpoint, tmp_path):
     path = tmp_path / "m.onnx"
     variant = branch_variant(checkpoint, "main", checkpoint.spec())
-    for form in ({"patchable": True}, {"uint8": True, "softmax": True}, {"fp16": True}):
-        export_onnx(checkpoint, variant, path, PIXELS, options=ExportOptions(**form))
+    for form in ({"form": Patchable()}, {"uint8": True, "softmax": True}, {"form": Float16()}):
+        export_onnx(checkpoint, variant, path, PIXELS, **form)
         assert verify_against(path, checkpoint, [variant], PIXELS).same_bytes, form
 
 
@@ -118,37 +125,91 @@ def test_files_that_recal_did_not_write_are_an_input_error(checkpoint, tmp_path)
 
 def test_estimated_statistics_need_the_variant_file(checkpoint, exported):
     estimated = {"source": "policy", "policy": "weak", "policy_sha256": "", "policy_text": ""}
-    record = {**verify_alone(exported).record, "statistics": estimated}
+    record = verify_alone(exported).record
+    held = replace(record.variants[0], statistics=estimated)
+    record = replace(record, variants=(held,))
     with pytest.raises(UsageError, match="Name it with --variant"):
         recorded_variants(record, checkpoint, exported)
 
 
-ODD = ["x", {}, [{}]]
+ODD = ["x", {}, [{}], 10**30, None]
 
 
-@pytest.mark.parametrize("key", [
-    ("variants",), ("variants", 0, "variant"), ("variants", 0, "affine"),
+def entries_of(model):
+    return {key.removeprefix("recal."): text for key, text in read_entries(model).items()}
+
+
+def with_entries(model, entries):
+    write_entries(model, {f"recal.{key}": text for key, text in entries.items()})
+    return model
+
+
+KEYS = [
+    ("variants",), ("variants", 0, "name"), ("variants", 0, "affine"), ("variants", 0, "sha256"),
     ("variants", 0, "statistics"), ("variants", 0, "statistics", "source"),
-    ("variants", 0, "statistics", "branch"), ("options", "batch"), ("options", "opset"),
-    ("options", "uint8"), ("model",), ("model", "size"), ("model", "family"), ("probe",),
-], ids=str)  # fmt: skip
+    ("variants", 0, "statistics", "branch"), ("options",), ("options", "batch"),
+    ("options", "opset"), ("options", "uint8"), ("model",), ("model", "size"), ("model", "family"),
+    ("probe",), ("probe", "outputs"), ("probe", "largest"), ("parity",), ("parity", "main"),
+    ("versions",), ("classes",), ("accuracies",), ("int8",), ("format",),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def switchable(split_checkpoint, tmp_path_factory):
+    checkpoint = load_checkpoint(split_checkpoint)
+    spec = checkpoint.spec()
+    variants = {name: branch_variant(checkpoint, name, spec) for name in ("main", "aux0")}
+    path = tmp_path_factory.mktemp("switchable") / "s.onnx"
+    export_onnx(checkpoint, variants, path, PIXELS[:4], form=Switchable())
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS, ids=str)
 def test_records_of_other_types_end_in_one_error_whoever_wrote_their_digest(
-    key, recal, split_checkpoint, tmp_path
+    key, switchable, checkpoint, tmp_path
 ):
-    recal("export", split_checkpoint, "--switchable", "main,aux0", "-o", "m.onnx")
-    model = onnx.load(tmp_path / "m.onnx")
-    record = read_record(model)
+    model, path = onnx.load(switchable), tmp_path / "m.onnx"
+    entries = entries_of(model)
+    content = {key[0]: json.loads(entries.get(key[0], "null"))}
+    variants = [branch_variant(checkpoint, name, checkpoint.spec()) for name in ("main", "aux0")]
     for odd in ODD:
-        changed = copy.deepcopy(record)
-        place = changed
+        place = changed = copy.deepcopy(content)
         for step in key[:-1]:
             place = place[step]
         place[key[-1]] = odd
-        write_record(model, changed)
-        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-        # the probe is of no matter where the network itself is at hand
-        beside = [] if key == ("probe",) else [["--checkpoint", split_checkpoint]]
-        for arguments in ([], *beside):
-            status, _, err = recal("verify", "m.onnx", *arguments)
-            assert status in (0, 2, 3, 4), err
-            assert status == 0 or err.startswith("recal: ")
+        with_entries(model, {**entries, key[0]: json.dumps(changed[key[0]])})
+        path.write_bytes(model.SerializeToString())
+        for use in (
+            lambda: OnnxNetwork(path),
+            lambda: verify_alone(path),
+            lambda: recorded_variants(read_record(read_model(path), "m.onnx"), checkpoint, path),
+            lambda: verify_against(path, checkpoint, variants, PIXELS[:4]),
+        ):
+            with suppress(RecalError):
+                use()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "NaN", "\u2028", "1e999"])
+def test_entries_that_are_no_json_end_in_one_error(text, exported):
+    model = read_model(exported)
+    entries = entries_of(model)
+    for key in ("format", "options", "variants", "probe", "parity"):
+        with_entries(model, {**entries, key: text})
+        exported.write_bytes(model.SerializeToString())
+        with pytest.raises(InputError, match=key):
+            verify_alone(exported)
+
+
+def test_forms_and_their_records_go_together(exported):
+    model = read_model(exported)
+    entries = entries_of(model)
+    for form, message in (
+        ("int8", "int8: expected it in int8 files alone"),
+        ("switchable", "variants: expected one"),
+        ("float8", "expected one of float32, float16"),
+    ):
+        with_entries(model, {**entries, "form": form})
+        exported.write_bytes(model.SerializeToString())
+        with pytest.raises(InputError, match=message):
+            verify_alone(exported)

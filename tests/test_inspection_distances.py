@@ -3,11 +3,9 @@
 import dataclasses
 import math
 
-import dual_networks
 import numpy as np
 import pytest
 import torch
-from dual_networks import NORMS, Network, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +15,8 @@ from recal.inspection.distances import gaussian_distances, inspect_checkpoint
 from recal.inspection.findings import CHECKS
 from recal.inspection.scores import score_branches
 from recal.report.plots import plot_inspection
+from tests import dual_networks
+from tests.dual_networks import NORMS, Network, randomise
 
 
 def loaded(tmp_path, change=lambda _: None, norm="mixbn", name="f.pth", **options):
@@ -57,7 +57,7 @@ values = st.lists(st.floats(-50, 50), min_size=3, max_size=3).map(torch.tensor)
 variances = st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3).map(torch.tensor)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values, variances, values, variances)
 def test_symmetric_kl_is_symmetric_and_zero_only_where_equal(mean, var, other_mean, other_var):
     there = gaussian_distances(mean, var, other_mean, other_var)[2]

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import dual_networks
 import pytest
 import torch
-from dual_networks import NORMS, Network, randomise
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -15,6 +13,8 @@ from recal.errors import InputError, UsageError
 from recal.networks.build import build
 from recal.networks.plain import InstanceBatchNorm, PlainBatchNorm, batch_norms
 from recal.variant.variant import branch_variant, load_variant, save_variant
+from tests import dual_networks
+from tests.dual_networks import NORMS, Network, randomise
 
 CODE = f"python:{Path(dual_networks.__file__)}"
 
@@ -55,7 +55,7 @@ def test_every_kind_of_batch_norm_builds_to_the_same_outputs(kind, tmp_path, mon
         dual_networks, "kind", lambda: nn.Sequential(before, norm(4)), raising=False
     )
     checkpoint = loaded(network, tmp_path)
-    built = build(checkpoint, arch="python:dual_networks:kind", classes=4)
+    built = build(checkpoint, arch="python:tests.dual_networks:kind", classes=4)
     images = torch.randn(shape)
     with torch.no_grad():
         expected = network(images)

@@ -40,7 +40,7 @@ def normalised(images, spec):
 
 
 def randomised(network):
-    from dual_networks import randomise
+    from tests.dual_networks import randomise
 
     keep = {k: v.clone() for k, v in network.state_dict().items() if k in ("mu", "sigma")}
     network = randomise(network)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recal import build, calibrate, export_onnx, load_checkpoint
-from recal.export.export import ExportOptions
+from recal.export.forms import Patchable
 from recal.networks.names import create_network
 from recal.onnx_file.session import OnnxNetwork
 from recal.variant.file import read_variant
@@ -20,8 +20,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uin
 @pytest.mark.parametrize("mode", ["clean", "strong"])
 def test_same_numbers_as_pytorch(recal, split_checkpoint, class_folders, tmp_path, mode, form):
     checkpoint = load_checkpoint(split_checkpoint)
-    options = ExportOptions(patchable=True, **form)
-    export_onnx(checkpoint, "aux0", tmp_path / "m.onnx", PIXELS, options=options)
+    export_onnx(checkpoint, "aux0", tmp_path / "m.onnx", PIXELS, form=Patchable(), **form)
     status, out, err = recal(
         "calibrate", "m.onnx", "--data", class_folders, "--mode", mode, "-o", "v.safetensors",
         "--batch-size", "17",
@@ -50,6 +49,7 @@ def test_same_numbers_as_pytorch(recal, split_checkpoint, class_folders, tmp_pat
     assert (found.tensors[moved] - stored).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_device_recalibrates_itself(recal, split_checkpoint, class_folders):
     for arguments in (
         ["export", split_checkpoint, "--patchable", "-o", "m.onnx"],
@@ -63,6 +63,7 @@ def test_a_device_recalibrates_itself(recal, split_checkpoint, class_folders):
     assert "the same bytes when exported again" in out
 
 
+@pytest.mark.slow
 def test_what_cannot_be_recalibrated_says_why(recal, split_checkpoint, class_folders):
     recal("export", split_checkpoint, "-o", "folded.onnx")
     recal("export", split_checkpoint, "-o", "m.onnx", "--patchable")
@@ -70,7 +71,7 @@ def test_what_cannot_be_recalibrated_says_why(recal, split_checkpoint, class_fol
         (["folded.onnx"], 3, "expected a patchable file"),
         (["m.onnx", "--affine", "aux0"], 2, "an ONNX file holds one branch only"),
         (["m.onnx", "--estimator", "pooled"], 2, "only 'consistent'"),
-        (["none.onnx"], 3, "expected an ONNX file, got nothing there"),
+        (["none.onnx"], 3, "expected an ONNX file, but it does not exist"),
         (["m.onnx", "--mode", "odd"], 2, "--mode"),
         (["m.onnx", "--device", "cuda"], 2, "--device: an ONNX file takes no such option"),
         (["m.onnx", "--min-images", "10000"], 3, "expected at least 10000 images"),
@@ -130,6 +131,7 @@ def foreign(tmp_path_factory):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"image": {0: "n"}, "score": {0: "n"}}, None], ids=str)
 def test_files_of_another_exporter_are_recalibrated(recal, foreign, class_folders, tmp_path, axes):
     """Of any batch and of a fixed one, against the PyTorch path; then patched, and run."""
@@ -172,6 +174,7 @@ def test_files_in_training_mode_are_refused(recal, foreign, class_folders):
     assert "Export the network in eval mode" in err
 
 
+@pytest.mark.slow
 def test_layers_that_share_statistics_are_refused_and_recals_own_do_not(
     recal, class_folders, tmp_path
 ):

@@ -62,7 +62,7 @@ def fits(op):
     return True
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(op=ops(), seed=st.integers(0, 2**32 - 1))
 def test_every_allowed_argument_gives_an_rgb_image(op, seed):
     if not fits(op):
@@ -133,7 +133,7 @@ def test_prepared_images_survive_being_sent_to_a_process(class_folders):
         sent = pickle.loads(pickle.dumps(images))
         for index in (0, 7):
             here, there = (
-                i.read(index) if isinstance(i, PreparedImages) else i.read_all(index)
+                i.read(index) if isinstance(i, PreparedImages) else i.batch_all([index])
                 for i in (images, sent)
             )
             assert np.array_equal(here, there)

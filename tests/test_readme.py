@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 import recal as package
@@ -12,6 +13,7 @@ from recal.corruptions import CORRUPTIONS
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_python_runs(split_checkpoint, class_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(split_checkpoint, "wrn16_1_splitbn.pth")

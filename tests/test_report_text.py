@@ -1,13 +1,13 @@
 """Tables and sentences that are printed."""
 
 import pytest
-from saved_runs import simulated, write_run
 
 from recal.report.page import write_report
 from recal.report.plots import trade_off_figure
 from recal.report.tables import LAYOUTS, Grid, markdown, percent, plain, summary_table
 from recal.report.text import run_text
 from recal.runs.summary import summarise_run
+from tests.saved_runs import simulated, write_run
 
 GRID = Grid("Title", ("target", "x|y"), (("a", "1.00"), ("longer", "")))
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from saved_runs import columns_of, simulated, write_run
 from scipy import stats
 
 from recal import compare
 from recal.errors import InputError, UsageError
 from recal.runs.statistics import holm, mcnemar, paired_mean
+from tests.saved_runs import columns_of, simulated, write_run
+from tests.simulated_networks import coverage, levels
 
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), min_size=1, max_size=5))
@@ -147,16 +148,17 @@ def test_no_network_is_needed_to_compare_and_select(tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
-def test_levels_and_coverage_hold_in_simulation(benchmark_statistics):
-    """A short run of benchmarks/intervals.py, whose long one is in docs/evidence.md."""
-    levels = benchmark_statistics.levels(trials=2000, images=200, cells=4, seed=0)
+@pytest.mark.slow
+def test_levels_and_coverage_hold_in_simulation():
+    """A short run of what benchmarks/intervals.py does, whose long one is in docs/evidence.md."""
+    found = levels(trials=2000, images=200, cells=4, seed=0)
     # 2,000 trials: a standard deviation of 0.0049 at 0.05
     for name in ("McNemar, one cell", "any cell of two pairs (Holm)"):
-        assert levels[name] <= 0.05 + 3 * 0.0049, name
+        assert found[name] <= 0.05 + 3 * 0.0049, name
     for name in ("paired mean over cells", "any headline of two pairs (Holm)"):
-        assert 0.01 < levels[name] <= 0.05 + 3 * 0.0049, name
-    assert levels["any cell of two pairs (no correction)"] > 0.2, "or the simulation tests nothing"
-    covered = benchmark_statistics.coverage(trials=120, images=150, cells=2, seed=0)
+        assert 0.01 < found[name] <= 0.05 + 3 * 0.0049, name
+    assert found["any cell of two pairs (no correction)"] > 0.2, "or the simulation tests nothing"
+    covered = coverage(trials=120, images=150, cells=2, seed=0)
     for name, share in covered.items():
         if not name.endswith("of all images"):
             assert share > 0.95 - 3.5 * 0.0199, name

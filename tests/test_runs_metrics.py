@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recal.runs.metrics import score, summarise
@@ -30,7 +30,6 @@ def reference(logits, labels):
     }
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(2, 12), st.floats(0.1, 20))
 def test_metrics_match_their_definitions(seed, n, k, scale):
     rng = np.random.default_rng(seed)

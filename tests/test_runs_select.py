@@ -4,15 +4,15 @@ import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from saved_runs import columns_of, simulated, write_run
 
 from recal import select
 from recal.errors import InputError, RecalError, UsageError
 from recal.runs.bootstrap import halves
 from recal.runs.expressions import parse_limit, parse_sum
 from recal.runs.quantities import Quantity
+from tests.saved_runs import columns_of, simulated, write_run
 
 KNOWN = {
     "clean_accuracy": Quantity(np.array([[1.0, 0.0]])),
@@ -69,7 +69,6 @@ def test_what_is_no_weighted_sum_is_refused(text, message):
         parse_sum(text, KNOWN, "here")
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="clean fog_l0123.*/+-()<>= e", max_size=30))
 def test_any_text_is_read_or_refused(text):
     for parse in (parse_sum, parse_limit):

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from saved_runs import columns_of, simulated, write_run
 
 from recal.errors import InputError, UsageError
 from recal.runs.bootstrap import measure
 from recal.runs.store import cell_file, open_run, read_cell, write_cell
 from recal.runs.summary import class_rows, flat, summarise_run
 from recal.suites.suite import load_suite
+from tests.saved_runs import columns_of, simulated, write_run
 
 # Correct answers of 5,000, severities 1 to 5, as RobustBench publishes them for its subset of
 # ImageNet-C (model_info/imagenet/corruptions/unaggregated_results.csv, 2025). Its mCE of the two,

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from published_sets import SUITE, write_suite
 
 from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS
 from recal.datasets.catalogue import catalogue
@@ -16,6 +15,7 @@ from recal.errors import InputError, UsageError
 from recal.suites.classes import class_count, class_numbers, kept_logits
 from recal.suites.sampling import choose_images
 from recal.suites.suite import load_suite, read_suite, suite_names, usual_suite
+from tests.published_sets import SUITE, write_suite
 
 
 @pytest.mark.parametrize("name", suite_names())

@@ -6,13 +6,13 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from published_sets import SUITE, add_member, pack, pictures, write_folders, write_suite
 
 from recal import evaluate
 from recal.data.arrays import tarred_arrays
 from recal.errors import InputError
 from recal.suites.locate import check_pixels, open_suite_images
 from recal.suites.suite import Cell, load_suite, read_suite
+from tests.published_sets import SUITE, add_member, pack, pictures, write_folders, write_suite
 
 EVERY = np.arange(20)
 

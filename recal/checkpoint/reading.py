@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from recal.checkpoint.safety import RECORD_GLOBALS, Record, vet_file
-from recal.errors import InputError, UsageError
+from recal.errors import InputError, UsageError, reason
 from recal.files import require_file
 from recal.networks.wrappers import strip_front
 
@@ -237,18 +237,20 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise anything in the reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"{path}: expected a whole PyTorch checkpoint, got one that torch.load refuses "
-            f"({reason}). Save the state_dict() again with torch.save's defaults."
+            f"({reason(error)}). Save the state_dict() again with torch.save's defaults."
         ) from error
 
 
 def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     total, stored = 0, path.stat().st_size
     for name, tensor in tensors.items():
-        if len(name) > LONGEST_NAME:
-            raise InputError(f"{path}: a tensor's name of {len(name)} characters is no layer's.")
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise InputError(
+                f"{path}: '{name[:40]}' ({len(name):,} characters): expected the name of a layer's "
+                f"tensor, at most {LONGEST_NAME} printable characters."
+            )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(
                 f"{path}: {name}: expected a dense tensor, got a {tensor.layout} one. "

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from recal.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -24,6 +26,16 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 messages = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+
+
+def warn(text: str, *, kind: str = "warning") -> None:
+    """Print one line on standard error.
+
+    Args:
+        text: Text that may quote names from files; it is shortened and made printable.
+        kind: The word in front of the line.
+    """
+    messages.print(f"{kind}: {printable(text)}")
 
 
 def print_document(

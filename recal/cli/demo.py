@@ -107,14 +107,14 @@ def _export(
     from recal.cli.console import console
     from recal.data.normalise import normalise_array
     from recal.export.export import export_onnx
-    from recal.export.images import comparison_images
+    from recal.export.subject import comparison_images
     from recal.onnx_file.session import OnnxNetwork
     from recal.resources import sample_images
     from recal.runs.store import read_target_cell
 
     spec = checkpoint.spec()
     pixels, what = comparison_images(spec, sample_images(), 10_000)
-    proof = export_onnx(checkpoint, chosen, model, pixels)
+    proof = export_onnx(checkpoint, chosen, model, pixels).proof
     console.print(
         f"{best['label']} -> {model}: on {what.split(' of ')[0]} the largest difference of a logit "
         f"from PyTorch's\nis {proof.difference:.1e} (at most {proof.tolerance:.1e})."

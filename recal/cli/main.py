@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import traceback
 from pathlib import Path
 
 import click
 
-from recal.errors import RecalError
+from recal.errors import RecalError, printable
 from recal.version import __version__
 
 PROJECT_FILE = Path("recal.toml")
@@ -101,7 +102,10 @@ def main() -> None:
     try:
         sys.exit(recal.main(standalone_mode=False))
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)  # the usage, and a message that quotes the arguments
+        for line in shown.getvalue().splitlines():
+            click.echo(printable(line), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("\nrecal: interrupted", err=True)

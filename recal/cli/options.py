@@ -162,7 +162,7 @@ def choose_device(name: str) -> str:
     """
     import torch
 
-    from recal.errors import UsageError
+    from recal.errors import UsageError, reason
 
     if name == "auto":
         if torch.cuda.is_available():
@@ -171,9 +171,8 @@ def choose_device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--device: expected one that is here, got '{name}' ({reason})."
+            f"--device: expected one that is here, got '{name}' ({reason(error)})."
         ) from error
     return name
 

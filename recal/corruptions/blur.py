@@ -32,15 +32,15 @@ def smear(
 ) -> NDArray[np.uint8]:
     """Motion-blur as ImageMagick does.
 
-    Its kernel is one side of a Gaussian, 2 radius + 1 wide, laid along a line of whole pixels;
-    beyond an edge the edge's own values go on. ImageMagick rounds to 16 bits; this rounds to 8,
-    where its release 6.9.11 truncates when it writes 8-bit files: half a level darker on average.
+    The kernel is one side of a Gaussian, 2 radius + 1 wide, laid along a line of whole pixels;
+    beyond an edge the edge's own values are repeated. ImageMagick rounds to 16 bits, and release
+    6.9.11 truncates when it writes 8-bit files, half a level darker on average. This rounds to 8.
 
     Args:
         images: uint8 (N, H, W, C).
-        angles: float64 (N,), degrees.
-        radius: In pixels.
-        sigma: Standard deviation in pixels.
+        angles: Direction of the motion in each image, in degrees, float64 (N,).
+        radius: Radius of the kernel, in pixels.
+        sigma: Standard deviation of the Gaussian, in pixels.
 
     Returns:
         uint8 (N, H, W, C), rounded.
@@ -86,7 +86,7 @@ _SHORT_MASK = np.uint32(0xFFFF)
 def gaussian_blur(
     images: NDArray[np.uint8], scale: float, _draws: Draws, sigma: float
 ) -> NDArray[np.uint8]:
-    """Smooth with a Gaussian of standard deviation `sigma` pixels, cut off at 4 of them."""
+    """Smooth with a Gaussian of standard deviation `sigma` pixels, cut off at 4 sigma."""
     out = np.empty_like(images)
     _smooth_levels(images, gaussian_taps(scale * sigma), out)
     return out
@@ -133,11 +133,11 @@ def glass_blur(
 
     Args:
         images: uint8 (N, H, W, 3).
-        scale: Of the lengths.
-        draws: Their keys.
+        scale: Factor applied to all lengths in pixels.
+        draws: Key of the random draws and indices of the images.
         sigma: Standard deviation of both Gaussians, in pixels.
-        reach: Neighbours are -reach to reach - 1 pixels away along each axis.
-        passes: Passes over the image, from the lower right to the upper left.
+        reach: Largest distance of a neighbour: -reach to reach - 1 pixels along each axis.
+        passes: Number of passes over the image, from the lower right to the upper left.
     """
     reach = max(1, round(scale * reach))
     if min(images.shape[1:3]) <= 2 * reach:
@@ -174,7 +174,7 @@ def _shuffle(
                     word = words[y * width + x]
                     to_x = x - reach + np.int64((word & _SHORT_MASK) * span >> _SHORT)
                     to_y = y - reach + np.int64((word >> _SHORT) * span >> _SHORT)
-                    # the generators mean to swap, but assign through views of one array: the first
+                    # the generators try to swap, but assign through views of one array: the first
                     # pixel takes the second's values, and the second keeps its own
                     for c in range(channels):
                         levels[y, x, c] = levels[to_y, to_x, c]
@@ -185,9 +185,9 @@ class Taps(NamedTuple):
     """The entries of a kernel that are not zero.
 
     Attributes:
-        rows: int64 (T,), how many rows below the pixel.
-        columns: int64 (T,), how many columns right of it.
-        weights: float32 (T,).
+        rows: Distance of each entry below the pixel, int64 (T,).
+        columns: Distance of each entry to the right of the pixel, int64 (T,).
+        weights: Weight of each entry, float32 (T,).
     """
 
     rows: NDArray[np.int64]
@@ -260,14 +260,14 @@ def zoom_blur(
 
 
 def zoom_places(side: int, factor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return where the pixels of an enlarged and cropped axis come from.
+    """Return the source positions of the pixels of an enlarged and cropped axis.
 
     The crop is ceil(side / factor) long and its ends map to the ends of the enlarged axis, as in
-    SciPy's `zoom` of order 1; the middle of that is kept.
+    SciPy's `zoom` of order 1; only the middle is kept.
 
     Returns:
-        int64 (side,) with the left one of two neighbours, and float32 (side,) with the share of the
-        right one.
+        int64 (side,) with the left one of two neighbours, and float32 (side,) with the weight of
+        the right one.
     """
     crop = int(np.ceil(side / factor))
     enlarged = round(crop * factor)
@@ -312,7 +312,7 @@ def _sum_zooms(
 
 
 def too_small(name: str, images: NDArray[np.uint8], side: int) -> InputError:
-    """Return the error for images on which a corruption is not defined."""
+    """Return the error to raise for images that are too small for a corruption."""
     height, width = images.shape[1:3]
     return InputError(
         f"{name}: expected images of at least {side}x{side} pixels at this severity, "

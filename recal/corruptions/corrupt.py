@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Corruption:
-    """Corrupt one image at a time; callable, so that it stands in torchvision's `Compose`.
+    """Corrupt one image at a time; it can be used in torchvision's `Compose`.
 
     Attributes:
         name: One of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
@@ -67,9 +67,13 @@ class Corruption:
             digest = hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=8).digest()
             index = int.from_bytes(digest, "little") >> 1
         corrupted = corrupt(
-            pixels[None], self.name, self.severity, family=self.family, seed=self.seed,
+            pixels[None],
+            self.name,
+            self.severity,
+            family=self.family,
+            seed=self.seed,
             indices=[index],
-        )  # fmt: skip
+        )
         return np.asarray(corrupted[0])
 
 

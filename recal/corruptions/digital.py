@@ -76,8 +76,8 @@ def saturate(
 def _saturate(
     images: NDArray[np.uint8], factor: float, offset: float, out: NDArray[np.uint8]
 ) -> None:
-    # Saturated colours often are whole numbers, where the last bit of a sum decides what truncation
-    # leaves: the operations are those of scikit-image's HSV, one by one, to get the same bits.
+    # Saturated colours are often whole numbers, where truncation depends on the last bit of a sum:
+    # the operations are those of scikit-image's HSV, one by one, to get the same bits.
     count, height, width, _ = images.shape
     for i in range(count):
         for y in range(height):
@@ -142,11 +142,11 @@ def pixelate(
 
 @lru_cache(maxsize=64)
 def _box(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return how Pillow's BOX filter resamples an axis: averages in fixed point.
+    """Return the weights by which Pillow's BOX filter resamples an axis, in fixed point.
 
     Returns:
-        int64 (new_size,) with the first place that a result is made of, and int32 (new_size, k)
-        with the weights from there on, in units of 2^-22, at the end perhaps zeros.
+        int64 (new_size,) with the first source position of each result, and int32 (new_size, k)
+        with the weights from there on, in units of 2^-22, padded with zeros.
     """
     ratio = size / new_size
     width = max(ratio, 1.0)
@@ -190,7 +190,7 @@ def _resample_rows(
             red = green = blue = 1 << (FIXED_POINT - 1)
             for k in range(weights.shape[1]):
                 weight = np.int64(weights[x, k])
-                # a weight of zero may stand beyond the end
+                # a weight of zero may be beyond the end
                 pixel = row[min(starts[x] + k, len(row) - 1)]
                 red += pixel[0] * weight
                 green += pixel[1] * weight

@@ -34,15 +34,16 @@ def elastic_transform(
     sigma: float,
     reach: float,
 ) -> NDArray[np.uint8]:
-    """Move three points of each image at random, with the image, then every pixel by a little.
+    """Apply a random affine map, then a small random displacement of every pixel.
 
     Args:
         images: uint8 (N, H, W, 3).
-        scale: Of the lengths.
-        draws: Their keys.
-        strength: Times smoothed noise of U(-1, 1) gives the displacements, in pixels.
-        sigma: Standard deviation of the Gaussian that smooths it, cut off at 3 of them, in pixels.
-        reach: The points move by U(-reach, reach) along each axis, in pixels.
+        scale: Factor applied to all lengths in pixels.
+        draws: Key of the random draws and indices of the images.
+        strength: Factor from smoothed noise of U(-1, 1) to displacements, in pixels.
+        sigma: Standard deviation of the Gaussian that smooths the noise, in pixels; it is cut off
+            at 3 sigma.
+        reach: Largest move of the three points that define the affine map, in pixels.
     """
     height, width = images.shape[1:3]
     if min(height, width) < POINTS:
@@ -55,7 +56,7 @@ def elastic_transform(
 
 
 def _affine_maps(draws: Draws, height: int, width: int, reach: float) -> NDArray[np.float64]:
-    """Return, for each image, the map from where a pixel goes to where it comes from, (N, 2, 3)."""
+    """Return the affine map of each image, from target to source pixels, (N, 2, 3)."""
     centre = np.array([width, height]) // 2
     size = min(height, width) // POINTS
     points = centre + size * np.array([[1, 1], [1, -1], [-1, -1]])
@@ -85,8 +86,8 @@ def _fill_uniforms(
 def _smoothing_band(side: int, sigma: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the matrix of a Gaussian that mirrors at the edges, row by row without its zeros.
 
-    The Gaussian may be wider than the image, and then mirrors several times; as a matrix it costs
-    the image's side at most.
+    The Gaussian may be wider than the image, and is then mirrored several times. As a matrix it
+    costs no more than the image's side.
 
     Returns:
         int64 (side,) with the first column of each row, float32 (side, band) with its weights.
@@ -126,7 +127,7 @@ def _warp(
     words = np.empty(-(-noise.size // BLOCK) * BLOCK, np.uint32)
     for i in range(count):
         _map_affine(images[i], maps[i], turned)
-        # the first severity for small images has the affine map alone
+        # the first severity for small images has only the affine map
         for axis in range(2 if strength > 0 else 0):
             fill_words(words, key, indices[i], axis, 0)
             for j in range(flat.size):
@@ -160,7 +161,7 @@ def _smooth_columns(
 def _map_affine(
     image: NDArray[np.uint8], affine: NDArray[np.float64], out: NDArray[np.float32]
 ) -> None:
-    """Sample an image linearly at affine places; beyond an edge it is mirrored (`cb|abcd|cb`)."""
+    """Sample an image linearly under an affine map, mirrored at the edges (`cb|abcd|cb`)."""
     height, width, channels = image.shape
     for y in range(height):
         for x in range(width):
@@ -185,7 +186,7 @@ def _displace(
     move_y: NDArray[np.float32],
     out: NDArray[np.uint8],
 ) -> None:
-    """Sample an image linearly at moved places; an edge repeats in the mirror (`ba|abcd|dc`)."""
+    """Sample an image linearly at displaced pixels, mirrored with the edge (`ba|abcd|dc`)."""
     height, width, channels = image.shape
     for y in range(height):
         for x in range(width):

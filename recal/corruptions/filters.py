@@ -20,7 +20,7 @@ def gaussian_taps(sigma: float, truncate: float = 4.0) -> NDArray[np.float64]:
 
     Args:
         sigma: Standard deviation in pixels; 0 gives the identity.
-        truncate: Cut off after this many deviations, r = round(truncate * sigma).
+        truncate: Number of deviations after which to cut off, r = round(truncate * sigma).
     """
     if sigma == 0:
         return np.ones(1)
@@ -38,17 +38,17 @@ def smooth(
     scratch: NDArray[np.float64],
     out: NDArray[np.float64],
 ) -> None:
-    """Smooth along both axes with symmetric weights; beyond an edge its own values go on.
+    """Smooth along both axes with symmetric weights; beyond an edge its values are repeated.
 
     The sums are taken in the order of SciPy's `gaussian_filter`, outermost pair first, which gives
     its result to the last bit.
 
     Args:
         image: float64 (H, W * channels).
-        channels: Values a pixel.
-        taps: float64 (r + 1,), from the middle outwards.
-        scratch: float64 (W * channels + 2 r * channels,).
-        out: float64 (H, W * channels); may be `image`'s own memory only if r is 0.
+        channels: Number of values per pixel.
+        taps: Weights from the middle outwards, float64 (r + 1,).
+        scratch: Memory to overwrite, float64 (W * channels + 2 r * channels,).
+        out: Result, float64 (H, W * channels); it may share `image`'s memory only if r is 0.
     """
     height, width = image.shape
     radius = taps.size - 1
@@ -91,11 +91,11 @@ def add_shifted(
     """Sum weighted copies of an image, each shifted.
 
     Args:
-        padded: float32 (H + margins, (W + margins) * C).
-        rows: int64 (T,), the row of `padded` where the copy begins.
-        columns: int64 (T,), the value of a row where the copy begins, a multiple of C.
-        weights: float32 (T,).
-        out: float32 (H, W * C).
+        padded: Image with margins, float32 (H + margins, (W + margins) * C).
+        rows: First row of each copy in `padded`, int64 (T,).
+        columns: First value of each copy in a row, a multiple of C, int64 (T,).
+        weights: Weight of each copy, float32 (T,).
+        out: Result, float32 (H, W * C).
     """
     height, width = out.shape
     fours = weights.size - weights.size % 4
@@ -123,9 +123,9 @@ def pad(image: NDArray[np.uint8], margin: int, mirrored: bool, padded: NDArray[n
 
     Args:
         image: uint8 (H, W, C).
-        margin: In pixels.
-        mirrored: Whether to mirror.
-        padded: float32 (H + 2 margin, (W + 2 margin) C), overwritten.
+        margin: Width of the margin, in pixels.
+        mirrored: Whether to mirror the image; otherwise the edge's values are repeated.
+        padded: Result, float32 (H + 2 margin, (W + 2 margin) C).
     """
     height, width, channels = image.shape
     for y in range(-margin, height + margin):
@@ -139,7 +139,7 @@ def pad(image: NDArray[np.uint8], margin: int, mirrored: bool, padded: NDArray[n
 
 @compiled
 def mirror(place: int, size: int) -> int:
-    """Return the place inside that mirrors one outside, the edge not repeated (`dcb|abcd|cba`)."""
+    """Return the index inside that mirrors one outside, without the edge (`dcb|abcd|cba`)."""
     if 0 <= place < size:
         return place
     period = 2 * (size - 1)
@@ -149,5 +149,5 @@ def mirror(place: int, size: int) -> int:
 
 @compiled
 def clamp(place: int, size: int) -> int:
-    """Return the nearest place inside."""
+    """Return the nearest index inside."""
     return min(max(place, 0), size - 1)

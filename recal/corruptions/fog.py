@@ -23,13 +23,13 @@ ROUGHNESS = 100.0
 def fog(
     images: NDArray[np.uint8], _scale: float, draws: Draws, amount: float, decay: float
 ) -> NDArray[np.uint8]:
-    """Lay a fractal of 0 to `amount` over each image and darken to its old maximum.
+    """Add a fractal of 0 to `amount` to each image, then darken it to its former maximum.
 
     Args:
         images: uint8 (N, H, W, 3).
-        draws: Their keys; every image has a map of its own.
-        amount: Of fog at its thickest, in units of full brightness.
-        decay: What the roughness is divided by from one scale to the next finer one.
+        draws: Key of the random draws and indices of the images.
+        amount: Brightness of the thickest fog, in units of full brightness.
+        decay: Divisor of the roughness from one scale to the next finer one.
     """
     side = 1 << (max(images.shape[1:3]) - 1).bit_length()
     out = np.empty_like(images)
@@ -70,9 +70,9 @@ def _fill_plasma(plasma: NDArray[np.float64], decay: float, words: NDArray[np.ui
     """Fill a map by the diamond-square algorithm, periodic at its edges.
 
     Args:
-        plasma: float64 (S, S), S a power of two.
-        decay: Of the roughness.
-        words: uint32 (S * S,), of which S * S - 1 are used.
+        plasma: The map to fill, float64 (S, S), S a power of two.
+        decay: Divisor of the roughness from one scale to the next finer one.
+        words: Random bits, uint32 (S * S,), of which S * S - 1 are used.
     """
     size = len(plasma)
     plasma[0, 0] = 0.0

@@ -40,14 +40,14 @@ def frost(
 
     Args:
         images: uint8 (N, H, W, 3).
-        scale: Of lengths, and so of the textures.
-        draws: Their keys.
+        scale: Factor applied to all lengths in pixels, such as the size of the textures.
+        draws: Key of the random draws and indices of the images.
         kept: Weight of the image.
         added: Weight of the texture.
         texture_scale: Size of the textures, relative to their files.
 
     Raises:
-        InputError: The textures are not there.
+        InputError: The textures are missing.
     """
     textures = _read_textures(find_textures(), texture_scale * scale, images.shape[1:3])
     out = np.empty_like(images)
@@ -58,11 +58,11 @@ def frost(
 def find_textures() -> tuple[Path, ...]:
     """Return the files of the textures.
 
-    They are looked for in `frost/` of the data folders, then in an installed distribution that
-    carries them, whose files are read without importing it.
+    They are searched in `frost/` of the data folders, then in an installed distribution that
+    contains them, whose files are read without importing it.
 
     Raises:
-        InputError: They are nowhere; the message says how to get them.
+        InputError: They are not found. The message explains how to get them.
     """
     folders = [folder / "frost" for folder in data_folders()]
     for folder in [*folders, *_installed_folders()]:
@@ -92,7 +92,7 @@ def _installed_folders() -> list[Path]:
 def _read_textures(
     paths: tuple[Path, ...], scale: float, size: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Read the textures at a scale, or a larger one where an image of `size` would not fit in."""
+    """Read the textures at a scale, or at a larger one if an image of `size` would not fit."""
     import cv2
 
     textures = []

@@ -1,8 +1,8 @@
 """Gaussian, shot, impulse and speckle noise, drawn exactly and without arithmetic on pixels.
 
-Each of them treats every value of every pixel alike and alone, and its result is one of 256 levels:
-it is a channel, a 256 x 256 matrix with the probability of each level out for each level in. The
-alias method draws from a row of it with one random word and one look-up.
+Each of them treats all values of all pixels alike and independently, and gives one of 256 levels.
+It is therefore a 256 x 256 matrix of the probability of each output level for each input level. The
+alias method draws from one of its rows with one random word and one look-up.
 
 Source: Hendrycks and Dietterich (arXiv 1903.12261) for the noises; Walker, "An efficient method for
 generating discrete random variables with general distributions" (1977), and Vose (1991).
@@ -56,7 +56,7 @@ def shot_noise(
 def impulse_noise(
     images: NDArray[np.uint8], _scale: float, draws: Draws, amount: float
 ) -> NDArray[np.uint8]:
-    """Set a share `amount` of the values to 0 or 255, each with the same probability."""
+    """Set a fraction `amount` of the values to 0 or 255, each with the same probability."""
     return _send(images, draws, impulse_channel, amount)
 
 
@@ -74,7 +74,7 @@ def speckle_channel(sigma: float) -> NDArray[np.float64]:
 
 
 def _normal_channel(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
-    # the generators truncate: level k stands for [k, k + 1), and 255 for all from 255 on
+    # the generators truncate: level k covers [k, k + 1), and 255 everything from 255 on
     edges = np.arange(1, LEVELS)
     with np.errstate(divide="ignore"):
         below = special.ndtr((edges - np.arange(LEVELS)[:, None]) / deviations[:, None])
@@ -124,8 +124,8 @@ def _alias_table(
 def _fill_alias_table(channel: NDArray[np.float64], table: NDArray[np.uint32]) -> None:
     """Pack, for every level in and column, a 24-bit threshold over the 8-bit other level.
 
-    A column is chosen with probability 1/256 and stands for its own level below the threshold, for
-    the other one from it on. Rounding moves each probability by less than 2^-24.
+    A column is chosen with probability 1/256. It gives its own level below the threshold, and the
+    other one from the threshold on. Rounding changes each probability by less than 2^-24.
     """
     small = np.empty(LEVELS, np.int64)
     large = np.empty(LEVELS, np.int64)

@@ -1,7 +1,7 @@
-"""Random numbers as a function of (seed, corruption, severity, image, place), on any machine.
+"""Random numbers as a function of (seed, corruption, severity, image, position), on any machine.
 
-Philox4x32-10 turns a key and a counter into four random words; nothing is carried from one call to
-the next, so that an image's draws do not depend on its batch, its order or its thread.
+Philox4x32-10 turns a key and a counter into four random words. It keeps no state between calls, so
+that an image's draws do not depend on its batch, its order or its thread.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -30,11 +30,11 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 @dataclass(frozen=True)
 class Draws:
-    """Which random draws a batch of images takes.
+    """The key of the random draws of a batch of images.
 
     Attributes:
-        key: uint32 (2,), derived from the seed, the corruption and the severity.
-        indices: int64 (N,), the images' numbers in their data set, not negative.
+        key: Key derived from the seed, the corruption and the severity, uint32 (2,).
+        indices: Numbers of the images in their data set, not negative, int64 (N,).
     """
 
     key: NDArray[np.uint32]
@@ -54,13 +54,13 @@ def fill_words(
     """Fill `words` with random bits, from n / 4 consecutive blocks of four words.
 
     Args:
-        words: uint32 (n,), with n a multiple of 4. Word l of the block numbered `first` + b goes to
-            place l n/4 + b: with the four words of a block side by side, the loop is not vectorised
-            and takes six times as long.
-        key: uint32 (2,).
-        image: The image's number, below 2^63.
-        part: Tells the independent streams of one image apart, below 2^32.
-        first: The number of the first block, below 2^32.
+        words: Result, uint32 (n,), with n a multiple of 4. Word l of block `first` + b is written
+            to index l n/4 + b: with the four words of a block side by side, the loop is not
+            vectorised and takes six times as long.
+        key: Key of the draws, uint32 (2,).
+        image: Number of the image, below 2^63.
+        part: Number of an independent stream of the image, below 2^32.
+        first: Number of the first block, below 2^32.
     """
     low = np.uint32(np.uint64(image) & _LOW)
     high = np.uint32(np.uint64(image) >> _HALF)
@@ -92,7 +92,7 @@ def uniform(word: np.uint32) -> float:
 
 
 def first_uniforms(draws: Draws, part: int = 0) -> NDArray[np.float64]:
-    """Return one float64 in (0, 1) an image, (N,)."""
+    """Return one number in (0, 1) per image, float64 (N,)."""
     out = np.empty(len(draws.indices))
     _fill_first_uniforms(draws.key, draws.indices, part, out)
     return out
@@ -110,7 +110,7 @@ def _fill_first_uniforms(
 
 @compiled
 def normal(share: float) -> float:
-    """Return the standard normal quantile of a share in (0, 1), relative error below 1e-6.
+    """Return the standard normal quantile of a number in (0, 1), relative error below 1e-6.
 
     Source: Wichura, algorithm AS 241, "The percentage points of the normal distribution" (1988),
     PPND7.

@@ -1,4 +1,4 @@
-"""Pictures that show what corruptions do."""
+"""Pictures of corruptions."""
 
 from __future__ import annotations
 

@@ -36,19 +36,19 @@ def snow(
     sigma: float,
     kept: float,
 ) -> NDArray[np.uint8]:
-    """Whiten each image and let flakes fall on it, driven at an angle of U(-135, -45) degrees.
+    """Whiten each image and add flakes, blurred by motion at an angle of U(-135, -45) degrees.
 
     Args:
         images: uint8 (N, H, W, 3).
-        scale: Of the lengths.
-        draws: Their keys.
-        mean: Of the normal noise that the flakes are cut from.
-        deviation: Its standard deviation.
-        zoom: What it is enlarged by.
-        threshold: Below it there is no flake.
-        radius: Of the flakes' motion blur, in pixels.
-        sigma: Of the flakes' motion blur, in pixels.
-        kept: Share of the image that is not whitened.
+        scale: Factor applied to all lengths in pixels.
+        draws: Key of the random draws and indices of the images.
+        mean: Mean of the normal noise that the flakes are cut from.
+        deviation: Standard deviation of that noise.
+        zoom: Factor by which the noise is enlarged.
+        threshold: Level of the noise below which there is no flake.
+        radius: Radius of the flakes' motion blur, in pixels.
+        sigma: Standard deviation of the flakes' motion blur, in pixels.
+        kept: Weight of the image that is not whitened.
     """
     if min(images.shape[1:3]) < ZOOMABLE:
         raise too_small("snow", images, ZOOMABLE)
@@ -56,7 +56,7 @@ def snow(
         zoom_places(side, zoom) for side in images.shape[1:3]
     )
     flakes = np.empty((*images.shape[:3], 1), np.uint8)
-    # a zoom looks at the middle of the noise alone: no more of it is drawn
+    # a zoom uses only the middle of the noise, so that only this is drawn
     places = (rows - rows[0], row_shares, columns - columns[0], column_shares)
     _draw_flakes(flakes, *places, mean, deviation, threshold, draws.key, draws.indices)
     angles = 90 * first_uniforms(draws, part=1) - 135
@@ -112,7 +112,7 @@ def _lay_snow(
                 pixel = images[i, y, x]
                 grey = red * pixel[0] + green * pixel[1] + blue * pixel[2]
                 bright = grey * one_and_a_half + half_white
-                # the same flakes once more, turned by half a circle
+                # the same flakes once more, rotated by half a circle
                 fallen = np.float32(flakes[i, y, x, 0])
                 fallen += np.float32(flakes[i, height - 1 - y, width - 1 - x, 0])
                 for c in range(channels):
@@ -132,9 +132,9 @@ def brightness(
 
 @lru_cache(maxsize=16)
 def _brightness_table(amount: float) -> NDArray[np.uint8]:
-    """Return what a level c becomes in a pixel whose largest is m, uint8 (256 for m, 256 for c).
+    """Return the new level of each level c in a pixel of maximum m, uint8 (256 for m, 256 for c).
 
-    Hue and saturation stay, so that a pixel's values keep their ratios; black becomes grey.
+    Hue and saturation are unchanged: a pixel's values keep their ratios. Black becomes grey.
     """
     levels = np.arange(LEVELS) / 255
     value = np.clip(levels + amount, 0, 1)[:, None]
@@ -171,14 +171,14 @@ def spatter(
 
     Args:
         images: uint8 (N, H, W, 3).
-        scale: Of the lengths.
-        draws: Their keys.
-        mean: Of the normal noise that the drops are cut from.
-        deviation: Its standard deviation, before it is smoothed.
-        sigma: Standard deviation of the Gaussian that smooths it, in pixels.
-        threshold: Below it there is no drop.
-        strength: Of the water's light; for mud, the standard deviation of the Gaussian that smooths
-            the drops' rims, in pixels.
+        scale: Factor applied to all lengths in pixels.
+        draws: Key of the random draws and indices of the images.
+        mean: Mean of the normal noise that the drops are cut from.
+        deviation: Standard deviation of that noise, before it is smoothed.
+        sigma: Standard deviation of the Gaussian that smooths the noise, in pixels.
+        threshold: Level of the noise below which there is no drop.
+        strength: Brightness of the water's light; for mud, the standard deviation of the Gaussian
+            that smooths the drops' rims, in pixels.
         mud: 0 for water, 1 for mud.
     """
     liquid = np.empty(images.shape[:3])
@@ -217,9 +217,9 @@ def _draw_liquid(
 
 
 def _water_light(layer: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return how the drops catch the light, float32 (H, W), at most 1.
+    """Return the light that the drops reflect, float32 (H, W), at most 1.
 
-    OpenCV's own functions make it, step by step, because none of them has a shorter definition.
+    It calls the same functions of OpenCV as the generators, because they define it.
     """
     import cv2
 
@@ -230,7 +230,7 @@ def _water_light(layer: NDArray[np.float64]) -> NDArray[np.float32]:
     embossed = cv2.filter2D(cv2.equalizeHist(distance), cv2.CV_8U, relief)
     light = drops * cv2.blur(embossed, (3, 3)).astype(np.float32)
     brightest = light.max()
-    # without a drop the generators divide zero by zero, which gives a black image; here it stays
+    # without a drop the generators divide zero by zero and give a black image; here it is unchanged
     return np.asarray(light / brightest if brightest > 0 else light, np.float32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,7 @@ from recal.data.tars import no_tar, plain_members
 from recal.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
     from typing import IO
 
     from numpy.typing import NDArray
@@ -86,20 +86,17 @@ def open_array(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-class _refusing_bad_arrays:  # noqa: N801  (reads as a verb where it is used)
-    """Turn what NumPy raises on a malformed array file into an `InputError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            raise InputError(
-                f"{self.path}: expected a whole NumPy file without pickled objects, got {error}."
-            ) from error
+@contextmanager
+def _refusing_bad_arrays(path: Path) -> Iterator[None]:
+    """Turn any error of NumPy about a malformed file into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path}: expected a whole NumPy file without pickled objects, got {error}."
+        ) from error
 
 
 def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
@@ -140,7 +137,7 @@ def checked_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.i
 
 
 def _range(images: NDArray[Any]) -> str:
-    """Return what floating-point images hold, for people."""
+    """Return the range of floating-point images, for messages."""
     if not np.issubdtype(images.dtype, np.floating) or not images.size or not images.ndim:
         return ""
     lowest, highest, bad_values, bad_images = np.inf, -np.inf, 0, 0

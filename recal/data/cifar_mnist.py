@@ -90,7 +90,7 @@ def mnist_files(folder: Path, *, training: bool) -> ArraySource | None:
     path = folder / f"{stem}-labels-idx1-ubyte"
     labels = _read_idx(path)
     if labels is None:
-        raise InputError(f"{path}: expected the labels beside the images, got nothing there.")
+        raise InputError(f"{path}: expected the labels beside the images, but it does not exist.")
     return checked_source(path, images, labels)
 
 

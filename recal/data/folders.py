@@ -43,7 +43,7 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
         InputError: The folder does not exist, holds no images, or its content is malformed.
     """
     if not folder.exists():
-        raise InputError(f"{folder}: expected a folder of images, got nothing there.")
+        raise InputError(f"{folder}: expected a folder of images, but it does not exist.")
     if not folder.is_dir() and folder.suffix.lower() not in FILES:
         hint = " Unpack it and name the folder." if ".tar" in folder.name else ""
         raise InputError(
@@ -153,7 +153,7 @@ def _split_folder(folder: Path, split: str) -> Path | None:
 
 
 def _split_name(folders: set[str], split: str) -> str | None:
-    """Return the split's folder, empty where there are no splits, None where there are others."""
+    """Return the name of the split's folder, empty without splits, None if only others exist."""
     named = [name for name in SPLIT_FOLDERS[split] if name in folders]
     if named:
         return named[0]

@@ -229,7 +229,7 @@ def counting_broken(
     indices: NDArray[np.int64],
     progress: Progress = silent,
 ) -> Iterator[None]:
-    """Where the block meets a broken image, look for all of them and report them together.
+    """If the block meets a broken image, look for all of them and report them together.
 
     Args:
         source: The images.

@@ -1,4 +1,4 @@
-"""From uint8 images to what networks take: (x / 255 - mean) / std, channels first."""
+"""From uint8 images to the input of networks: (x / 255 - mean) / std, channels first."""
 
 from __future__ import annotations
 

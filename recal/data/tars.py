@@ -139,8 +139,8 @@ class TarSource:
     def below(self, folder: str) -> TarSource:
         """Return the images below a folder inside `folder`; its own folders are the classes.
 
-        Images that lie in it directly are left out where there are class folders, and have no
-        labels where there are none. The source may come out empty.
+        Images directly in it are left out if it has class folders. Without class folders there are
+        no labels. The result may be empty.
 
         Args:
             folder: The path inside, with slashes, such as `fog/3`; empty for all of it.
@@ -171,7 +171,7 @@ def open_tars(where: Path, archives: Sequence[Path] | None = None) -> TarSource:
     """List the images inside tar files, without labels; `TarSource.below` labels them.
 
     Tar files inside an archive are read too, one level deep: `n01440764.tar` counts as a folder
-    `n01440764`, and so does every archive where there are several.
+    `n01440764`. If there are several archives, each of them counts as a folder.
 
     Args:
         where: An archive, or the folder that holds them.
@@ -198,7 +198,7 @@ def _listed(archive: Path, _mtime: int, _size: int) -> tuple[Member, ...]:
 
 
 def images_in(archive: Path) -> Iterator[Member]:
-    """Yield the images inside a tar file in the order in which they stand there.
+    """Yield the images inside a tar file, in the order of the file.
 
     Raises:
         InputError: The archive is compressed or damaged, or holds a link, a device or a name that

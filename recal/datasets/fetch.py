@@ -146,7 +146,7 @@ def fetch(name: str, place: Path, progress: StepProgress) -> Path:
             f"{folder}: is there already, but recal did not fetch it. Use it as it is (`recal data "
             "verify` checks it), or move it away."
         )
-    # archive and content lie side by side for a while
+    # the archive and its content need room at the same time
     require_room(place, int(2 * wanted.gigabytes * 1e9))
     work = place / f".{wanted.folder}.fetching"
     with locked(work):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -57,22 +57,25 @@ class GeneratedSet:
 
     Attributes:
         family: Name of the corruption parameters, which determine the side of the images.
-        write: Function that does a task, and returns the number of images that it was of.
         arrays: Whether each corruption is one .npy file; otherwise every image is a JPEG file.
         image_bytes: Approximate size of a corrupted image on disk.
     """
 
     family: str
-    write: Callable[[Task], int]
     arrays: bool
     image_bytes: int
 
+    @property
+    def write(self) -> Callable[[Task], int]:
+        """The function that does a task, and returns the number of its images."""
+        return write_array if self.arrays else write_folders
+
 
 GENERATED = {
-    "cifar10c": GeneratedSet("cifar", write_array, True, 32 * 32 * 3),
-    "cifar100c": GeneratedSet("cifar", write_array, True, 32 * 32 * 3),
-    "tinyimagenetc": GeneratedSet("tiny", write_folders, False, 4_500),
-    "imagenetc": GeneratedSet("imagenet", write_folders, False, 30_000),
+    "cifar10c": GeneratedSet("cifar", arrays=True, image_bytes=32 * 32 * 3),
+    "cifar100c": GeneratedSet("cifar", arrays=True, image_bytes=32 * 32 * 3),
+    "tinyimagenetc": GeneratedSet("tiny", arrays=False, image_bytes=4_500),
+    "imagenetc": GeneratedSet("imagenet", arrays=False, image_bytes=30_000),
 }
 
 
@@ -157,7 +160,7 @@ def _request(name: str, wanted: GeneratedSet, source: Path, seed: int) -> Proven
     if not wanted.arrays:
         places = {place_of(clean, index) for index in range(len(clean))}
         if len(places) < len(clean):
-            raise InputError(f"{source}: expected a name of its own for every image of a class.")
+            raise InputError(f"{source}: expected images of a class to have different names.")
     versions = {"recal": __version__, "python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -211,12 +214,12 @@ def _cut(
     """Return the tasks: whole files of one corruption, or all corruptions of a few images."""
     groups = [(name,) for name in names] if wanted.arrays else [tuple(names)]
     step = count if wanted.arrays else CHUNK
+    task = Task(source=source, out=out, family=wanted.family, seed=seed)
     return [
-        Task(source=source, out=out, family=wanted.family, seed=seed, corruptions=some,
-             start=start, stop=min(start + step, count))
+        replace(task, corruptions=group, start=start, stop=min(start + step, count))
         for start in range(0, count, step)
-        for some in groups
-    ]  # fmt: skip
+        for group in groups
+    ]
 
 
 def _run(wanted: GeneratedSet, tasks: list[Task], progress: Progress, workers: int) -> None:

@@ -19,7 +19,7 @@ def wnids(name: str) -> tuple[str, ...]:
     spec = importlib.util.find_spec("timm")
     assert spec is not None
     assert spec.origin is not None
-    # read where it stands: importing timm would import torch
+    # read without importing timm, which would import torch
     path = Path(spec.origin).parent / "data" / "_info" / f"{name}_synsets.txt"
     try:
         return tuple(path.read_text(encoding="utf-8").split())

@@ -1,4 +1,4 @@
-"""The record of a regenerated data set: what its bytes depend on."""
+"""The record of a regenerated data set: everything that its bytes depend on."""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ class Task:
     out: Path
     family: str
     seed: int
-    corruptions: tuple[str, ...]
-    start: int
-    stop: int
+    corruptions: tuple[str, ...] = ()
+    start: int = 0
+    stop: int = 0
 
     @property
     def size(self) -> int:
@@ -199,8 +199,8 @@ def _write_jpegs(paths: list[Path], images: NDArray[np.uint8]) -> None:
         for partial in partials:
             partial.unlink(missing_ok=True)
         raise RecalError(
-            f"{paths[0].parent}: cannot be written ({error.strerror or error}). What is whole is "
-            "kept; make room and run it again."
+            f"{paths[0].parent}: cannot be written ({error.strerror or error}). Whole files are "
+            "kept; make room and run the command again."
         ) from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from recal.calibration.hooks import autocasting
-from recal.errors import RecalError, UsageError
+from recal.errors import RecalError, UsageError, reason
 from recal.evaluation.adaptation import AdaptedPredictor
 from recal.export.trace import to_onnx, with_tensors
 from recal.networks.build import build
@@ -78,8 +78,7 @@ class Predictors:
             except RecalError as error:
                 self._faults[name] = str(error)
             except (RuntimeError, ValueError, TypeError) as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self._faults[name] = f"the network cannot be built ({reason})."
+                self._faults[name] = f"the network cannot be built ({reason(error)})."
         if name in self._faults:
             raise RecalError(self._faults[name])
         return self._made[name]

@@ -12,7 +12,7 @@ import numpy as np
 
 from recal.data.sampling import in_batches
 from recal.distributed import ALONE
-from recal.errors import InputError, RecalError
+from recal.errors import InputError, RecalError, reason
 from recal.evaluation.backends import Predictors
 from recal.evaluation.execution import Batch
 from recal.runs.metrics import score
@@ -108,8 +108,8 @@ def score_batches(
                 try:
                     logits = _checked_logits(logits_of(), batch, work.suite)
                 except (RecalError, RuntimeError, MemoryError) as error:
-                    reason = str(error).strip() or type(error).__name__
-                    part.wrong[name] = reason.splitlines()[0]
+                    known = isinstance(error, RecalError)
+                    part.wrong[name] = str(error) if known else reason(error)
                     continue
                 if kept is not None:
                     logits = logits[:, kept]

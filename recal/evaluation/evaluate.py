@@ -15,7 +15,7 @@ from torch import nn
 from recal.calibration.hooks import device_of
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.distributed import ALONE
-from recal.errors import InputError, UsageError
+from recal.errors import InputError, UsageError, printable
 from recal.evaluation.adaptation import adapted
 from recal.evaluation.cells import Progress, Work, compute_cells
 from recal.evaluation.execution import choose_execution
@@ -177,7 +177,8 @@ def _evaluate_targets(
             write_json(work.folder / "run.json", request)
             document = summarise_run(work.folder)
             document["execution"] = work.execution.describe()
-            document["warnings"] = [*work.images.warnings, *odd_results(work, results.columns)]
+            odd = (*work.images.warnings, *odd_results(work, results.columns))
+            document["warnings"] = [printable(warning) for warning in odd]
             write_json(work.folder / "summary.json", document)
             write_whole(work.folder / "summary.csv", csv_text(flat(document["cells"])))
             write_whole(work.folder / "classes.csv", csv_text(class_rows(work.folder)))

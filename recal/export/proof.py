@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from recal.data.normalise import normalise_array
-from recal.errors import InputError, VerificationError
+from recal.errors import VerificationError
+from recal.export.subject import Subject, run_torch
+from recal.onnx_file.record import Proof, Rival
 from recal.onnx_file.session import OnnxNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,16 +37,16 @@ def hostile_inputs(
 ) -> list[NDArray[Any]]:  # fmt: skip
     """Return groups of inputs, in the form that the file takes.
 
-    Adversarial images (each pixel moved by 8 levels the way that its gradient's sign says, towards
-    another class), and images scaled by -30 to 1000; of pixels, which cannot be scaled, pictures of
-    black, white, a checkerboard, noise, and negatives.
+    They are adversarial images, in which each pixel is moved by 8 levels along the sign of its
+    gradient, and images scaled by -30 to 1000. Pixels cannot be scaled: a file that takes them gets
+    black, white, a checkerboard, noise and negatives instead.
 
     Args:
-        network: In eval mode on the CPU; gives the gradients.
+        network: The network whose gradients are used; in eval mode, on the CPU.
         pixels: Images, uint8 (N, size, size, 3).
-        spec: Says how they are normalised.
+        spec: Normalisation of the images.
         takes_pixels: Whether the file takes uint8 pixels.
-        half: Leave out what float16 cannot hold.
+        half: Whether to leave out what float16 cannot hold.
 
     Source: Goodfellow et al., arXiv 1412.6572, section 4 (the sign of the gradient).
     """
@@ -69,17 +71,16 @@ def in_float64(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a network's outputs in float64, and how far PyTorch's own float32 is from them.
 
-    A network may amplify rounding, and one run of it may be right by luck: so the images are also
-    run as they are when every value is moved by one rounding, up or down, four times.
+    A network may amplify rounding, and one run may be exact by luck. So the images also run four
+    times with every value moved by one rounding, up or down.
 
     Args:
-        network: In eval mode on the CPU; not changed.
-        images: Normalised, float32 (N, 3, H, W).
-        softmax: Whether probabilities are wanted instead of logits.
+        network: A network in eval mode on the CPU; not changed.
+        images: Normalised images, float32 (N, 3, H, W).
+        softmax: Whether to return probabilities instead of logits.
 
     Returns:
-        Outputs (N, K), and for every image the largest error of the five runs, (N,), as
-        `relative_errors` gives it.
+        Outputs (N, K), and for every image the largest relative error of the five runs, (N,).
     """
     exact = run_torch(copy.deepcopy(network).double(), images.astype(np.float64), softmax=softmax)
     rng = np.random.default_rng(0)
@@ -92,27 +93,17 @@ def in_float64(
 
 
 def relative_errors(found: NDArray[np.floating], exact: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each input's largest difference of an output, relative to max(1, its largest), (N,).
+    """Return each input's largest error of an output, relative to max(1, its largest output), (N,).
 
-    NaN anywhere in an output makes it NaN, which is within no tolerance.
+    It is NaN where an output is NaN, and then within no tolerance.
     """
     largest = np.maximum(1.0, np.abs(exact).max(axis=1))
     errors: NDArray[np.float64] = np.abs(found - exact).max(axis=1) / largest
     return errors
 
 
-@torch.inference_mode()
-def run_torch(
-    network: torch.nn.Module, images: NDArray[np.floating], *, softmax: bool
-) -> NDArray[Any]:
-    """Map normalised images to what a file gives: logits, or their softmax."""
-    logits = torch.cat([network(part) for part in torch.split(torch.from_numpy(images), 64)])
-    outputs: NDArray[Any] = (logits.softmax(dim=1) if softmax else logits).numpy()
-    return outputs
-
-
 def _gradient_signs(network: torch.nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the direction, float32 of -1, 0 and 1, in which the predicted class loses."""
+    """Return the signs, float32 of -1, 0 and 1, along which the predicted class loses."""
     with torch.enable_grad():
         inputs = torch.from_numpy(images).requires_grad_()
         logits = network(inputs * 1.0)  # not the leaf, which a network may not change in place
@@ -132,15 +123,15 @@ ROUNDING_IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far an output may be off, relative to max(1, the largest).
+    """How far an output may be off, relative to max(1, the largest output).
 
-    A network may amplify rounding, which no file can help. So where ten times the error of
-    PyTorch's own float32, found by float64, is more than the number here, that is the tolerance.
+    A network may amplify rounding. So the tolerance is at least ten times the error of PyTorch's
+    own float32, which is measured against float64.
 
     Attributes:
-        images: On the images, against PyTorch; relative to the largest output of all.
-        hostile: On hostile inputs, against float64; relative to the largest output of each input.
-            Inputs on which ten times PyTorch's own error passes 0.1 tell nothing, and are left out.
+        images: Tolerance on images, against PyTorch, relative to the largest output of all.
+        hostile: Tolerance on hostile inputs, against float64, relative to the largest output of
+            each input. Inputs on which ten times PyTorch's own error exceeds 0.1 are left out.
     """
 
     images: float
@@ -152,105 +143,34 @@ FLOAT32 = Tolerance(images=1e-5, hostile=1e-5)
 FLOAT16 = Tolerance(images=2e-2, hostile=5e-2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rival:
-    """A network that the file must not be.
-
-    Attributes:
-        distance: Largest absolute difference of a logit of the file from the rival's.
-        expected: The same of the variant from the rival: what `distance` should be.
-    """
-
-    distance: float
-    expected: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """How an ONNX file compares with networks on the same images.
-
-    Attributes:
-        images: Number of images compared.
-        batches: The batch sizes in which they were run.
-        difference: Largest absolute difference of a logit from the variant's, by PyTorch.
-        tolerance: What that may be at most.
-        hostile_inputs: Number of adversarial, scaled and patterned inputs compared.
-        hostile_difference: Largest difference there from float64, relative to max(1, the input's
-            largest |logit|).
-        rivals: The distance from every other stored branch.
-        indistinct: Rivals whose own logits are those of the variant, within the tolerance, so that
-            no image tells them apart.
-    """
-
-    images: int
-    batches: tuple[int, ...]
-    difference: float
-    tolerance: float
-    hostile_inputs: int
-    hostile_difference: float
-    rivals: Mapping[str, Rival]
-    indistinct: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what the file's record keeps, in two digits, so that it is the same each time."""
-        return {
-            "images": self.images,
-            "batches": list(self.batches),
-            "largest_difference": _short(self.difference),
-            "tolerance": _short(self.tolerance),
-            "hostile_inputs": self.hostile_inputs,
-            "hostile_difference": _short(self.hostile_difference),
-            "rivals": {name: _short(rival.distance) for name, rival in self.rivals.items()},
-        }
-
-
 def prove(
-    model: bytes,
-    network: torch.nn.Module,
-    rivals: Mapping[str, torch.nn.Module],
-    pixels: NDArray[np.uint8],
-    spec: ModelSpec,
-    *,
-    allowed: Tolerance = FLOAT32,
-    where: str = "export",
-    variant: str | None = None,
+    model: bytes, subject: Subject, *, allowed: Tolerance = FLOAT32, number: int = 0
 ) -> Proof:
-    """Compare a serialised model with the network that it should be, and with those it should not.
+    """Compare a serialised model with the network that it should be, and with its rivals.
 
-    Images run in batches of 1, 3 and 64 (in the one batch of a file that is fixed to one), then
-    hostile inputs.
+    Images run in batches of 1, 3 and 64, or in the one batch size that the file is fixed to; then
+    hostile inputs run.
 
     Args:
         model: The ONNX model.
-        network: What it was made from, in eval mode on the CPU.
-        rivals: Other networks of the same shape, by name.
-        pixels: Images, uint8 (N, size, size, 3).
-        spec: Says how they are normalised.
+        subject: The variant that the model should be.
         allowed: The tolerance.
-        where: The beginning of the message.
-        variant: Of a switchable model, the name of the variant that is to be the network.
+        number: Number of the variant in a switchable model.
 
     Raises:
         VerificationError: The model differs from the network by more than the tolerance, or is as
             near to a rival that itself differs from the network.
-        InputError: The images are others than that.
     """
-    side = spec.size
-    if pixels.dtype != np.uint8 or not len(pixels) or pixels.shape[1:] != (side, side, 3):
-        raise InputError(
-            f"{where}: expected images uint8 (N, {side}, {side}, 3), got {pixels.dtype} "
-            f"{pixels.shape}."
-        )
-    session = OnnxNetwork(model, variant=variant)
-    softmax = session.gives_probabilities
-    pixels = np.resize(pixels, (max(len(pixels), sum(BATCHES)), *pixels.shape[1:]))
+    network, spec, where = subject.reference, subject.spec, subject.where
+    session = OnnxNetwork(model, variant=number)
+    softmax, half = session.gives_probabilities, allowed is FLOAT16
+    count = max(len(subject.images), sum(BATCHES))
+    pixels = np.resize(subject.images, (count, *subject.images.shape[1:]))
     images = normalise_array(pixels, spec.mean, spec.std)
-    exported = run_in_batches(session, pixels if session.takes_pixels else images)
+    exported = _run_in_batches(session, pixels if session.takes_pixels else images)
     own = run_torch(network, images, softmax=softmax)
     few = images[:ROUNDING_IMAGES]
-    groups = hostile_inputs(
-        network, pixels, spec, takes_pixels=session.takes_pixels, half=allowed is FLOAT16
-    )
+    groups = hostile_inputs(network, pixels, spec, takes_pixels=session.takes_pixels, half=half)
     hostile = np.concatenate(groups)
     normalised = normalise_array(hostile, spec.mean, spec.std) if session.takes_pixels else hostile
     exact, rounding = in_float64(network, np.concatenate([few, normalised]), softmax=softmax)
@@ -261,13 +181,13 @@ def prove(
     if not difference <= tolerance:
         raise VerificationError(
             f"{where}: expected logits within {tolerance:.1e} of PyTorch's, got a difference of "
-            f"{difference:.1e}. No file was written. Please report the architecture."
+            f"{difference:.1e}."
         )
     errors = relative_errors(session.outputs(hostile), exact[len(few) :])
     sizes = [len(group) for group in groups]
     compared, worst = _prove_hostile(errors, rounding[len(few) :], sizes, allowed.hostile, where)
     found = {}
-    for name, other in rivals.items():
+    for name, other in subject.rivals.items():
         logits = run_torch(other, images, softmax=softmax)
         found[name] = Rival(
             distance=_largest_difference(exported, logits),
@@ -278,7 +198,7 @@ def prove(
         if name not in indistinct and not abs(rival.distance - rival.expected) <= tolerance:
             raise VerificationError(
                 f"{where}: expected the file as far from branch '{name}' as the variant is "
-                f"({rival.expected:.1e}), got {rival.distance:.1e}. No file was written."
+                f"({rival.expected:.1e}), got {rival.distance:.1e}."
             )
     return Proof(
         images=len(pixels), batches=BATCHES if session.batch is None else (session.batch,),
@@ -288,7 +208,7 @@ def prove(
 
 
 def batches_of(count: int) -> Iterator[slice]:
-    """Cut images into batches of 1, 3, 64, 64 ..., which prove that the dimension is dynamic."""
+    """Cut images into batches of 1, 3, 64, 64 ..., which show that the dimension is dynamic."""
     start = 0
     for size in (*BATCHES, *[BATCHES[-1]] * (count // BATCHES[-1])):
         if start < count:
@@ -296,8 +216,8 @@ def batches_of(count: int) -> Iterator[slice]:
             start += size
 
 
-def run_in_batches(network: OnnxNetwork, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    """Map what a file takes to what it gives, in batches of 1, 3, 64, 64 ..."""
+def _run_in_batches(network: OnnxNetwork, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the outputs (N, K) of a file, run in batches of 1, 3, 64, 64 ..."""
     return np.concatenate([network.outputs(inputs[part]) for part in batches_of(len(inputs))])
 
 
@@ -308,17 +228,17 @@ def _prove_hostile(
     allowed: float,
     where: str,
 ) -> tuple[int, float]:
-    """Compare errors with PyTorch's own, group by group.
+    """Compare a file's errors with PyTorch's own, group by group.
 
     Args:
-        errors: Of the file, relative, (N,).
-        rounding: Of PyTorch in float32, likewise.
-        sizes: How many inputs each group has.
-        allowed: What is allowed whatever PyTorch's own error.
-        where: The beginning of the message.
+        errors: Relative errors of the file, (N,).
+        rounding: Relative errors of PyTorch in float32, (N,).
+        sizes: Number of inputs in each group.
+        allowed: Error that is accepted whatever PyTorch's own.
+        where: What is examined, for messages.
 
     Returns:
-        The number of inputs that were compared, and the largest error of those.
+        The number of inputs that were compared, and their largest error.
     """
     compared, worst, start = 0, 0.0, 0
     for size in sizes:
@@ -331,7 +251,7 @@ def _prove_hostile(
         if not error <= bound:
             raise VerificationError(
                 f"{where}: expected logits of hostile inputs within {bound:.1e} of the largest, "
-                f"got {error:.1e}. No file was written. Please report the architecture."
+                f"got {error:.1e}."
             )
         compared, worst = compared + size, max(worst, error)
     return compared, worst
@@ -340,7 +260,3 @@ def _prove_hostile(
 def _largest_difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     # NaN anywhere makes this NaN, which is within no tolerance
     return float(np.abs(a.astype(np.float64) - b).max())
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.1e}")

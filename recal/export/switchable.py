@@ -1,4 +1,4 @@
-"""One ONNX file with several variants: shared weights, an input that chooses, by onnx alone."""
+"""A graph of several variants that share weights, with an input that chooses between them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def switchable(
 ) -> onnx.ModelProto:
     """Return a model with a further input `variant`, int64 (), that chooses between variants.
 
-    Each variant is one branch of nested `If` nodes, with BatchNorm tensors of its own; all other
-    weights stand outside and are shared. ONNX Runtime folds each branch when it loads the file.
+    Each variant is one branch of nested `If` nodes with its own BatchNorm tensors. All other
+    weights are outside and shared. ONNX Runtime folds each branch when it loads the file.
 
     Args:
-        model: An unfolded model; see `to_onnx`.
-        variants: The tensors of each variant, by their names in its file.
+        model: An unfolded model, as `to_onnx` gives it.
+        variants: The BatchNorm tensors of each variant, by their names in a variant's file.
 
     Raises:
         InputError: There are fewer than two variants, or one does not fit the model.
@@ -46,7 +46,7 @@ def switchable(
     ]
     own = set(names.values())
     shared = [tensor for tensor in graph.initializer if tensor.name not in own]
-    # out of range, Gather fails: no variant is run by mistake
+    # Gather fails for a number out of range, so that no variant runs by mistake
     shared.append(numpy_helper.from_array(np.arange(len(variants), dtype=np.int64), "variants"))
     chooser = helper.make_node("Gather", ["variants", "variant"], ["chosen"], "choose")
     nodes = [chooser, *_choose(branches, 0, shared)]
@@ -68,7 +68,7 @@ def switchable(
 def _choose(
     branches: Sequence[onnx.GraphProto], number: int, shared: list[onnx.TensorProto]
 ) -> list[onnx.NodeProto]:
-    """Return nodes that run branch `number` if it is chosen, else one of those after it."""
+    """Return nodes that run branch `number` if it is chosen, else one of the branches after it."""
     if number == len(branches) - 2:
         other = branches[-1]
     else:
@@ -92,10 +92,10 @@ def _choose(
 def _branch(
     graph: onnx.GraphProto, arrays: Mapping[str, NDArray[np.float32]], number: int
 ) -> onnx.GraphProto:
-    """Return the graph's nodes as a branch, with names of its own for all that is not shared."""
+    """Return the graph's nodes as a branch, with its own names for all that is not shared."""
     suffix = f"_v{number}"
     produced = [name for node in graph.node for name in node.output]
-    # short names, because every branch spells them all again
+    # short names, because every branch repeats all of them
     own = {name: f"{i}{suffix}" for i, name in enumerate(produced)}
     own |= {name: f"{name}{suffix}" for name in arrays}
     tensors = [numpy_helper.from_array(array, own[name]) for name, array in arrays.items()]
@@ -110,8 +110,8 @@ def _branch(
         copy.output[:] = [own[name] for name in node.output]
         nodes.append(copy)
         if node.output[0] in unfolded and node.input[1] in shapes:
-            # times one, per branch: ONNX Runtime multiplies it into weights of the branch's own,
-            # which it can lay out for its fast kernels; shared ones it cannot
+            # a factor of one in every branch, which ONNX Runtime multiplies into the weights:
+            # these then belong to the branch, and can be laid out for its fast kernels
             value = own[node.output[0]]
             copy.output[0] = f"{value}_plain"
             ones = np.ones((shapes[node.input[1]][0], 1, 1), np.float32)

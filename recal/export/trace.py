@@ -1,4 +1,4 @@
-"""Turning a network into an ONNX graph, folded or with its BatchNorm tensors still by name."""
+"""Tracing a network into an ONNX graph, with BatchNorm folded or kept as named tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import onnx
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from recal.errors import InputError, UsageError
+from recal.errors import InputError, UsageError, reason
 from recal.networks.plain import batch_norms
 from recal.onnx_file.editing import with_arrays
+from recal.onnx_file.record import OPSET, OPSETS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 def find_culprit(network: nn.Module, example: torch.Tensor, opset: int) -> str:
     """Return the path and class of the innermost module whose own export fails.
 
-    The exporter names the operator but not where it stands, so every module is exported alone, on
-    the input that it gets inside the network, children before parents.
+    The exporter names the operator but not its place. So every module is exported alone, on the
+    input that it gets inside the network, children before parents.
     """
     inputs: dict[str, tuple[Any, ...]] = {}
     hooks = [
@@ -33,7 +34,7 @@ def find_culprit(network: nn.Module, example: torch.Tensor, opset: int) -> str:
     ]
     try:
         network(example)
-    except Exception:  # noqa: BLE001  (whatever a user's module raises, the search goes on)
+    except Exception:  # noqa: BLE001  (the search goes on whatever a user's module raises)
         return type(network).__name__
     finally:
         for hook in hooks:
@@ -61,10 +62,6 @@ def _exports(module: nn.Module, inputs: tuple[Any, ...], opset: int) -> bool:
     return True
 
 
-OPSET = 18
-OPSETS = range(13, 21)  # below, BatchNormalization was another operator; above, none is traced
-
-
 def to_onnx(
     network: nn.Module,
     size: int,
@@ -77,13 +74,15 @@ def to_onnx(
     """Trace a network in eval mode.
 
     Args:
-        network: Maps float32 (N, 3, size, size) to logits (N, K); on the CPU, in eval mode.
+        network: A network from float32 (N, 3, size, size) to logits (N, K); on the CPU, in eval
+            mode.
         size: Side of the input in pixels.
-        fold: Fold every BatchNorm that follows a convolution into it. Otherwise all BatchNorm
-            tensors stay initialisers under their plain names, `<layer>.running_mean` and so on.
-        opset: ONNX's operator set.
-        batch: A fixed number of images, or None for a dimension `batch`.
-        any_size: Make height and width dimensions `height` and `width`.
+        fold: Whether to fold every BatchNorm that follows a convolution into it. Otherwise all
+            BatchNorm tensors stay initialisers under their plain names, such as
+            `<layer>.running_mean`. No two of them are joined, even if they are equal.
+        opset: ONNX operator set.
+        batch: A fixed number of images, or None for a dynamic dimension `batch`.
+        any_size: Whether height and width are dynamic dimensions `height` and `width`.
 
     Returns:
         A model of one graph: `input` float32 (batch, 3, size, size), `logits` float32 (batch, K).
@@ -104,7 +103,7 @@ def to_onnx(
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            # The tracing exporter is deprecated, and chosen with open eyes: docs/architecture.md
+            # the tracing exporter is deprecated; docs/architecture.md says why it is used
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 traced,
@@ -118,10 +117,9 @@ def to_onnx(
                 do_constant_folding=fold,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"export: {find_culprit(network, example, opset)}: expected operations that ONNX has, "
-            f"got {reason} Replace this module, or try another --opset."
+            f"got {reason(error)}. Replace this module, or try another --opset."
         ) from error
     model = onnx.load_model_from_string(buffer.getvalue())
     _use_plain_names(model, traced)
@@ -169,7 +167,7 @@ def _with_distinct_tensors(network: nn.Module) -> nn.Module:
     """Return a copy in which no BatchNorm tensor equals another one.
 
     The exporter joins equal tensors into one initialiser, such as the zero means of layers that
-    were never trained, and then they could not be replaced one by one.
+    were never trained. They could not be replaced one by one then.
     """
     distinct = copy.deepcopy(network)
     for number, tensor in enumerate(_batch_norm_tensors(distinct).values()):
@@ -178,7 +176,7 @@ def _with_distinct_tensors(network: nn.Module) -> nn.Module:
 
 
 def _use_plain_names(model: onnx.ModelProto, network: nn.Module) -> None:
-    """Rename BatchNorm initialisers to the checkpoint's plain names, where those differ."""
+    """Rename BatchNorm initialisers to the checkpoint's plain names where these differ."""
     plain = {id(layer): name for name, layer in batch_norms(network).items()}
     renamed = {}
     for path, module in network.named_modules(remove_duplicate=False):

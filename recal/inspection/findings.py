@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from recal.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -44,7 +46,7 @@ class Finding:
     @property
     def sentence(self) -> str:
         """What was found and what follows from it, for people."""
-        return f"{f'{self.branch}: ' if self.branch else ''}{self.what}. {self.follows}"
+        return printable(f"{f'{self.branch}: ' if self.branch else ''}{self.what}. {self.follows}")
 
 
 def examine(checkpoint: Checkpoint) -> tuple[Finding, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recal.errors import UsageError
+from recal.networks.spec import ModelSpec
 from recal.onnx_file.session import OnnxNetwork
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 WARM_UP = 3
-SIDE = 224  # of networks that take any size and say nothing
+SIDE = 224
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +29,14 @@ class Timing:
 
     Attributes:
         model: The file.
-        threads: Of ONNX Runtime.
-        batch: Images a run.
-        runs: How many were timed.
-        p50: Median, in milliseconds.
-        p90: The 90th percentile, likewise.
-        p99: The 99th, likewise.
-        throughput: Images a second, from the median.
-        ratio: Median over rounds of this file's time over the first file's in the same round.
+        threads: Threads of ONNX Runtime; 0 for all cores.
+        batch: Images per run.
+        runs: Number of timed runs.
+        p50: Median time of a run, in milliseconds.
+        p90: 90th percentile of the time of a run, in milliseconds.
+        p99: 99th percentile of the time of a run, in milliseconds.
+        throughput: Images per second, from the median.
+        ratio: Median over rounds of this file's time divided by the first file's in that round.
     """
 
     model: Path
@@ -52,15 +53,15 @@ class Timing:
 def bench(
     models: Sequence[Path], *, batches: Sequence[int], threads: Sequence[int], runs: int
 ) -> list[Timing]:
-    """Time files, one run of each in turn, so that the machine's moods fall on all alike.
+    """Time files in rounds of one run each, so that changes of the machine's speed affect all.
 
-    The order is drawn anew for each round, because a file is slower after one that left less of the
-    caches to it. Inputs are seeded noise.
+    Every round has a new random order, because a file is slower after one that fills the caches.
+    Inputs are seeded noise.
 
     Args:
-        models: The files; ratios are to the first.
-        batches: Images a run; files that are fixed to a batch take that one.
-        threads: Of ONNX Runtime; 0 for all cores.
+        models: The files. Ratios are to the first.
+        batches: Batch sizes to time.
+        threads: Numbers of threads to time; 0 stands for all cores.
         runs: Timed runs of each file at each batch size and number of threads.
 
     Raises:
@@ -91,8 +92,8 @@ def bench(
 
 
 def _interleaved(sessions: Sequence[OnnxNetwork], batch: int, runs: int) -> NDArray[np.float64]:
-    """Return seconds, float64 (sessions, runs)."""
-    inputs = [_noise(session, batch) for session in sessions]
+    """Return the seconds of each run, float64 (sessions, runs)."""
+    inputs = [session.noise(batch, _side(session)) for session in sessions]
     for session, given in zip(sessions, inputs, strict=True):
         for _ in range(WARM_UP):
             session.outputs(given)
@@ -106,9 +107,6 @@ def _interleaved(sessions: Sequence[OnnxNetwork], batch: int, runs: int) -> NDAr
     return seconds
 
 
-def _noise(session: OnnxNetwork, batch: int) -> NDArray[Any]:
-    side = session.size or session.metadata.get("model", {}).get("size", SIDE)
-    rng = np.random.default_rng(0)
-    if session.takes_pixels:
-        return rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    return rng.standard_normal((batch, 3, side, side), dtype=np.float32)
+def _side(session: OnnxNetwork) -> int:
+    """Return the side of images for a network that takes any: as its record says, else `SIDE`."""
+    return ModelSpec.from_json(session.record.model).size if session.record else SIDE

@@ -1,4 +1,4 @@
-"""Changes to an ONNX graph, by onnx and NumPy alone."""
+"""Changes to an ONNX graph, made with onnx and NumPy alone."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def batch_norm_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 
 def layer_tensors(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return the initialiser of each BatchNorm tensor that a variant may hold, by its name there.
+    """Return the names of BatchNorm's initialisers, by the tensor's name in a variant.
 
-    Affine that is no initialiser (a network without one, exported as constants) is left out.
+    Weight and bias that are no initialisers, as of layers without affine, are left out.
     """
     known = {tensor.name for tensor in graph.initializer}
     return {

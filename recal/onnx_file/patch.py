@@ -1,10 +1,10 @@
-"""Putting another variant into a patchable ONNX file, by onnx and NumPy alone."""
+"""Putting another variant into a patchable ONNX file, with onnx and NumPy alone."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -12,8 +12,17 @@ from recal.errors import InputError, VerificationError
 from recal.files import write_whole
 from recal.onnx_file.editing import layer_tensors, with_arrays
 from recal.onnx_file.reading import check_model, graph_bytes, read_model
-from recal.onnx_file.record import describe, read_record, require_record, write_record
-from recal.onnx_file.session import probe, probe_distance
+from recal.onnx_file.record import (
+    GraphOptions,
+    HeldVariant,
+    OnnxRecord,
+    check_digest,
+    parse_record,
+    read_entries,
+    versions_of,
+    write_record,
+)
+from recal.onnx_file.session import folding_difference, make_probe, noise_difference
 from recal.variant.file import VariantFile, read_variant
 
 if TYPE_CHECKING:
@@ -23,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-KEPT = ("options", "classes", "checkpoint_sha256")
 FOREIGN = "onnx:"
 TOLERANCE = 1e-3
 
@@ -37,6 +45,9 @@ def patch_file(path: Path, variant: Path, output: Path) -> VariantFile:
         path: The base file; not changed unless it is `output`.
         variant: The variant's file.
         output: The file to write, after ONNX Runtime has run it.
+
+    Returns:
+        The variant.
 
     Raises:
         InputError: The file is not patchable, or the variant belongs to other weights.
@@ -52,72 +63,85 @@ def patch_file(path: Path, variant: Path, output: Path) -> VariantFile:
 def patch_model(
     model: onnx.ModelProto, variant: VariantFile, where: str, what: str
 ) -> onnx.ModelProto:
-    """Return a copy of a model with a variant's BatchNorm tensors and record; see `patch_file`."""
+    """Return a copy of a model with a variant's BatchNorm tensors and record.
+
+    Args:
+        model: A patchable model; not changed.
+        variant: The variant.
+        where: Name of the model, for messages.
+        what: Name of the variant, for messages.
+
+    Raises:
+        InputError: The file is not patchable, or the variant belongs to other weights.
+        VerificationError: The base file was changed, or ONNX Runtime does not run the new tensors.
+    """
     record = require_patchable(model, where)
-    own = weights_identity(model)
+    own = record.weights_sha256 if record else weights_identity(model)
     if variant.record["weights_sha256"] != own:
         raise InputError(
             f"{what}: expected a variant for the weights in {where} ({_short(own)}), got one for "
             f"others ({_short(variant.record['weights_sha256'])})."
         )
-    _check_preprocessing(variant, record, where, what)
+    if record is not None:
+        _check_preprocessing(variant, record, where, what)
     patched = with_arrays(model, _by_initialiser(model, variant, where, what))
     _check_runs(model, patched, where)
-    entries = describe(variant.record, variant.label, variant.sha256)
-    entries |= {key: record[key] for key in KEPT if key in record}
-    entries.setdefault("options", {"patchable": True})
-    write_record(patched, {**entries, "probe": probe(patched.SerializeToString())})
+    patched_record = OnnxRecord(
+        form="patchable",
+        options=record.options if record else GraphOptions(),
+        weights_sha256=own,
+        model=variant.record["model"],
+        variants=(HeldVariant.of(variant),),
+        versions=versions_of(variant),
+        probe=make_probe(patched.SerializeToString()),
+        checkpoint_sha256=record.checkpoint_sha256 if record else None,
+        classes=record.classes if record else None,
+    )
+    write_record(patched, patched_record)
     return patched
 
 
-def require_patchable(model: onnx.ModelProto, where: str) -> dict[str, Any]:
-    """Return the record of a file whose BatchNorm tensors are all there; {} if recal wrote none.
+def require_patchable(model: onnx.ModelProto, where: str) -> OnnxRecord | None:
+    """Return the record of a file whose BatchNorm tensors are all there; None if recal wrote none.
 
     Raises:
         InputError: BatchNorm was folded into other weights, there is none, it is in training mode,
             or a layer has no statistics of its own.
         VerificationError: The file was changed since it was written.
     """
-    record = read_record(model)
-    if record:
-        record = require_record(model, where)
-        if not record["options"].get("patchable"):
+    record = parse_record(read_entries(model), where)
+    if record is not None:
+        check_digest(model, record, where)
+        if record.form != "patchable":
             raise InputError(
                 f"{where}: expected a patchable file, got one whose BatchNorm is folded into the "
                 "weights. Export it with --patchable."
             )
-    for node in _batch_norms(model):
+    nodes = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    if not nodes:
+        raise InputError(f"{where}: expected BatchNormalization nodes, got none.")
+    known = {tensor.name for tensor in model.graph.initializer}
+    users = Counter(name for node in nodes for name in node.input[3:5])
+    for node in nodes:
         if any(a.name == "training_mode" and a.i for a in node.attribute):
             raise InputError(
                 f"{where}: node '{node.name}': expected BatchNormalization with stored statistics, "
                 "got one in training mode, which takes each batch's own. Export the network in "
                 "eval mode."
             )
-    if not _batch_norms(model):
-        raise InputError(f"{where}: expected BatchNormalization nodes, got none.")
-    known = {tensor.name for tensor in model.graph.initializer}
-    users = Counter(name for node in _batch_norms(model) for name in node.input[3:5])
-    for node in _batch_norms(model):
         joined = [name for name in node.input[3:5] if name not in known or users[name] > 1]
         if joined:
             raise InputError(
                 f"{where}: node '{node.name}': expected statistics of its own, got '{joined[0]}', "
-                "which is another layer's too or computed. Exporters join equal tensors, as those "
-                "of layers that were never trained are: export the network by recal, which keeps "
-                "them apart."
+                "which is another layer's too or computed. Exporters join equal tensors, such as "
+                "those of layers that were never trained. Export the network with recal, which "
+                "keeps them apart."
             )
     return record
 
 
-def _batch_norms(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == "BatchNormalization"]
-
-
 def weights_identity(model: onnx.ModelProto) -> str:
-    """Return what a variant must be bound to: the weights' hash, or that of a foreign graph."""
-    recorded = read_record(model).get("weights_sha256")
-    if isinstance(recorded, str):
-        return recorded
+    """Return the hash of a graph without its BatchNorm tensors, to which variants are bound."""
     names = set(layer_tensors(model.graph).values())
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
@@ -138,36 +162,32 @@ def _by_initialiser(
     return {name: variant.tensors[key] for key, name in names.items()}
 
 
-def _check_preprocessing(
-    variant: VariantFile, record: dict[str, Any], where: str, what: str
-) -> None:
-    """Refuse a variant that the part of the preprocessing inside the graph does not fit."""
-    if not record:
-        return
-    inside = ("size", "classes", *(("mean", "std") if record["options"].get("uint8") else ()))
-    ours, theirs = record["model"], variant.record["model"]
+def _check_preprocessing(variant: VariantFile, record: OnnxRecord, where: str, what: str) -> None:
+    """Refuse a variant that does not fit the part of the preprocessing inside the graph."""
+    inside = ("size", "classes", *(("mean", "std") if record.options.uint8 else ()))
     for key in inside:
-        if ours.get(key) != theirs.get(key):
+        ours, theirs = record.model.get(key), variant.record["model"].get(key)
+        if ours != theirs:
             raise InputError(
-                f"{what}: expected {key} {ours.get(key)}, which is part of the graph of {where}, "
-                f"got {theirs.get(key)}."
+                f"{what}: expected {key} {ours}, which is part of the graph of {where}, got "
+                f"{theirs}."
             )
 
 
 def _check_runs(base: onnx.ModelProto, patched: onnx.ModelProto, where: str) -> None:
-    """Refuse unless ONNX Runtime computes with the new tensors, folded as well as not.
+    """Refuse unless ONNX Runtime computes with the new tensors, with folding and without.
 
-    Replaced tensors have been ignored before: after folding, a session may hold the old ones.
+    A session that folds may hold the old tensors.
     """
     content = patched.SerializeToString()
-    difference = probe_distance(content, content, optimise=(True, False))
+    difference = folding_difference(content)
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"{where}: expected the same outputs with and without ONNX Runtime's folding, got a "
             f"difference of {difference:.1e} of the largest. No file was written."
         )
     changed = graph_bytes(base) != graph_bytes(patched)
-    if changed and probe_distance(base.SerializeToString(), content) == 0.0:
+    if changed and noise_difference(base.SerializeToString(), content) == 0.0:
         raise VerificationError(
             f"{where}: expected other outputs than before, got the same: ONNX Runtime does not use "
             "the new tensors. No file was written."

@@ -56,7 +56,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise InputError(f"{path}: expected an image or a folder, got nothing there.")
+            raise InputError(f"{path}: expected an image or a folder, but it does not exist.")
     if not files:
         raise InputError(f"{', '.join(map(str, paths))}: expected images, got none.")
     return files
@@ -68,8 +68,8 @@ def network_spec(network: OnnxNetwork, asked: Mapping[str, Any], where: str) -> 
     Raises:
         UsageError: recal did not write the file, and the preprocessing is not given.
     """
-    if isinstance(network.metadata.get("model"), dict):
-        return ModelSpec.from_json(network.metadata["model"]).overridden(asked)
+    if network.record is not None:
+        return ModelSpec.from_json(network.record.model).overridden(asked)
     known = {key: value for key, value in asked.items() if value is not None}
     if "family" not in known and not {"mean", "std"} <= known.keys():
         raise UsageError(
@@ -106,7 +106,7 @@ def predict(
     """
     source = FileSource(Path(), tuple(files), None)
     images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
-    names = network.metadata.get("classes")
+    names = network.record.classes if network.record else None
     for start in range(0, len(files), BATCH):
         end = min(start + BATCH, len(files))
         read = _read(images, range(start, end), on_broken)

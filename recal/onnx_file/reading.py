@@ -10,7 +10,7 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
-from recal.errors import InputError
+from recal.errors import InputError, reason
 from recal.files import require_file
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def check_sizes(model: onnx.ModelProto, where: str, largest: int) -> None:
     try:
         graph = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{where}: expected an ONNX network, got {reason}.") from error
+        raise InputError(f"{where}: expected an ONNX network, got {reason(error)}.") from error
     weights = {tensor.name for tensor in model.graph.initializer}
     names = {value.name for value in model.graph.input} - weights
     given = [value for value in graph.input if value.name in names]
@@ -151,7 +150,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         model = onnx.load_model_from_string(path.read_bytes())
     except (DecodeError, OSError, MemoryError) as error:
         raise InputError(
-            f"{path}: expected an ONNX network, got {_reason(error)}. It may be truncated."
+            f"{path}: expected an ONNX network, got {reason(error)}. It may be truncated."
         ) from error
     if not _texts_are_whole(model):
         raise InputError(
@@ -176,7 +175,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: its external data cannot be read ({_reason(error)}).") from error
+        raise InputError(f"{path}: its external data cannot be read ({reason(error)}).") from error
     check_sizes(model, str(path), LARGEST)
     return model
 
@@ -204,7 +203,7 @@ def check_model(model: onnx.ModelProto, where: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(f"{where}: expected a valid ONNX model, got {_reason(error)}.") from error
+        raise InputError(f"{where}: expected a valid ONNX model, got {reason(error)}.") from error
 
 
 def graph_bytes(model: onnx.ModelProto) -> bytes:
@@ -256,7 +255,7 @@ def _external_bytes(path: Path, tensor: onnx.TensorProto) -> int:
         # without a length all the rest of the file is read, however large
         count = int(entries.get("length", file.stat().st_size - start))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: its external data cannot be read ({_reason(error)}).") from error
+        raise InputError(f"{path}: its external data cannot be read ({reason(error)}).") from error
     expected = math.prod(tensor.dims) * WIDTHS.get(tensor.data_type, 0)
     if count != expected or start < 0:
         raise InputError(
@@ -264,7 +263,3 @@ def _external_bytes(path: Path, tensor: onnx.TensorProto) -> int:
             f"'{location}'. The files do not belong together, or are damaged."
         )
     return count
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from recal.errors import InputError
 from recal.machine import may_keep
 from recal.onnx_file.editing import batch_norm_nodes, layer_tensors, with_arrays
 from recal.onnx_file.patch import require_patchable, weights_identity
-from recal.onnx_file.session import filled
+from recal.onnx_file.session import filled, open_session, run_session
 from recal.policies.prepared import PreparedImages
 from recal.progress import Progress, silent
 from recal.variant.file import FORMAT, VariantFile, estimated_statistics
@@ -98,7 +98,7 @@ def merge(found: Sequence[ImageMoments]) -> ImageMoments:
 
 
 def moments_session(
-    model: onnx.ModelProto, layers: Sequence[str]
+    model: onnx.ModelProto, layers: Sequence[str], where: str
 ) -> Callable[[NDArray[Any]], dict[str, ImageMoments]]:
     """Return a function from a batch to the moments of the values at each of these layers.
 
@@ -122,21 +122,13 @@ def moments_session(
     )
     for number, value in enumerate(wanted):
         _add_moments(graph, value, f"recal_{number}", opset)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(cut.SerializeToString(), where)
     given = session.get_inputs()[0]
     fixed = given.shape[0] if isinstance(given.shape[0], int) else 0
 
     def run(batch: NDArray[Any]) -> dict[str, ImageMoments]:
         count = len(batch)
-        try:
-            outputs = session.run(None, {given.name: filled(batch, fixed)})
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"ONNX Runtime: {batch.shape} images: {reason}") from error
+        outputs = run_session(session, {given.name: filled(batch, fixed)})
         triples = zip(outputs[0::3], outputs[1::3], outputs[2::3], strict=True)
         return {
             layer: ImageMoments(
@@ -238,7 +230,6 @@ def recalibrate(
         InputError: The file is not patchable; images do not fit; a value is not finite.
     """
     record = require_patchable(model, where)
-    weights_sha256 = weights_identity(model)
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     indices, skipped = usable_batches(
         source, samples, fixed or batch_size, seed,
@@ -252,7 +243,7 @@ def recalibrate(
     current, errors = model, dict[str, LayerError]()
     for layers in levels:
         parts: dict[str, list[ImageMoments]] = {layer: [] for layer in layers}
-        run = moments_session(current, layers)
+        run = moments_session(current, layers, where)
         with counting_broken(source, drawn, progress):
             for batch in batches:
                 for layer, moments in run(batch).items():
@@ -268,9 +259,9 @@ def recalibrate(
         tensors={key: numpy_helper.to_array(arrays[name]) for key, name in names.items()},
         record={
             "format": FORMAT,
-            "weights_sha256": weights_sha256,
+            "weights_sha256": record.weights_sha256 if record else weights_identity(model),
             "model": spec.to_json(),
-            "affine": record.get("affine", "main"),
+            "affine": record.variants[0].affine if record else "main",
             "statistics": estimated_statistics(
                 policy,
                 errors,

@@ -1,17 +1,21 @@
-"""What an ONNX file says of itself: the `recal.*` entries of its metadata."""
+"""What an ONNX file says of itself: a typed record, kept as the `recal.*` entries of its metadata.
+
+Each field of `OnnxRecord` is one entry. Texts are stored as they are, everything else as JSON.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 import onnx
+from msgspec import Meta
 
 from recal.errors import InputError, VerificationError
 from recal.onnx_file.reading import graph_bytes
-from recal.variant.file import check_statistics
-from recal.wording import check_type
+from recal.schema import Record, convert, read_json, to_json
+from recal.variant.file import VariantFile, check_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,56 +24,333 @@ if TYPE_CHECKING:
 PREFIX = "recal."
 DIGEST = "sha256"
 FORMAT = 1
-REQUIRED: dict[str, type] = {
-    "format": int, "variant": str, "variant_sha256": str, "weights_sha256": str, "model": dict,
-    "affine": str, "statistics": dict, "options": dict, DIGEST: str,
-}  # fmt: skip
-OF_VARIANT: dict[str, type] = {
-    "variant": str, "variant_sha256": str, "affine": str, "statistics": dict,
-}  # fmt: skip
+OPSETS = range(13, 21)  # BatchNormalization was another operator before 13; 21 cannot be traced
+OPSET = 18
+
+FormName = Literal["float32", "float16", "int8", "patchable", "switchable"]
+Count = Annotated[int, Meta(ge=0)]
+Ranges = dict[str, tuple[float, float]]
 
 
-def read_record(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return the `recal.*` entries without the prefix, JSON decoded where they are JSON."""
-    return decode_entries({entry.key: entry.value for entry in model.metadata_props})
+class GraphOptions(Record, frozen=True, kw_only=True):
+    """Input, output and operator set of an ONNX file; every form of file has them.
+
+    Attributes:
+        opset: ONNX operator set.
+        uint8: Whether the input is pixels, uint8 (N, H, W, 3), which the graph normalises.
+        softmax: Whether the output is `probabilities` instead of `logits`.
+        batch: The fixed number of images, or None for any number.
+        any_size: Whether height and width are dynamic, as far as the network allows.
+    """
+
+    opset: Annotated[int, Meta(ge=OPSETS[0], le=OPSETS[-1])] = OPSET
+    uint8: bool = False
+    softmax: bool = False
+    batch: Annotated[int, Meta(ge=1)] | None = None
+    any_size: bool = False
 
 
-def decode_entries(entries: Mapping[str, str]) -> dict[str, Any]:
-    """Keep the entries with recal's prefix, without it, JSON decoded where they are JSON."""
-    return {
-        key.removeprefix(PREFIX): _decoded(value)
-        for key, value in entries.items()
-        if key.startswith(PREFIX)
-    }
+class Rival(Record, frozen=True, kw_only=True):
+    """The distance of a file from a network that it must not be.
+
+    Attributes:
+        distance: Largest absolute difference between an output of the file and the rival's.
+        expected: Largest absolute difference between an output of the variant and the rival's.
+    """
+
+    distance: float
+    expected: float
 
 
-def describe(variant: Mapping[str, Any], label: str, sha256: str) -> dict[str, Any]:
-    """Return the entries that say which variant a file holds.
+class Proof(Record, frozen=True, kw_only=True):
+    """How the outputs of an ONNX file compare with those of the network in PyTorch.
+
+    Attributes:
+        images: Number of images compared.
+        batches: Batch sizes in which they were run.
+        difference: Largest absolute difference of an output.
+        tolerance: Largest accepted `difference`.
+        hostile_inputs: Number of adversarial, scaled and patterned inputs compared.
+        hostile_difference: Largest difference from float64 on these, relative to max(1, the
+            input's largest |output|).
+        rivals: Distance from every other network, by name.
+        indistinct: Rivals whose own outputs equal the variant's within the tolerance.
+    """
+
+    images: int
+    batches: tuple[int, ...]
+    difference: float
+    tolerance: float
+    hostile_inputs: int
+    hostile_difference: float
+    rivals: dict[str, Rival]
+    indistinct: tuple[str, ...]
+
+    def shortened(self) -> Proof:
+        """Return the proof with numbers of two digits, which repeat from run to run."""
+        return msgspec.structs.replace(
+            self,
+            difference=_rounded(self.difference),
+            tolerance=_rounded(self.tolerance),
+            hostile_difference=_rounded(self.hostile_difference),
+            rivals={
+                name: Rival(distance=_rounded(r.distance), expected=_rounded(r.expected))
+                for name, r in self.rivals.items()
+            },
+        )
+
+
+class Int8Proof(Record, frozen=True, kw_only=True):
+    """How an int8 file compares with its network in float32, on images it was not made with.
+
+    Attributes:
+        images: Number of images.
+        agreement: Share of the images on which both predict the same class, in [0, 1].
+        error: Root mean square difference of the outputs, relative to the standard deviation of
+            the network's outputs.
+        accuracies: Top-1 accuracy by `pytorch` (float32), `folded` (ONNX, float32) and `int8`, in
+            [0, 1]; empty if the images have no labels.
+        drop: Lost accuracy, `pytorch` minus `int8`. Without labels, the share of predictions that
+            changed, which is the most that can be lost.
+        drop_error: Standard error of `drop` over the images.
+        rivals: For every other stored branch, how far the file lies on the straight line from the
+            variant's outputs (0) to that branch's (1).
+        indistinct: Branches whose own outputs equal the variant's.
+    """
+
+    images: int
+    agreement: float
+    error: float
+    accuracies: dict[str, float]
+    drop: float
+    drop_error: float
+    rivals: dict[str, float]
+    indistinct: tuple[str, ...]
+
+    def shortened(self) -> Int8Proof:
+        """Return the proof with as many digits as repeat from run to run."""
+        return msgspec.structs.replace(
+            self,
+            error=_rounded(self.error),
+            rivals={name: round(value, 2) for name, value in self.rivals.items()},
+        )
+
+
+class RangeImagesRecord(Record, frozen=True, kw_only=True):
+    """The images from which an int8 file's activations got their ranges.
+
+    Attributes:
+        policy: Name of the policy applied to them.
+        policy_sha256: Hash of the policy's text.
+        data_sha256: Hash of the images before the policy.
+        images: Number of images.
+        seed: Seed of the choice of images and of the policy's draws.
+        class_balanced: Whether the images are spread evenly over the classes.
+    """
+
+    policy: str
+    policy_sha256: str
+    data_sha256: str
+    images: Annotated[int, Meta(ge=1)]
+    seed: Count
+    class_balanced: bool
+
+
+class Int8Record(Record, frozen=True, kw_only=True):
+    """How an int8 file was made and judged.
+
+    Attributes:
+        ranges: Lowest and highest value of each activation.
+        range_images: The images on which the ranges were taken.
+        max_drop: Largest accepted `proof.drop`.
+        proof: What the file loses.
+    """
+
+    ranges: Ranges
+    range_images: RangeImagesRecord
+    max_drop: Annotated[float, Meta(ge=0, le=1)]
+    proof: Int8Proof
+
+    def shortened(self) -> Int8Record:
+        """Return the record with as many digits of the proof as repeat from run to run."""
+        return msgspec.structs.replace(self, proof=self.proof.shortened())
+
+
+class Probe(Record, frozen=True, kw_only=True):
+    """Outputs on seeded noise, which tell a device whether its ONNX Runtime computes the same.
+
+    Attributes:
+        seed: Seed of the noise.
+        largest: Largest absolute output.
+        outputs: First outputs of each image.
+    """
+
+    seed: Count
+    largest: float
+    outputs: tuple[tuple[float, ...], ...]
+
+
+class Accuracies(Record, frozen=True, kw_only=True):
+    """What an evaluation found of the variant in the file.
+
+    Attributes:
+        suite: Name of the suite.
+        provenance: What the corrupted images are; None for a clean suite.
+        images: Number of images, or None if it is not known.
+        clean_accuracy: Top-1 accuracy on clean images, in [0, 1].
+        corrupted_accuracy: Mean top-1 accuracy over the corrupted cells, in [0, 1].
+        mean_corruption_error: mCE, in percent of the reference.
+    """
+
+    suite: str
+    provenance: str | None = None
+    images: int | None = None
+    clean_accuracy: float | None = None
+    corrupted_accuracy: float | None = None
+    mean_corruption_error: float | None = None
+
+
+class HeldVariant(Record, frozen=True, kw_only=True):
+    """A variant in an ONNX file.
+
+    Attributes:
+        name: A short name; for a switchable file the one by which the variant is chosen.
+        sha256: Hash of the network that the variant makes.
+        affine: The branch of weight and bias.
+        statistics: Where the statistics come from.
+    """
+
+    name: str
+    sha256: str
+    affine: str
+    statistics: dict[str, object]
+
+    def __post_init__(self) -> None:
+        try:
+            check_statistics(self.statistics, "statistics")
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
+    @classmethod
+    def of(cls, variant: VariantFile, name: str | None = None) -> HeldVariant:
+        """Describe a variant, by default under its label."""
+        return cls(
+            name=variant.label if name is None else name,
+            sha256=variant.sha256,
+            affine=variant.record["affine"],
+            statistics=dict(variant.record["statistics"]),
+        )
+
+
+class OnnxRecord(Record, frozen=True, kw_only=True):
+    """What an ONNX file says of itself.
+
+    Attributes:
+        format: Version of this record.
+        form: Form of the file.
+        options: Input, output and operator set.
+        weights_sha256: Hash of the weights, which all variants share.
+        model: Architecture and preprocessing.
+        variants: The variants in the file: one, or in a switchable file several, in order.
+        versions: Versions of the libraries that made the file.
+        probe: Outputs on seeded noise.
+        checkpoint_sha256: Hash of the checkpoint's file.
+        classes: Names of the classes, in the order of the outputs.
+        accuracies: Results of an evaluation of the variant.
+        parity: Comparison with PyTorch of each variant, by name; of an int8 file, the comparison
+            of its float32 form.
+        int8: How an int8 file was made and judged; None for other forms.
+        sha256: Hash of the graph and of all other entries.
+    """
+
+    format: int = FORMAT
+    form: FormName
+    options: GraphOptions
+    weights_sha256: str
+    model: dict[str, object]
+    variants: Annotated[tuple[HeldVariant, ...], Meta(min_length=1)]
+    versions: dict[str, str]
+    probe: Probe
+    checkpoint_sha256: str | None = None
+    classes: tuple[str, ...] | None = None
+    accuracies: Accuracies | None = None
+    parity: dict[str, Proof] = msgspec.field(default_factory=dict)
+    int8: Int8Record | None = None
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if (len(self.variants) > 1) != (self.form == "switchable"):
+            raise ValueError(f"variants: expected one, got {len(self.variants)} ({self.form}).")
+        if (self.int8 is not None) != (self.form == "int8"):
+            raise ValueError(f"int8: expected it in int8 files alone, got it in {self.form}.")
+
+    @property
+    def title(self) -> str:
+        """The names of the variants, for messages."""
+        return ", ".join(variant.name for variant in self.variants)
+
+
+def versions_of(variant: VariantFile) -> dict[str, str]:
+    """Return the versions of the libraries that made a variant and write its ONNX file."""
+    made = {name: str(version) for name, version in variant.record["versions"].items()}
+    return {**made, "onnx": onnx.__version__}
+
+
+TEXTS = ("form", "weights_sha256", "checkpoint_sha256", "sha256")
+OPTIONAL = ("checkpoint_sha256", "classes", "accuracies", "parity", "int8")
+REQUIRED = tuple(name for name in OnnxRecord.__struct_fields__ if name not in OPTIONAL)
+
+
+def read_entries(model: onnx.ModelProto) -> dict[str, str]:
+    """Return all metadata of a model as it is stored."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def parse_record(entries: Mapping[str, str], where: str) -> OnnxRecord | None:
+    """Return the record among a file's metadata, or None if recal wrote none of it.
 
     Args:
-        variant: The variant's own record.
-        label: Its short name.
-        sha256: Hash of the network that it makes.
+        entries: The metadata as it is stored.
+        where: Name of the file, for messages.
+
+    Raises:
+        InputError: An entry is missing or not as recal writes it, or a newer recal wrote it.
     """
-    shared = ("format", "weights_sha256", "model", "affine", "statistics")
-    return {
-        **{key: variant[key] for key in shared},
-        "variant": label,
-        "variant_sha256": sha256,
-        "versions": {**variant["versions"], "onnx": onnx.__version__},
+    own = {k.removeprefix(PREFIX): v for k, v in entries.items() if k.startswith(PREFIX)}
+    if not own:
+        return None
+    missing = [key for key in REQUIRED if key not in own]
+    if missing:
+        raise InputError(
+            f"{where}: expected a file that recal wrote, got none of its entries "
+            f"{', '.join(missing)}. Only such a file says what it should be."
+        )
+    content = {
+        key: value if key in TEXTS else read_json(value, object, f"{where}: {PREFIX}{key}")
+        for key, value in own.items()
     }
+    if isinstance(content["format"], int) and content["format"] > FORMAT:
+        raise InputError(
+            f"{where}: expected format {FORMAT}, got {content['format']}. Use a newer recal."
+        )
+    return convert(content, OnnxRecord, where)
 
 
-def write_record(model: onnx.ModelProto, record: Mapping[str, Any]) -> None:
+def write_record(model: onnx.ModelProto, record: OnnxRecord) -> None:
     """Replace a model's metadata by a record and the digest that covers it and the graph."""
-    entries = {
-        f"{PREFIX}{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        for key, value in record.items()
-        if key != DIGEST
-    }
-    onnx.helper.set_model_props(model, dict(sorted(entries.items())))
-    digest = record_digest(model)
-    model.metadata_props.add(key=f"{PREFIX}{DIGEST}", value=digest)
+    content = msgspec.to_builtins(record)
+    write_entries(model, {
+        f"{PREFIX}{key}": value if key in TEXTS else to_json(value)
+        for key, value in content.items()
+        if value or key not in OPTIONAL
+    })  # fmt: skip
+
+
+def write_entries(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
+    """Replace a model's metadata by these entries, and compute the digest."""
+    kept = {key: value for key, value in entries.items() if key != f"{PREFIX}{DIGEST}"}
+    onnx.helper.set_model_props(model, dict(sorted(kept.items())))
+    model.metadata_props.add(key=f"{PREFIX}{DIGEST}", value=record_digest(model))
 
 
 def record_digest(model: onnx.ModelProto) -> str:
@@ -81,63 +362,35 @@ def record_digest(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def require_entries(model: onnx.ModelProto, where: str) -> dict[str, Any]:
-    """Return the record of a file that recal wrote, whether changed since or not.
+def read_record(model: onnx.ModelProto, where: str) -> OnnxRecord:
+    """Return the record of a file that recal wrote, whether it was changed since or not.
 
     Raises:
         InputError: recal did not write it, or a newer one did.
     """
-    record = read_record(model)
-    missing = [key for key in REQUIRED if not isinstance(record.get(key), REQUIRED[key])]
-    if missing:
+    record = parse_record(read_entries(model), where)
+    if record is None:
         raise InputError(
-            f"{where}: expected a file that recal wrote, got none of its entries "
-            f"{', '.join(missing)}. Only such a file says what it should be."
-        )
-    if record["format"] != FORMAT:
-        raise InputError(
-            f"{where}: expected format {FORMAT}, got {record['format']}. Use a newer recal."
+            f"{where}: expected a file that recal wrote, got none of its entries. Only such a file "
+            "says what it should be."
         )
     return record
 
 
-def variants_of(record: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """Return what a record says of each variant in the file: of most files, of one.
+def check_digest(model: onnx.ModelProto, record: OnnxRecord, where: str) -> None:
+    """Refuse a file whose graph or record was changed since it was written.
 
     Raises:
-        InputError: An entry is not as recal writes it.
+        VerificationError: The digest is not that of the contents.
     """
-    entries = record.get("variants", [record])
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{where}: variants: expected a list, got {entries!r}.")
-    for entry in entries:
-        check_type(entry, dict, f"{where}: variants")
-        for key, kind in OF_VARIANT.items():
-            check_type(entry.get(key), kind, f"{where}: {key}")
-        check_statistics(entry["statistics"], where)
-    return entries
-
-
-def require_record(model: onnx.ModelProto, where: str) -> dict[str, Any]:
-    """Return the record of a file that recal wrote and nobody changed since.
-
-    Raises:
-        InputError: recal did not write it, or a newer one did.
-        VerificationError: Graph or record are not those that were written.
-    """
-    record = require_entries(model, where)
     found = record_digest(model)
-    if record[DIGEST] != found:
+    if record.sha256 != found:
         raise VerificationError(
-            f"{where}: expected the contents that were written ({record[DIGEST][:12]}), got "
-            f"others ({found[:12]}): the graph, a tensor or the record was changed. Name "
-            "--checkpoint and --variant to learn which."
+            f"{where}: expected the contents that were written ({record.sha256[:12]}), got others "
+            f"({found[:12]}): the graph, a tensor or the record was changed. Name --checkpoint and "
+            "--variant to learn which."
         )
-    return record
 
 
-def _decoded(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return text
+def _rounded(value: float) -> float:
+    return float(f"{value:.1e}")

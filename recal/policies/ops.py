@@ -45,7 +45,7 @@ class Op(Record, frozen=True, kw_only=True, tag_field="name"):
 
 
 class CenterCrop(Op, frozen=True, kw_only=True, tag="center_crop"):
-    """Cut out the middle `size` x `size` pixels; what lies outside the image is black."""
+    """Cut out the middle `size` x `size` pixels; pixels outside the image are black."""
 
     random: ClassVar[bool] = False
     size: Side
@@ -218,7 +218,7 @@ class AugMix(Op, frozen=True, kw_only=True, tag="aug_mix"):
 
 
 def _mend(ops: Iterable[Any]) -> None:
-    """Let timm's posterize keep no bit at all, as it asks for: Pillow 13 refuses to do that."""
+    """Let timm's posterize keep 0 bits, which it calls for and Pillow 13 refuses."""
     for op in ops:
         if op.name.startswith("Posterize"):
             op.aug_fn = _posterize
@@ -229,7 +229,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class TrivialAugment(Op, frozen=True, kw_only=True, tag="trivial_augment"):
-    """Apply torchvision's TrivialAugmentWide; `fill` is the colour of what is uncovered."""
+    """Apply torchvision's TrivialAugmentWide; `fill` is the colour of uncovered areas."""
 
     fill: Colour
 

@@ -57,7 +57,7 @@ class PolicyFile(Record, frozen=True, kw_only=True):
     part: tuple[PolicyPart, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what the annotations cannot express.
+        """Check what the annotations cannot express.
 
         Raises:
             ValueError: There are both ops and parts, or shares that do not add up to 1.

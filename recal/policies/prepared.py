@@ -59,8 +59,8 @@ class PreparedImages:
         Raises:
             InputError: It cannot be decoded, or the policy leaves it at another size.
         """
-        with undisturbed_draws() if self.policy.draws else nullcontext():
-            return self.prepare(index, self.source[index])
+        image: NDArray[np.uint8] = self.batch([index])[0]
+        return image
 
     def batch(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return several images, uint8 (N, size, size, 3), each as `read` does."""
@@ -123,10 +123,6 @@ class PreparedTogether:
     def policy_count(self) -> int:
         """The number of policies."""
         return len(self.each)
-
-    def read_all(self, index: int) -> list[NDArray[np.uint8]]:
-        """Return image `index` under every policy, each uint8 (size, size, 3)."""
-        return [batch[0] for batch in self.batch_all([index])]
 
     def batch_all(self, indices: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Return several images under every policy, each uint8 (N, size, size, 3)."""

@@ -37,7 +37,7 @@ def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[
             raise InputError(
                 f"{where}: expected {suite.classes} class folders, got {len(folders)}."
             )
-        # folders 0 to 99 stand in the order of their numbers, not of their letters
+        # folders 0 to 99 are in the order of their numbers, not of their letters
         counted = all(name.isdecimal() for name in folders)
         ordered = sorted(folders, key=int) if counted else sorted(folders)
         known = {name: number for number, name in enumerate(ordered)}

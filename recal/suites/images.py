@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from recal.suites.suite import Cell, Suite
 
 
-class CorruptedHere:
+class RegeneratedImages:
     """Corrupted images, equal to those that `recal data generate` writes for the same seed.
 
     With CIFAR's parameters they are clean images under corruptions. The larger sets are published
@@ -209,7 +209,7 @@ class SuiteImages:
         """
         first = self.chosen(cell).indices[:1]
         if cell.corruption is not None and self.published is None:
-            self._each(self._to_corrupt, self._corrupted_here.read, first)
+            self._each(self._to_corrupt, self._regenerated.read, first)
         else:
             self.read(cell, first)
 
@@ -248,7 +248,7 @@ class SuiteImages:
         if cell.corruption is None:
             words.append(self._prepared.policy.sha256)
         elif self.published is None:
-            words += [cell.name, self._corrupted_here.identity]
+            words += [cell.name, self._regenerated.identity]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
     def size_in_bytes(self, cell: Cell) -> int:
@@ -268,7 +268,7 @@ class SuiteImages:
         if cell.corruption is None:
             return self._each(self._clean, self._prepared.read, part)
         if self.published is None:
-            here = self._corrupted_here
+            here = self._regenerated
             return here.corrupt(cell, self._each(self._to_corrupt, here.read, part), part)
         source = self.source(cell)
         images = [source[index] for index in part.tolist()]
@@ -311,12 +311,12 @@ class SuiteImages:
         return PreparedImages(self.clean.source, policy, 0, self.size)
 
     @cached_property
-    def _corrupted_here(self) -> CorruptedHere:
-        return CorruptedHere(self.suite, self._prepared, self.seed)
+    def _regenerated(self) -> RegeneratedImages:
+        return RegeneratedImages(self.suite, self._prepared, self.seed)
 
     @cached_property
     def _to_corrupt(self) -> dict[int, NDArray[np.uint8]]:
-        return self._clean if self._corrupted_here.as_clean else {}
+        return self._clean if self._regenerated.as_clean else {}
 
 
 def forget_pages(array: NDArray[np.uint8]) -> None:

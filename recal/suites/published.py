@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,237 +18,174 @@ from recal.suites.classes import class_numbers
 from recal.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from recal.data.images import ImageSource
     from recal.suites.suite import Cell, Suite
-
-
-def check_corruptions(
-    suite: Suite, where: Path, there: set[str], wanted: Sequence[str], suffix: str
-) -> None:
-    """Refuse a set without some of the wanted corruptions.
-
-    Raises:
-        InputError: Some are missing. The message names them, and a file or folder of a similar
-            name.
-    """
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        strangers = sorted(there - set(suite.corrupted.corruptions))
-        hint = did_you_mean(missing[0], strangers).replace("Did you mean", "Is it")
-        raise InputError(
-            f"{where}: expected the published set, got one without "
-            f"{', '.join(name + suffix for name in missing)}.{hint} Complete it, or leave "
-            "corruptions out with --corruptions."
-        )
-
-
-def check_severities(
-    suite: Suite, where: Path, found: set[tuple[str, str]], cells: Sequence[Cell]
-) -> None:
-    """Refuse severity folders that are missing, or unknown to the suite.
-
-    Args:
-        suite: The suite, which declares its severities.
-        where: The folder or tar file, for messages.
-        found: Corruption and severity of each existing folder.
-        cells: The cells to open.
-
-    Raises:
-        InputError: The severities differ. The message names the corruption and the folders.
-    """
-    expected = {str(severity) for severity in suite.corrupted.severities}
-    for name in dict.fromkeys(str(cell.corruption) for cell in cells):
-        there = {severity for corruption, severity in found if corruption == name}
-        wanted = {str(cell.severity) for cell in cells if cell.corruption == name}
-        if not wanted <= there or not there <= expected:
-            raise InputError(
-                f"{where}: {name}: expected the severities {', '.join(sorted(expected))} as "
-                f"folders, got {', '.join(sorted(there)) or 'none'}."
-            )
 
 
 LABELS = "labels"
 # images per class on average, from which on every class must have some
 EXPECTED_EACH = 10
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PublishedArrays:
-    """Rows of arrays that are mapped into memory; see `Published`."""
-
-    where: Path
-    labels: NDArray[np.int64]
-    arrays: Mapping[str, NDArray[np.uint8]]
-    severities: tuple[int, ...]
-    names: None = None
-
-    def source(self, cell: Cell) -> ArraySource:
-        """Return the rows of a cell."""
-        assert cell.corruption is not None
-        assert cell.severity is not None
-        rows, place = len(self.labels), self.severities.index(cell.severity)
-        array = self.arrays[cell.corruption]
-        return ArraySource(self.where, array[place * rows : (place + 1) * rows], self.labels)
-
-    def size_in_bytes(self, cell: Cell) -> int:
-        """Return the size of a cell's rows."""
-        return int(self.source(cell).images.nbytes)
-
-
-def find_arrays(suite: Suite, folder: Path, cells: Sequence[Cell]) -> PublishedArrays | None:
-    """Open a folder of arrays, or return None if it holds none of the suite's."""
-    if not any((folder / f"{name}.npy").is_file() for name in suite.corrupted.corruptions):
-        return None
-    there = {path.stem: path for path in folder.glob("*.npy")}
-    wanted = _wanted(suite, folder, set(there), cells)
-    return _checked(suite, folder, {name: open_array(there[name]) for name in wanted})
-
-
-def find_tarred_arrays(
-    suite: Suite, where: Path, archives: Sequence[Path], cells: Sequence[Cell]
-) -> PublishedArrays:
-    """Open the arrays inside a tar file."""
-    there = tarred_arrays(archives[0])
-    wanted = _wanted(suite, where, set(there), cells)
-    return _checked(suite, where, {name: there[name] for name in wanted})
-
-
-def _wanted(suite: Suite, where: Path, there: set[str], cells: Sequence[Cell]) -> list[str]:
-    wanted = [*dict.fromkeys(str(cell.corruption) for cell in cells), LABELS]
-    check_corruptions(suite, where, there, wanted, ".npy")
-    return wanted
-
-
-def _checked(suite: Suite, where: Path, arrays: Mapping[str, NDArray[Any]]) -> PublishedArrays:
-    place = where / f"{LABELS}.npy"
-    severities, rows = suite.corrupted.severities, suite.corrupted.rows
-    labels, count = arrays[LABELS], len(severities)
-    if not rows or label_of(where) is not None:
-        # a regenerated set may have fewer images
-        rows = len(labels) // count if labels.ndim == 1 else 0
-    if labels.shape not in ((rows * count,), (rows,)) or not rows:
-        raise InputError(f"{place}: expected {rows * count} labels, got {labels.shape}.")
-    checked = checked_labels(place, labels[:rows], rows)
-    if len(labels) > rows and not np.array_equal(labels, np.tile(checked, count)):
-        raise InputError(
-            f"{place}: expected the same {rows:,} labels for each severity, got others. Are these "
-            "the labels of another set?"
-        )
-    if checked.min() < 0 or checked.max() >= suite.classes:
-        raise InputError(
-            f"{place}: expected labels 0 to {suite.classes - 1}, got {checked.min()} to "
-            f"{checked.max()}. Is this another data set?"
-        )
-    classes = len(np.unique(checked))
-    if classes < suite.classes and rows >= EXPECTED_EACH * suite.classes:
-        raise InputError(
-            f"{place}: expected labels of {suite.classes} classes, got {classes}. Is this another "
-            "data set?"
-        )
-    for name, array in arrays.items():
-        side = suite.corrupted.size or (array.shape[1] if array.ndim == 4 else 0)
-        expected = (rows * count, side, side, 3)
-        if name != LABELS and (array.dtype != np.uint8 or array.shape != expected):
-            raise InputError(
-                f"{where / name}.npy: expected uint8 {expected}, got {array.dtype} {array.shape}."
-            )
-    return PublishedArrays(
-        where=where, labels=checked, arrays=arrays, severities=suite.corrupted.severities
-    )
-
-
 # ImageNet-C's tar files; some people unpack them into folders of these names
 TAR_FOLDERS = ("noise", "blur", "weather", "digital", "extra")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PublishedFolders:
-    """Files in folders; see `Published`."""
+class Published:
+    """The corrupted images of a suite: the same images, in the same order, in every cell.
 
-    where: Path
-    names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    folders: Mapping[str, Path]
-
-    def source(self, cell: Cell) -> FileSource:
-        """Return the files of a cell."""
-        base = self.folders[str(cell.corruption)] / str(cell.severity)
-        return FileSource(base, tuple(base / name for name in self.names), self.labels)
-
-    def size_in_bytes(self, cell: Cell) -> int:
-        """Return an estimate of the total size, from every hundredth file."""
-        paths = self.source(cell).paths
-        some = paths[:: max(1, len(paths) // 100)]
-        return sum(path.stat().st_size for path in some) * len(paths) // len(some)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PublishedTars:
-    """Files inside tar files, which are read in place; see `Published`."""
-
-    where: Path
-    names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    cells: Mapping[tuple[str, str], TarSource]
-
-    def source(self, cell: Cell) -> TarSource:
-        """Return the files of a cell."""
-        unlabelled = self.cells[str(cell.corruption), str(cell.severity)]
-        return replace(unlabelled, names=self.names, labels=self.labels)
-
-    def size_in_bytes(self, cell: Cell) -> int:
-        """Return the total size of the files of a cell."""
-        return int(self.source(cell).sizes.sum())
-
-
-def find_folders(suite: Suite, where: Path, cells: Sequence[Cell]) -> PublishedFolders | None:
-    """Open a folder of corruptions, or return None if it holds none of the suite's.
-
-    The corruptions may also lie one level deeper, below `noise/` and the like.
+    Attributes:
+        where: The folder or tar file.
+        names: `<class folder>/<file>` of each image, or None if they are rows of arrays.
+        labels: Label of each image, int64 (N,).
+        source: Function that returns the images of a cell.
     """
+
+    where: Path
+    names: tuple[str, ...] | None
+    labels: NDArray[np.int64]
+    source: Callable[[Cell], ArraySource | FileSource | TarSource]
+
+    def size_in_bytes(self, cell: Cell) -> int:
+        """Return the approximate number of bytes that are read from disk for a cell."""
+        source = self.source(cell)
+        if isinstance(source, ArraySource):
+            return int(source.images.nbytes)
+        if isinstance(source, TarSource):
+            return int(source.sizes.sum())
+        some = source.paths[:: max(1, len(source) // 100)]
+        return sum(path.stat().st_size for path in some) * len(source) // len(some)
+
+
+def find_published(suite: Suite, data: Path | None, cells: Sequence[Cell]) -> Published | None:
+    """Open the published images of a suite, or return None if there are none.
+
+    Args:
+        suite: The suite, which declares the usual names and the layout.
+        data: The user's folder or tar file, or None to look in the usual places.
+        cells: The corrupted cells to open.
+
+    Raises:
+        InputError: A corruption or severity is missing, or the files do not match the suite. The
+            message names the first fault.
+    """
+    if not suite.corrupted.folders or not cells:
+        return None
+    open_place = _open_arrays if suite.corrupted.layout == "arrays" else _open_files
+    places = named_places(data, suite.corrupted.folders)
+    for place in places if data is None else [*places, data]:
+        archives = [place] if is_tar(place) else sorted(place.glob(f"*{TAR_SUFFIX}"))
+        found = open_place(suite, place, archives, cells)
+        if found is not None:
+            return found
+    return None
+
+
+def _open_arrays(
+    suite: Suite, where: Path, archives: Sequence[Path], cells: Sequence[Cell]
+) -> Published | None:
+    """Open a folder or a tar file of arrays, or return None if it holds none of the suite's."""
+    there: Mapping[str, Path | NDArray[Any]] = {path.stem: path for path in where.glob("*.npy")}
+    if not set(there) & set(suite.corrupted.corruptions):
+        if not archives:
+            return None
+        there = tarred_arrays(archives[0])
+    wanted = [*_corruptions_of(cells), LABELS]
+    check_corruptions(suite, where, set(there), wanted, ".npy")
+    arrays = {name: there[name] for name in wanted}
+    opened = {n: a if isinstance(a, np.ndarray) else open_array(a) for n, a in arrays.items()}
+    labels = _checked_arrays(suite, where, opened)
+    rows, severities = len(labels), suite.corrupted.severities
+
+    def source(cell: Cell) -> ArraySource:
+        assert cell.severity is not None
+        begin = severities.index(cell.severity) * rows
+        return ArraySource(where, opened[str(cell.corruption)][begin : begin + rows], labels)
+
+    return Published(where=where, names=None, labels=labels, source=source)
+
+
+def _open_files(
+    suite: Suite, where: Path, archives: Sequence[Path], cells: Sequence[Cell]
+) -> Published | None:
+    """Open `<corruption>/<severity>/<class>/*`, or return None if there are none of the suite's.
+
+    In a folder, the corruptions may be one level deeper, below `noise/` and the like. In tar files
+    they may be at any depth.
+    """
+    folders = _corruption_folders(where) if where.is_dir() else {}
+    if set(folders) & set(suite.corrupted.corruptions):
+        check_corruptions(suite, where, set(folders), _corruptions_of(cells), "")
+        bases = {
+            (name, path.name): path
+            for name in _corruptions_of(cells)
+            for path in folders[name].iterdir()
+            if path.is_dir()
+        }
+        check_severities(suite, where, set(bases), cells)
+        listed = ((cell, _files_below(bases[_key(cell)])) for cell in cells)
+        names, labels = _the_same_images(suite, where, listed)
+
+        def files(cell: Cell) -> FileSource:
+            base = bases[_key(cell)]
+            return FileSource(base, tuple(base / name for name in names), labels)
+
+        return Published(where=where, names=names, labels=labels, source=files)
+    if not archives:
+        return None
+    packed = _cells_in_tars(suite, where, archives)
+    corruptions = {corruption for corruption, _ in packed}
+    check_corruptions(suite, where, corruptions, _corruptions_of(cells), "")
+    check_severities(suite, where, set(packed), cells)
+    names, labels = _the_same_images(suite, where, ((c, packed[_key(c)].names) for c in cells))
+
+    def members(cell: Cell) -> TarSource:
+        return replace(packed[_key(cell)], labels=labels)
+
+    return Published(where=where, names=names, labels=labels, source=members)
+
+
+def _key(cell: Cell) -> tuple[str, str]:
+    return str(cell.corruption), str(cell.severity)
+
+
+def _corruptions_of(cells: Sequence[Cell]) -> list[str]:
+    return [*dict.fromkeys(str(cell.corruption) for cell in cells)]
+
+
+def _corruption_folders(where: Path) -> dict[str, Path]:
     below = [path for path in sorted(where.iterdir()) if path.is_dir()]
     groups = [path for path in below if path.name in TAR_FOLDERS]
     inner = [path for group in groups for path in sorted(group.iterdir()) if path.is_dir()]
-    folders = {path.name: path for path in (*inner, *below)}
-    if not set(folders) & set(suite.corrupted.corruptions):
-        return None
-    wanted = [*dict.fromkeys(str(cell.corruption) for cell in cells)]
-    check_corruptions(suite, where, set(folders), wanted, "")
-    there = {
-        (name, path.name) for name in wanted for path in folders[name].iterdir() if path.is_dir()
-    }
-    check_severities(suite, where, there, cells)
-    listed = ((c, _listed(folders[str(c.corruption)] / str(c.severity))) for c in cells)
-    names, labels = _the_same_images(suite, where, listed)
-    return PublishedFolders(where=where, names=names, labels=labels, folders=folders)
+    return {path.name: path for path in (*inner, *below)}
 
 
-def find_tarred_folders(
-    suite: Suite, where: Path, archives: Sequence[Path], cells: Sequence[Cell]
-) -> PublishedTars:
-    """Open tar files of such folders, at any depth in the archives."""
-    there: dict[tuple[str, str], TarSource] = {}
+def _cells_in_tars(
+    suite: Suite, where: Path, archives: Sequence[Path]
+) -> dict[tuple[str, str], TarSource]:
+    """Return the images of archives by corruption and severity, without labels."""
+    cells: dict[tuple[str, str], TarSource] = {}
     for archive in archives:
-        for key, source in _cells_in(suite, archive).items():
-            if key in there:
+        found: dict[tuple[str, str], list[Member]] = {}
+        for member in images_in(archive):
+            *_, corruption, severity, folder, file = "", "", "", *member.name.split("/")
+            if corruption in suite.corrupted.corruptions:
+                inside = member._replace(name=f"{folder}/{file}")
+                found.setdefault((corruption, severity), []).append(inside)
+        for key, members in found.items():
+            if key in cells:
                 raise InputError(f"{where}: holds {'/'.join(key)} in two tar files. Keep one.")
+            source = TarSource.of_members(archive, [archive], [members], "/".join(key))
             # nearly all cells have the same names: keep these once, not seventy-five times
-            same = next((s.names for s in there.values() if s.names == source.names), source.names)
-            there[key] = replace(source, names=same)
-    wanted = [*dict.fromkeys(str(cell.corruption) for cell in cells)]
-    check_corruptions(suite, where, {corruption for corruption, _ in there}, wanted, "")
-    check_severities(suite, where, set(there), cells)
-    listed = ((cell, there[str(cell.corruption), str(cell.severity)].names) for cell in cells)
-    names, labels = _the_same_images(suite, where, listed)
-    return PublishedTars(where=where, names=names, labels=labels, cells=there)
+            same = next((s.names for s in cells.values() if s.names == source.names), source.names)
+            cells[key] = replace(source, names=same)
+    return cells
 
 
-def _listed(base: Path) -> tuple[str, ...]:
+def _files_below(base: Path) -> tuple[str, ...]:
     """Return `<class>/<file>` of the images below a folder, in order."""
     found = []
     with os.scandir(base) as classes:
@@ -302,62 +239,85 @@ def _the_same_images(
     return first[1], np.array([numbers[top] for top in tops], np.int64)
 
 
-class Published(Protocol):
-    """The corrupted images of a suite: the same images, in the same order, in every cell."""
-
-    @property
-    def where(self) -> Path:
-        """The folder or tar file."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...] | None:
-        """`<class folder>/<file>` of each image, or None if they are rows of arrays."""
-        ...
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Label of each image, int64 (N,)."""
-        ...
-
-    def source(self, cell: Cell) -> ImageSource:
-        """Return the images of a cell."""
-        ...
-
-    def size_in_bytes(self, cell: Cell) -> int:
-        """Return the approximate number of bytes that are read from disk for a cell."""
-        ...
-
-
-def find_published(suite: Suite, data: Path | None, cells: Sequence[Cell]) -> Published | None:
-    """Open the published images of a suite, or return None if there are none.
-
-    Args:
-        suite: The suite, which declares the usual names and the layout.
-        data: The user's folder or tar file, or None to look in the usual places.
-        cells: The corrupted cells to open.
+def check_corruptions(
+    suite: Suite, where: Path, there: set[str], wanted: Sequence[str], suffix: str
+) -> None:
+    """Refuse a set without some of the wanted corruptions.
 
     Raises:
-        InputError: A corruption or severity is missing, or the files do not match the suite. The
-            message names the first fault.
+        InputError: Some are missing. The message names them, and a file or folder of a similar
+            name.
     """
-    if not suite.corrupted.folders or not cells:
-        return None
-    places = named_places(data, suite.corrupted.folders)
-    for place in places if data is None else [*places, data]:
-        found = _open(suite, place, cells)
-        if found is not None:
-            return found
-    return None
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        strangers = sorted(there - set(suite.corrupted.corruptions))
+        hint = did_you_mean(missing[0], strangers).replace("Did you mean", "Is it")
+        raise InputError(
+            f"{where}: expected the published set, got one without "
+            f"{', '.join(name + suffix for name in missing)}.{hint} Complete it, or leave "
+            "corruptions out with --corruptions."
+        )
 
 
-def _open(suite: Suite, place: Path, cells: Sequence[Cell]) -> Published | None:
-    arrays = suite.corrupted.layout == "arrays"
-    in_tars = find_tarred_arrays if arrays else find_tarred_folders
-    if is_tar(place):
-        return in_tars(suite, place, [place], cells)
-    if not place.is_dir():
-        return None
-    found = (find_arrays if arrays else find_folders)(suite, place, cells)
-    archives = sorted(place.glob(f"*{TAR_SUFFIX}"))
-    return in_tars(suite, place, archives, cells) if found is None and archives else found
+def check_severities(
+    suite: Suite, where: Path, found: set[tuple[str, str]], cells: Sequence[Cell]
+) -> None:
+    """Refuse severity folders that are missing, or unknown to the suite.
+
+    Args:
+        suite: The suite, which declares its severities.
+        where: The folder or tar file, for messages.
+        found: Corruption and severity of each existing folder.
+        cells: The cells to open.
+
+    Raises:
+        InputError: The severities differ. The message names the corruption and the folders.
+    """
+    expected = {str(severity) for severity in suite.corrupted.severities}
+    for name in dict.fromkeys(str(cell.corruption) for cell in cells):
+        there = {severity for corruption, severity in found if corruption == name}
+        wanted = {str(cell.severity) for cell in cells if cell.corruption == name}
+        if not wanted <= there or not there <= expected:
+            raise InputError(
+                f"{where}: {name}: expected the severities {', '.join(sorted(expected))} as "
+                f"folders, got {', '.join(sorted(there)) or 'none'}."
+            )
+
+
+def _checked_arrays(
+    suite: Suite, where: Path, arrays: Mapping[str, NDArray[Any]]
+) -> NDArray[np.int64]:
+    """Return the labels of the rows of one severity, after checking all arrays."""
+    place = where / f"{LABELS}.npy"
+    severities, rows = suite.corrupted.severities, suite.corrupted.rows
+    labels, count = arrays[LABELS], len(severities)
+    if not rows or label_of(where) is not None:
+        # a regenerated set may have fewer images
+        rows = len(labels) // count if labels.ndim == 1 else 0
+    if labels.shape not in ((rows * count,), (rows,)) or not rows:
+        raise InputError(f"{place}: expected {rows * count} labels, got {labels.shape}.")
+    checked = checked_labels(place, labels[:rows], rows)
+    if len(labels) > rows and not np.array_equal(labels, np.tile(checked, count)):
+        raise InputError(
+            f"{place}: expected the same {rows:,} labels for each severity, got others. Are these "
+            "the labels of another set?"
+        )
+    if checked.min() < 0 or checked.max() >= suite.classes:
+        raise InputError(
+            f"{place}: expected labels 0 to {suite.classes - 1}, got {checked.min()} to "
+            f"{checked.max()}. Is this another data set?"
+        )
+    classes = len(np.unique(checked))
+    if classes < suite.classes and rows >= EXPECTED_EACH * suite.classes:
+        raise InputError(
+            f"{place}: expected labels of {suite.classes} classes, got {classes}. Is this another "
+            "data set?"
+        )
+    for name, array in arrays.items():
+        side = suite.corrupted.size or (array.shape[1] if array.ndim == 4 else 0)
+        expected = (rows * count, side, side, 3)
+        if name != LABELS and (array.dtype != np.uint8 or array.shape != expected):
+            raise InputError(
+                f"{where / name}.npy: expected uint8 {expected}, got {array.dtype} {array.shape}."
+            )
+    return checked

@@ -76,7 +76,7 @@ class CleanSet(Record, frozen=True, kw_only=True):
     images: Count = 0
 
     def __post_init__(self) -> None:
-        """Refuse what the annotations cannot express.
+        """Check what the annotations cannot express.
 
         Raises:
             ValueError: The data set is unknown, or there are not two arrays.
@@ -115,7 +115,7 @@ class CorruptedSet(Record, frozen=True, kw_only=True):
     corruptions: Annotated[tuple[str, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        """Refuse what the annotations cannot express.
+        """Check what the annotations cannot express.
 
         Raises:
             ValueError: Names are unknown or occur twice, severities do not rise, or the images can
@@ -188,7 +188,7 @@ class SuiteFile(Record, frozen=True, kw_only=True):
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the annotations cannot express.
+        """Check what the annotations cannot express.
 
         Raises:
             ValueError: The family is unknown, or the reference is of other corruptions.

@@ -11,7 +11,8 @@ from recal.cli.options import model_options, reading_options
 
 if TYPE_CHECKING:
     from recal.checkpoint.checkpoint import Checkpoint
-    from recal.export.export import ExportOptions
+    from recal.export.forms import Evidence, Int8
+    from recal.onnx_file.record import Accuracies, FormName
     from recal.variant.variant import Variant
 
 
@@ -52,16 +53,23 @@ def command(
     output: Path | None,
     data: Path | None,
     images: int | None,
-    class_names: Path | None,
-    run: Path | None,
-    switchable: str | None,
+    opset: int,
+    uint8: bool,
+    softmax: bool,
+    fp16: bool,
+    int8: bool,
     max_drop: float | None,
     int8_images: int | None,
     mode: str | None,
     policy: Path | None,
+    patchable: bool,
+    switchable: str | None,
+    batch: int | None,
+    any_size: bool,
+    class_names: Path | None,
+    run: Path | None,
     reading: dict[str, Any],
     asked: dict[str, Any],
-    **form: Any,
 ) -> None:
     """Write a variant of CHECKPOINT as an ONNX file.
 
@@ -70,67 +78,70 @@ def command(
     another branch, is it written. With --int8 the file is judged by the predictions that it keeps.
     """
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.cli.console import console
-    from recal.export.export import ExportOptions, export_onnx
-    from recal.export.images import IMAGES, comparison_images
-    from recal.export.recorded import read_class_names, run_accuracies
+    from recal.cli.console import console, progress_bar
+    from recal.export.export import export_onnx
+    from recal.export.forms import FLOAT_FORMS, Int8
+    from recal.export.subject import IMAGES, comparison_images
     from recal.resources import sample_checkpoint, sample_images
 
-    options = ExportOptions(**form).checked()
-    int8 = {"max_drop": max_drop, "count": int8_images, "mode": mode, "policy": policy}
-    _check_combination(options, switchable, int8, run)
+    form_name = _form_name(
+        fp16=fp16, int8=int8, patchable=patchable, switchable=switchable, run=run
+    )
+    _check_int8_options(int8, max_drop, int8_images, mode, policy)
     if checkpoint is None:
         checkpoint, data = sample_checkpoint(), data or sample_images()
         console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
     loaded = load_checkpoint(checkpoint, **reading)
-    chosen = chosen_variant(loaded, variant, asked)
-    names = None if class_names is None else read_class_names(class_names)
-    if switchable is not None:
-        output = output or Path(f"{checkpoint.stem}-switchable.onnx")
-        _export_switchable(
-            loaded, switchable, output, options, data, images or IMAGES, names, asked
-        )
-        return
-    output = output or Path(f"{checkpoint.stem}-{variant_stem(variant)}.onnx")
-    recorded: dict[str, Any] = {
-        "options": options,
-        "class_names": names,
-        "accuracies": None if run is None else run_accuracies(run, chosen.sha256),
-    }
-    if options.int8:
-        _export_int8(loaded, chosen, output, data, images, int8, recorded)
-        return
-    pixels, what = comparison_images(chosen.spec, data, images or IMAGES)
-    proof = export_onnx(loaded, chosen, output, pixels, **recorded)
-    console.print(f"Wrote {output}: {chosen.label}, {output.stat().st_size / 1e6:.2f} MB.")
-    console.print(
-        f"Compared in ONNX Runtime on {what}: largest difference of a logit "
-        f"{proof.difference:.1e} (at most {proof.tolerance:.1e}); on {proof.hostile_inputs} "
-        f"hostile inputs {proof.hostile_difference:.1e} of the largest."
+    given = [variant] if switchable is None else [name.strip() for name in switchable.split(",")]
+    variants = {variant_stem(name): chosen_variant(loaded, name, asked) for name in given}
+    chosen = next(iter(variants.values()))
+    stem = variant_stem(variant) if switchable is None else "switchable"
+    output = output or Path(f"{checkpoint.stem}-{stem}.onnx")
+    form = FLOAT_FORMS.get(form_name) or _int8_form(
+        chosen, data, max_drop, (int8_images, images), mode, policy
     )
-    for name, rival in proof.rivals.items():
-        console.print(f"Largest difference from branch '{name}': {rival.distance:.1e}.")
-    for name in proof.indistinct:
-        console.print(f"warning: no image tells the variant from branch '{name}'.")
+    if isinstance(form, Int8):
+        pixels, what = form.held_out.pixels[:IMAGES], form.held_out.what
+    else:
+        pixels, what = comparison_images(chosen.spec, data, images or IMAGES)
+    with progress_bar("images", hidden=not int8) as bar:
+        evidence = export_onnx(
+            loaded, chosen if switchable is None else variants, output, pixels, form=form,
+            opset=opset, uint8=uint8, softmax=softmax, batch=batch, any_size=any_size,
+            class_names=None if class_names is None else read_class_names(class_names),
+            accuracies=None if run is None else run_accuracies(run, chosen.sha256),
+            progress=bar,
+        )  # fmt: skip
+    size = f"{output.stat().st_size / 1e6:.2f} MB"
+    if isinstance(form, Int8):
+        console.print(
+            f"Wrote {output}: {chosen.label}, int8, {size}. Ranges of {form.images.record.images} "
+            f"'{form.images.record.policy}' images of {form.images.where}."
+        )
+        _show_int8(evidence, what)
+    elif switchable is not None:
+        console.print(f"Wrote {output}: {len(variants)} variants, {size}.")
+        _show_switchable(evidence, what)
+    else:
+        console.print(f"Wrote {output}: {chosen.label}, {size}.")
+        _show_float(evidence, what)
 
 
-def _check_combination(
-    options: ExportOptions, switchable: str | None, int8: dict[str, Any], run: Path | None
-) -> None:
-    """Refuse options that would be without effect."""
+def _form_name(
+    *, fp16: bool, int8: bool, patchable: bool, switchable: str | None, run: Path | None
+) -> FormName:
+    """Return the one form that the flags name.
+
+    Raises:
+        UsageError: They name two, or a switchable file gets an option of a single variant.
+    """
     from recal.errors import UsageError
 
-    names = {"count": "int8-images", "max_drop": "max-drop"}
-    given = [names.get(key, key) for key, value in int8.items() if value is not None]
-    if given and not options.int8:
-        raise UsageError(f"--{given[0]}: expected --int8 too, which it belongs to.")
-    if int8["mode"] is not None and int8["policy"] is not None:
-        raise UsageError("--policy: expected it instead of --mode, got both.")
     source = click.get_current_context().get_parameter_source("variant")
     for name, is_given in (
-        ("--patchable", options.patchable),
-        ("--int8", options.int8),
-        ("--fp16", options.fp16),
+        ("--patchable", patchable),
+        ("--int8", int8),
+        ("--fp16", fp16),
         ("--run", run is not None),
         ("--variant", source is click.core.ParameterSource.COMMANDLINE),
     ):
@@ -139,90 +150,161 @@ def _check_combination(
                 f"--switchable does not go with {name}: the file holds several variants, each in "
                 "float32 and fixed. Export a file of each, or leave one of the two out."
             )
+    flags: dict[str, tuple[bool, FormName]] = {
+        "--int8": (int8, "int8"),
+        "--fp16": (fp16, "float16"),
+        "--patchable": (patchable, "patchable"),
+    }
+    given = [flag for flag, (is_given, _) in flags.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(
+            f"{given[0]} does not go with {given[1]}: a file has one form. Export a file of each."
+        )
+    if switchable is not None:
+        return "switchable"
+    return flags[given[0]][1] if given else "float32"
 
 
-def _export_int8(
-    checkpoint: Checkpoint,
-    variant: Variant,
-    output: Path,
-    data: Path | None,
-    images: int | None,
-    asked: dict[str, Any],
-    recorded: dict[str, Any],
+def _check_int8_options(
+    int8: bool, max_drop: float | None, count: int | None, mode: str | None, policy: Path | None
 ) -> None:
-    from recal.cli.console import console, progress_bar
-    from recal.export import images as int8_images
-    from recal.export.export_int8 import export_int8
+    """Refuse options that would have no effect."""
+    from recal.errors import UsageError
+
+    options = {"max-drop": max_drop, "int8-images": count, "mode": mode, "policy": policy}
+    given = [name for name, value in options.items() if value is not None]
+    if given and not int8:
+        raise UsageError(f"--{given[0]}: expected --int8 too, which it belongs to.")
+    if mode is not None and policy is not None:
+        raise UsageError("--policy: expected it instead of --mode, got both.")
+
+
+def _int8_form(
+    variant: Variant,
+    data: Path | None,
+    max_drop: float | None,
+    counts: tuple[int | None, int | None],
+    mode: str | None,
+    policy: Path | None,
+) -> Int8:
+    """Read the images that an int8 file is made with and judged by."""
+    from recal.export.forms import Int8
+    from recal.export.int8_images import RANGE_IMAGES, TEST_IMAGES, held_out_images, range_images
     from recal.export.int8_proof import MAX_DROP
     from recal.policies.policy import resolve_policy
 
-    spec = variant.spec
-    given = asked["mode"] or asked["policy"]
-    policy = None if given is None else resolve_policy(given, spec.family)
-    calibration = int8_images.calibration_images(
-        spec, variant.statistics, data, policy=policy,
-        count=asked["count"] or int8_images.CALIBRATION_IMAGES,
-    )  # fmt: skip
-    held_out = int8_images.held_out_images(
-        spec, data, calibration, images or int8_images.TEST_IMAGES
+    spec, given = variant.spec, mode or policy
+    chosen = None if given is None else resolve_policy(given, spec.family)
+    images = range_images(
+        spec, variant.statistics, data, policy=chosen, count=counts[0] or RANGE_IMAGES
     )
-    max_drop = MAX_DROP if asked["max_drop"] is None else asked["max_drop"]
-    with progress_bar("images") as bar:
-        parity, proof = export_int8(
-            checkpoint, variant, output, calibration, held_out, max_drop=max_drop, progress=bar,
-            **recorded,
-        )  # fmt: skip
-    made_of = calibration.record
+    held_out = held_out_images(spec, data, images, counts[1] or TEST_IMAGES)
+    return Int8(
+        images=images, held_out=held_out, max_drop=MAX_DROP if max_drop is None else max_drop
+    )
+
+
+def _show_float(evidence: Evidence, what: str) -> None:
+    from recal.cli.console import console, warn
+
+    proof = evidence.proof
     console.print(
-        f"Wrote {output}: {variant.label}, int8, {output.stat().st_size / 1e6:.2f} MB. Ranges of "
-        f"{made_of['images']} '{made_of['policy']}' images of {calibration.where}."
+        f"Compared in ONNX Runtime on {what}: largest difference of a logit "
+        f"{proof.difference:.1e} (at most {proof.tolerance:.1e}); on {proof.hostile_inputs} "
+        f"hostile inputs {proof.hostile_difference:.1e} of the largest."
     )
-    if proof.accuracies:
-        shown = ", ".join(f"{name} {value:.2%}" for name, value in proof.accuracies.items())
-        console.print(
-            f"Accuracy on {held_out.what}: {shown}; lost {proof.drop:.2%} ± "
-            f"{proof.drop_error:.2%} (at most {max_drop:.2%})."
-        )
-    console.print(
-        f"Same prediction as in float32 on {proof.agreement:.2%} of {held_out.what}; outputs off "
-        f"by {proof.error:.1%} of their spread. Folded, in float32: largest difference of a logit "
-        f"{parity.difference:.1e}."
-    )
-    for name, way in proof.rivals.items():
-        console.print(f"On the way to branch '{name}' (0 the variant, 1 the branch): {way:.2f}.")
+    for name, rival in proof.rivals.items():
+        console.print(f"Largest difference from branch '{name}': {rival.distance:.1e}.")
     for name in proof.indistinct:
-        console.print(f"warning: no image tells the variant from branch '{name}'.")
+        warn(f"no image tells the variant from branch '{name}'.")
 
 
-def _export_switchable(
-    checkpoint: Checkpoint,
-    listed: str,
-    output: Path,
-    options: ExportOptions,
-    data: Path | None,
-    images: int,
-    classes: list[str] | None,
-    asked: dict[str, Any],
-) -> None:
+def _show_switchable(evidence: Evidence, what: str) -> None:
     from recal.cli.console import console
-    from recal.export.export import export_switchable
-    from recal.export.images import comparison_images
 
-    given = [name.strip() for name in listed.split(",")]
-    variants = {variant_stem(name): chosen_variant(checkpoint, name, asked) for name in given}
-    pixels, what = comparison_images(next(iter(variants.values())).spec, data, images)
-    proofs = export_switchable(
-        checkpoint, variants, output, pixels, options=options, class_names=classes
-    )
-    console.print(
-        f"Wrote {output}: {len(variants)} variants, {output.stat().st_size / 1e6:.2f} MB."
-    )
-    for number, (name, proof) in enumerate(proofs.items()):
+    for number, (name, proof) in enumerate(evidence.proofs.items()):
         nearest = min(rival.distance for rival in proof.rivals.values())
         console.print(
             f"variant {number}, {name}: on {what} within {proof.difference:.1e} (at most "
             f"{proof.tolerance:.1e}); at least {nearest:.1e} from the others."
         )
+
+
+def _show_int8(evidence: Evidence, what: str) -> None:
+    from recal.cli.console import console, warn
+
+    assert evidence.int8 is not None
+    proof, max_drop = evidence.int8.proof, evidence.int8.max_drop
+    if proof.accuracies:
+        shown = ", ".join(f"{name} {value:.2%}" for name, value in proof.accuracies.items())
+        console.print(
+            f"Accuracy on {what}: {shown}; lost {proof.drop:.2%} ± {proof.drop_error:.2%} (at most "
+            f"{max_drop:.2%})."
+        )
+    console.print(
+        f"Same prediction as in float32 on {proof.agreement:.2%} of {what}; outputs off by "
+        f"{proof.error:.1%} of their spread. Folded, in float32: largest difference of a logit "
+        f"{evidence.proof.difference:.1e}."
+    )
+    for name, way in proof.rivals.items():
+        console.print(f"On the way to branch '{name}' (0 the variant, 1 the branch): {way:.2f}.")
+    for name in proof.indistinct:
+        warn(f"no image tells the variant from branch '{name}'.")
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Return the names in a file, one a line, in the order of the outputs.
+
+    Raises:
+        InputError: It cannot be read as text, or has empty lines between names.
+    """
+    from recal.errors import InputError
+    from recal.files import require_file
+
+    require_file(path, "a file of class names")
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected names, one a line, got {error}.") from error
+    if not all(name.strip() for name in names):
+        raise InputError(f"{path}: expected a name on every line, got an empty line.")
+    return [name.strip() for name in names]
+
+
+def run_accuracies(folder: Path, sha256: str) -> Accuracies:
+    """Return what a run found of the variant with this hash.
+
+    Raises:
+        InputError: The folder is no finished run, or the variant was not evaluated in it.
+    """
+    import json
+
+    from recal.errors import InputError
+    from recal.onnx_file.record import Accuracies
+
+    try:
+        request = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        document = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        names = [t["name"] for t in request["targets"] if t["sha256"] == sha256]
+        rows = [row for row in document["summary"] if row["target"] in names]
+        if not rows:
+            known = ", ".join(t["name"] for t in request["targets"])
+            raise InputError(
+                f"{folder}: expected a run of the variant that is exported, got one of {known}. "
+                "Evaluate it, or leave --run out."
+            )
+        return Accuracies(
+            suite=document["suite"],
+            provenance=document["provenance"],
+            images=document["images"],
+            clean_accuracy=rows[0].get("clean_accuracy"),
+            corrupted_accuracy=rows[0].get("corrupted_accuracy"),
+            mean_corruption_error=rows[0].get("mean_corruption_error"),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}: expected the folder of a finished run, got {error}."
+        ) from error
 
 
 def chosen_variant(checkpoint: Checkpoint, variant: str, asked: dict[str, Any]) -> Variant:

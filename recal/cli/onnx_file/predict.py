@@ -38,12 +38,12 @@ def command(
 
     Images are prepared as the file's record says. Needs ONNX Runtime, not torch.
     """
-    from recal.cli.console import messages, progress_bar
+    from recal.cli.console import progress_bar, warn
     from recal.errors import BrokenImageError, InputError
     from recal.onnx_file.predict import image_files, network_spec, predict
     from recal.onnx_file.session import OnnxNetwork
 
-    network = OnnxNetwork(model, threads, variant=variant)
+    network = OnnxNetwork(model, threads, variant=0 if variant is None else variant)
     spec = network_spec(network, asked, str(model))
     files = image_files(images)
     broken: list[BrokenImageError] = []
@@ -52,7 +52,7 @@ def command(
         found = predict(network, spec, files, top=top, on_broken=broken.append, progress=bar)
         FORMS[form](model, found)
     for error in broken:
-        messages.print(f"failed: {error}")
+        warn(str(error), kind="failed")
     if broken:
         raise InputError(
             f"{len(broken):,} of {len(files):,} images cannot be decoded; the others are above."

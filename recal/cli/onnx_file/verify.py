@@ -10,9 +10,7 @@ import click
 from recal.cli.options import reading_options, refuse_given
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from recal.export.int8_proof import Int8Proof
+    from recal.onnx_file.record import Int8Record
 
 
 @click.command("verify")
@@ -53,37 +51,36 @@ def command(
             ("variant", "data", "images"), "expected --checkpoint too, which it belongs to."
         )
         check = verify_alone(model)
-        record = check.record
         console.print(
-            f"{model}: {record['variant']}, unchanged since it was written; outputs on recorded "
+            f"{model}: {check.record.title}, unchanged since it was written; outputs on recorded "
             f"noise within {check.probe_difference:.1e} of the largest."
         )
         console.print("Name --checkpoint (and --variant) to compare with the network itself.")
         return
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.cli.onnx_file.export import chosen_variant
-    from recal.export.images import comparison_images
-    from recal.export.rebuild import recorded_variants, verify_against
+    from recal.export.subject import comparison_images
+    from recal.export.verify import recorded_variants, verify_against
     from recal.onnx_file.reading import read_model
-    from recal.onnx_file.record import require_entries
+    from recal.onnx_file.record import read_record
 
     loaded = load_checkpoint(checkpoint, **reading)
-    record = require_entries(read_model(model), str(model))
+    record = read_record(read_model(model), str(model))
     if variant is None:
         wanted = recorded_variants(record, loaded, model)
     else:
-        names = variant.split(",") if "variants" in record else [variant]
-        wanted = [chosen_variant(loaded, name.strip(), record["model"]) for name in names]
+        names = variant.split(",") if record.form == "switchable" else [variant]
+        wanted = [chosen_variant(loaded, name.strip(), record.model) for name in names]
     pixels, what = comparison_images(wanted[0].spec, data, images)
-    rebuilt = verify_against(model, loaded, wanted, pixels, data)
+    found = verify_against(model, loaded, wanted, pixels, data)
     console.print(
         f"{model}: is {'; '.join(v.label for v in wanted)} of {checkpoint.name}; "
-        + ("the same bytes when exported again." if rebuilt.same_bytes else "the same tensors; "
+        + ("the same bytes when exported again." if found.same_bytes else "the same tensors; "
            "bytes differ, as the versions do.")
     )  # fmt: skip
-    if rebuilt.int8 is not None:
-        _show_int8(rebuilt.int8, record["int8"]["calibration"], rebuilt.same_ranges)
-    for name, proof in rebuilt.proofs.items():
+    if found.evidence.int8 is not None:
+        _show_int8(found.evidence.int8, same_ranges=found.same_ranges)
+    for name, proof in found.evidence.proofs.items():
         console.print(
             f"{name}: on {what}: largest difference of a logit {proof.difference:.1e} (at most "
             f"{proof.tolerance:.1e}); on {proof.hostile_inputs} hostile inputs "
@@ -95,10 +92,11 @@ def command(
             )
 
 
-def _show_int8(proof: Int8Proof, made_of: Mapping[str, Any], same_ranges: bool) -> None:
+def _show_int8(made: Int8Record, *, same_ranges: bool) -> None:
     from recal.cli.console import console
 
-    images = f"{made_of['images']} '{made_of['policy']}' images"
+    proof = made.proof
+    images = f"{made.range_images.images} '{made.range_images.policy}' images"
     if same_ranges:
         console.print(f"int8: ranges are those of the {images} that it records.")
     else:

@@ -103,7 +103,7 @@ def command(
 
 
 def _evaluate(targets: tuple[str, ...], request: dict[str, Any], form: str, world: World) -> None:
-    from recal.cli.console import cell_progress, console, messages, print_document
+    from recal.cli.console import cell_progress, console, messages, print_document, warn
     from recal.errors import RecalError
     from recal.evaluation.evaluate import evaluate
     from recal.report.page import write_report
@@ -119,11 +119,11 @@ def _evaluate(targets: tuple[str, ...], request: dict[str, Any], form: str, worl
     document = run.document
     write_report(document, run.folder / "report.html")
     for warning in document["warnings"]:
-        messages.print(f"warning: {warning}")
+        warn(warning)
     print_document(document, flat(document["summary"]), run_text, form)
     (console if form == "plain" else messages).print(f"Report: {run.folder / 'report.html'}")
     for failure in run.failures:
-        messages.print(f"failed: {failure}")
+        warn(failure, kind="failed")
     if run.failures:
         raise RecalError(
             f"{len(run.failures)} cells failed; the others are kept in {run.folder}, and the same "
@@ -137,7 +137,7 @@ def _show_plan(
     import json
     from dataclasses import asdict
 
-    from recal.cli.console import console, messages, progress_bar
+    from recal.cli.console import console, progress_bar, warn
     from recal.errors import RecalError
     from recal.evaluation.evaluate import prepare_work
     from recal.evaluation.plan import make_plan
@@ -146,7 +146,7 @@ def _show_plan(
     with progress_bar("corruptions timed") as bar:
         plan = make_plan(work, processes=processes, progress=bar)
     for warning in work.images.warnings:
-        messages.print(f"warning: {warning}")
+        warn(warning)
     if as_json:
         click.echo(json.dumps({"suite": work.suite.name, **asdict(plan)}, indent=1))
         return
@@ -166,7 +166,7 @@ def _show_plan(
         console.print(f"  time      about {_duration(plan.seconds)}, from a few batches timed now")
     console.print(f"  folder    {work.folder}")
     for name, fault in plan.faults.items():
-        messages.print(f"would fail: {name}: {fault}")
+        warn(f"{name}: {fault}", kind="would fail")
     if plan.faults:
         raise RecalError(f"{', '.join(plan.faults)} would fail; the others would go on.")
 

@@ -15,7 +15,7 @@ from recal.calibration.calibrate import (
     usual_affine,
 )
 from recal.calibration.estimators import CONSISTENT
-from recal.cli.console import console, messages, progress_bar
+from recal.cli.console import console, progress_bar, warn
 from recal.cli.options import (
     Listed,
     autocast_option,
@@ -206,15 +206,15 @@ def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> Non
             f"{settings.tolerance:g}."
         )
     else:
-        messages.print(
-            f"warning: tolerance {settings.tolerance:g} is not reached: all {images:,} images give "
+        warn(
+            f"tolerance {settings.tolerance:g} is not reached: all {images:,} images give "
             f"a bound of {reached:.4f}. Raise --samples, or give more images."
         )
 
 
 def _warn(variant: Variant) -> None:
     for doubt in doubts(variant.statistics):
-        messages.print(f"warning: {doubt}")
+        warn(doubt)
 
 
 def recalibrate_file(
@@ -230,7 +230,7 @@ def recalibrate_file(
     """Re-estimate the statistics inside a patchable ONNX file."""
     from pathlib import Path
 
-    from recal.cli.console import console, messages, progress_bar
+    from recal.cli.console import console, progress_bar, warn
     from recal.data.sampling import DEFAULT_SAMPLES
     from recal.errors import UsageError
     from recal.onnx_file.predict import network_spec
@@ -258,9 +258,10 @@ def recalibrate_file(
     output = output or Path(f"{path.stem}-{chosen.name}.safetensors")
     write_variant(variant, output)
     for doubt in doubts(variant.record["statistics"]):
-        messages.print(f"warning: {doubt}")
+        warn(doubt)
+    layers = {name.rpartition(".")[0] for name in variant.tensors}
     console.print(
-        f"Statistics of {len(variant.tensors) // 4} layers from "
+        f"Statistics of {len(layers)} layers from "
         f"{variant.record['statistics']['images']:,} images (consistent, by ONNX Runtime)."
     )
     console.print(precision(variant.record["statistics"]))
@@ -356,7 +357,7 @@ def command(
         )  # fmt: skip
         return
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.cli.console import console, messages
+    from recal.cli.console import console, messages, warn
     from recal.distributed import joined
     from recal.policies.policy import read_policy
     from recal.resources import sample_checkpoint, sample_images
@@ -368,7 +369,7 @@ def command(
             console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
         loaded = load_checkpoint(checkpoint, **reading)
         for doubt in loaded.doubts:
-            messages.print(f"warning: {doubt}")
+            warn(doubt)
         if statistics is not None:
             refuse_given(OF_ESTIMATES, "with --statistics nothing is estimated. Leave it out.")
             take_stored(loaded, _only(affine, "--affine") or "main", statistics, output, asked)

@@ -29,7 +29,7 @@ def command(
     compared.
     """
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.cli.console import console
+    from recal.cli.console import console, warn
     from recal.variant.conversion import convert
     from recal.variant.variant import load_variant
 
@@ -38,7 +38,7 @@ def command(
     chosen = variant if stored else load_variant(Path(variant))
     notes = convert(loaded, chosen, output, **asked)
     for doubt in loaded.doubts:
-        console.print(f"warning: {doubt}.")
+        warn(f"{doubt}.")
     console.print(f"Wrote {output}: {variant} of {checkpoint}.")
     for note in notes:
         console.print(f"  {note}")

@@ -1,7 +1,7 @@
 """Turning a folded float32 graph into 8-bit integers, by ONNX Runtime's quantiser.
 
-Static, QDQ: the weights of every output channel have a scale of their own, every activation one for
-all images, from the range that it takes on calibration images.
+The quantisation is static, in the QDQ format: weights have one scale per output channel, and
+activations one for all images, from their range on the images given.
 """
 
 from __future__ import annotations
@@ -12,41 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantType, create_calibrator
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from recal.errors import InputError
+from recal.onnx_file.session import BASIC, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from recal.onnx_file.record import Ranges
 
-# there is no kernel of 8 bits for it: its parameters would lose digits for nothing
+
+# it has no kernel of 8 bits, so that its parameters would lose digits in vain
 IN_FLOAT = {"BatchNormalization"}
-# lowest and highest value of each activation on the calibration images
-Ranges = dict[str, list[float]]
 
 
 def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph as ONNX Runtime's basic optimisation leaves it: standard operators alone.
+    """Return the graph after ONNX Runtime's basic optimisation, with standard operators alone.
 
-    Constants are computed and paddings joined with their convolutions, where a quantiser would put
-    conversions around each.
+    Constants are computed, and paddings are joined with their convolutions. Otherwise a quantiser
+    would put conversions around each.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "simplified.onnx"
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        open_session(model.SerializeToString(), "export", optimisation=BASIC, optimised=path)
         result = onnx.load(path)
     used = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     del result.opset_import[:]
@@ -55,11 +49,11 @@ def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def activation_ranges(model: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> Ranges:
-    """Run calibration images and return the lowest and highest value of every float tensor.
+    """Run images and return the lowest and highest value of every float tensor.
 
     Args:
         model: A simplified model.
-        batches: Normalised images, float32 (N, 3, H, W), each.
+        batches: Batches of normalised images, float32 (N, 3, H, W).
 
     Raises:
         InputError: There are no images, or values that are not finite.
@@ -74,10 +68,12 @@ def activation_ranges(model: onnx.ModelProto, batches: Iterable[NDArray[np.float
         try:
             calibrator.collect_data(_Reader(model.graph.input[0].name, batches))
         except ValueError as error:
-            raise InputError(f"--int8: expected calibration images, got none ({error}).") from error
+            raise InputError(
+                f"--int8: expected images for the ranges, got none ({error})."
+            ) from error
         found = calibrator.compute_data()
     ranges = {
-        name: [float(np.min(data.lowest)), float(np.max(data.highest))]
+        name: (float(np.min(data.lowest)), float(np.max(data.highest)))
         for name, data in sorted(found.items())
     }
     odd = [name for name, pair in ranges.items() if not np.isfinite(pair).all()]
@@ -86,13 +82,17 @@ def activation_ranges(model: onnx.ModelProto, batches: Iterable[NDArray[np.float
     return ranges
 
 
-def to_int8(model: onnx.ModelProto, ranges: Mapping[str, list[float]]) -> onnx.ModelProto:
-    """Return a simplified model with weights int8 and activations uint8; inputs stay float32.
+def to_int8(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+    """Return a simplified model with int8 weights and uint8 activations; inputs stay float32.
 
     The same model and ranges give the same graph.
 
+    Args:
+        model: A simplified model; not changed.
+        ranges: Lowest and highest value of each float tensor.
+
     Raises:
-        InputError: The ranges are not those of this graph.
+        InputError: The ranges belong to another graph.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -124,7 +124,7 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, list[float]]) -> onnx.M
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Hands batches to the calibrator under the input's name."""
+    """Passes batches to ONNX Runtime's calibrator under the input's name."""
 
     def __init__(self, name: str, batches: Iterable[NDArray[np.float32]]) -> None:
         self._name, self._batches = name, iter(batches)

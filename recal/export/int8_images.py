@@ -1,4 +1,4 @@
-"""The images that an int8 file is calibrated on, and those that it is judged by."""
+"""The images on which an int8 file gets its ranges, and those by which it is judged."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from recal.data.folders import TEST, TRAIN, open_images
+from recal.data.folders import TEST, TRAIN
 from recal.data.sampling import even_over_classes
 from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError
+from recal.export.subject import spread
+from recal.onnx_file.record import RangeImagesRecord
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, load_policy, policy_names
 from recal.policies.prepared import PreparedImages
-from recal.resources import sample_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,75 +27,35 @@ if TYPE_CHECKING:
     from recal.networks.spec import ModelSpec
 
 
-# enough to tell branches apart, and run in a second
-IMAGES = 256
-
-
-def comparison_images(
-    spec: ModelSpec, data: Path | None, count: int
-) -> tuple[NDArray[np.uint8], str]:
-    """Read images spread evenly over a data set.
-
-    Args:
-        spec: Says which preparation and size.
-        data: The user's folder, or None for the bundled images, resized to the network's input.
-        count: How many at most.
-
-    Returns:
-        uint8 (n, size, size, 3), and what they are, for people.
-    """
-    if data is None:
-        source = open_images(sample_images(), TEST)
-        chosen = [Image.fromarray(source[int(i)]) for i in spread(len(source), count)]
-        resized = [np.asarray(image.resize((spec.size, spec.size))) for image in chosen]
-        return np.stack(resized), f"{len(resized)} bundled Fashion-MNIST images"
-    source = open_images(data, TEST)
-    images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
-    read = images.batch(spread(len(source), count))
-    return read, f"{len(read)} images of {source.where}"
-
-
-def spread(available: int, count: int) -> NDArray[np.int64]:
-    """Return at most `count` numbers from 0 to `available` - 1, evenly apart.
-
-    Raises:
-        InputError: There is nothing to choose from.
-    """
-    if not available:
-        raise InputError("expected images, got none.")
-    return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
-
-
-CALIBRATION_IMAGES = 128
+RANGE_IMAGES = 128
 TEST_IMAGES = 2000
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CalibrationImages:
-    """Images that activations take their ranges from.
+class RangeImages:
+    """Images on which activations get their ranges.
 
     Attributes:
-        pixels: uint8 (N, size, size, 3), under the policy.
-        record: What they are: `policy`, `policy_sha256`, `data_sha256`, `images`, `seed`,
-            `class_balanced`.
-        indices: Their numbers in the data set, int64 (N,).
+        record: Policy, data and seed of the images.
+        pixels: uint8 (N, size, size, 3), after the policy.
+        indices: Numbers of the images in the data set, int64 (N,).
         where: The folder or file that they were read from.
     """
 
+    record: RangeImagesRecord
     pixels: NDArray[np.uint8]
-    record: Mapping[str, Any]
     indices: NDArray[np.int64]
     where: Path
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeldOutImages:
-    """Images that a file is judged by.
+    """Images by which an int8 file is judged.
 
     Attributes:
         pixels: uint8 (N, size, size, 3), prepared as the family's clean images are.
-        labels: int64 (N,), or None where there are none that fit the network's classes.
-        what: What they are, for people.
+        labels: int64 (N,), or None if there are none that fit the network's classes.
+        what: A description for people.
     """
 
     pixels: NDArray[np.uint8]
@@ -132,67 +92,67 @@ def shipped_policy(spec: ModelSpec, name: str, sha256: str) -> Policy | None:
     return policy if policy.sha256 == sha256 else None
 
 
-def calibration_images(
+def range_images(
     spec: ModelSpec,
     statistics: Mapping[str, Any],
     data: Path | None,
     *,
     policy: Policy | None = None,
-    count: int = CALIBRATION_IMAGES,
-) -> CalibrationImages:
-    """Choose training images, as many of each class as can be, and apply the variant's own policy.
+    count: int = RANGE_IMAGES,
+) -> RangeImages:
+    """Choose training images, evenly over the classes, and apply the variant's own policy.
 
     Args:
         spec: Preprocessing.
-        statistics: The variant's record of its statistics: policy and seed, by which images and
-            draws are those that the statistics were estimated on, as far as there are so many.
+        statistics: Where the variant's statistics come from. Their policy and seed give the images
+            and draws on which the statistics were estimated, as far as there are so many.
         data: The user's folder, or None to look in the usual places.
-        policy: Another policy.
-        count: How many images at most.
+        policy: A policy that overrides the variant's own.
+        count: Largest number of images.
 
     Raises:
         InputError: There are no images, or they do not fit.
-        UsageError: The policy cannot be had.
+        UsageError: The variant's policy cannot be read from its record.
     """
     policy = policy or variant_policy(spec, statistics)
     source = open_family_images(spec, data, TRAIN)
     seed = int(statistics.get("seed", 0))
     order = np.random.default_rng(seed).permutation(len(source))
     indices = even_over_classes(order, source.labels, count)
-    record = {
-        "policy": policy.name,
-        "policy_sha256": policy.sha256,
-        "data_sha256": source.fingerprint(indices.tolist()),
-        "images": len(indices),
-        "seed": seed,
-        "class_balanced": source.labels is not None,
-    }
+    record = RangeImagesRecord(
+        policy=policy.name,
+        policy_sha256=policy.sha256,
+        data_sha256=source.fingerprint(indices.tolist()),
+        images=len(indices),
+        seed=seed,
+        class_balanced=source.labels is not None,
+    )
     pixels = PreparedImages(source, policy, seed, spec.size).batch(indices)
-    return CalibrationImages(pixels=pixels, record=record, indices=indices, where=source.where)
+    return RangeImages(record=record, pixels=pixels, indices=indices, where=source.where)
 
 
 def held_out_images(
-    spec: ModelSpec, data: Path | None, calibration: CalibrationImages, count: int = TEST_IMAGES
+    spec: ModelSpec, data: Path | None, used: RangeImages, count: int = TEST_IMAGES
 ) -> HeldOutImages:
-    """Read test images spread evenly over a data set, none of those that were calibrated on.
+    """Read test images that are spread evenly over a data set, without those used for the ranges.
 
     Args:
         spec: Preprocessing.
         data: The user's folder, or None to look in the usual places.
-        calibration: The images left out, where the folder has no splits.
-        count: How many at most.
+        used: Images that are left out if the folder has no splits.
+        count: Largest number of images.
 
     Raises:
-        InputError: There are none, or none but those.
+        InputError: There are no images, or none but those used for the ranges.
     """
     source = open_family_images(spec, data, TEST)
     left = np.arange(len(source))
-    if source.where == calibration.where:
-        left = np.setdiff1d(left, calibration.indices)
+    if source.where == used.where:
+        left = np.setdiff1d(left, used.indices)
     if not len(left):
         raise InputError(
-            f"{source.where}: expected images beside the {len(calibration.indices)} that are "
-            "calibrated on, got none. Take fewer with --int8-images, or give more."
+            f"{source.where}: expected images beside the {len(used.indices)} used for the ranges, "
+            "got none. Take fewer with --int8-images, or give more."
         )
     indices = left[spread(len(left), count)]
     pixels = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size).batch(indices)
@@ -206,10 +166,10 @@ def held_out_images(
 
 
 def _labels(source: ImageSource, spec: ModelSpec) -> NDArray[np.int64] | None:
-    """Return the network's classes of all images, or None where the labels are not known as such.
+    """Return the network's classes of all images, or None if the labels do not give them.
 
-    Class folders stand for the network's classes where there are as many; of ImageNet's a part
-    will do, as they say which they are.
+    Class folders stand for the network's classes if there are as many of them. ImageNet's folders
+    may be a part, because their names say which classes they are.
     """
     if source.labels is None:
         return None

@@ -1,0 +1,156 @@
+"""What an ONNX file should compute, and the images on which that is examined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from recal.data.folders import TEST, open_images
+from recal.errors import InputError
+from recal.networks.build import build
+from recal.policies.policy import load_policy
+from recal.policies.prepared import PreparedImages
+from recal.resources import sample_images
+from recal.variant.variant import Variant, branch_variant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from recal.checkpoint.checkpoint import Checkpoint
+    from recal.networks.spec import ModelSpec
+
+
+IMAGES = 256  # enough to tell branches apart within a second
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """One variant that an ONNX file is made of, or should be.
+
+    Attributes:
+        name: The variant's name in the file.
+        variant: BatchNorm tensors and preprocessing.
+        network: The network that is traced; in eval mode, on the CPU.
+        reference: The network that the file is compared with; in eval mode, on the CPU.
+        rivals: Networks of the same shape that the file must not be, by name.
+        images: Images to compare outputs on, uint8 (N, size, size, 3).
+        where: What is examined, for messages: `export`, or a file's name.
+    """
+
+    name: str
+    variant: Variant
+    network: nn.Module
+    reference: nn.Module
+    rivals: Mapping[str, nn.Module]
+    images: NDArray[np.uint8]
+    where: str
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Architecture and preprocessing."""
+        return self.variant.spec
+
+
+def make_subjects(
+    checkpoint: Checkpoint,
+    variants: Mapping[str, Variant],
+    images: NDArray[np.uint8],
+    where: str = "export",
+) -> tuple[Subject, ...]:
+    """Build the networks of all variants in one file.
+
+    The rivals of a single variant are the checkpoint's other branches; the rivals of one among
+    several are the others.
+
+    Args:
+        checkpoint: The weights.
+        variants: The variants, by name, in the order of the file.
+        images: Images to compare outputs on, uint8 (N, size, size, 3).
+        where: What is examined, for messages.
+
+    Raises:
+        InputError: A network cannot be built, the variants differ in preprocessing, or the images
+            have another form.
+    """
+    first = next(iter(variants.values()))
+    for name, variant in variants.items():
+        if variant.spec != first.spec:
+            raise InputError(
+                f"{name}: expected the preprocessing of the other variants, {first.spec}, got "
+                f"{variant.spec}."
+            )
+    side = first.spec.size
+    if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, 3):
+        raise InputError(
+            f"{where}: expected images uint8 (N, {side}, {side}, 3), got {images.dtype} "
+            f"{images.shape}."
+        )
+    networks = {name: build(checkpoint, variant) for name, variant in variants.items()}
+    rivals = networks if len(networks) > 1 else _other_branches(checkpoint, first)
+    return tuple(
+        Subject(
+            name=name, variant=variants[name], network=network, reference=network,
+            rivals={n: rival for n, rival in rivals.items() if rival is not network},
+            images=images, where=where,
+        )
+        for name, network in networks.items()
+    )  # fmt: skip
+
+
+def _other_branches(checkpoint: Checkpoint, variant: Variant) -> dict[str, nn.Module]:
+    return {
+        name: build(checkpoint, branch_variant(checkpoint, name, variant.spec))
+        for name in checkpoint.branches
+        if variant.statistics != {"source": "branch", "branch": name} or variant.affine != name
+    }
+
+
+def comparison_images(
+    spec: ModelSpec, data: Path | None, count: int = IMAGES
+) -> tuple[NDArray[np.uint8], str]:
+    """Read images that are spread evenly over a data set.
+
+    Args:
+        spec: Preparation and size of the images.
+        data: The user's folder, or None for the bundled images, resized to the network's input.
+        count: Largest number of images.
+
+    Returns:
+        uint8 (n, size, size, 3), and a description for people.
+    """
+    if data is None:
+        source = open_images(sample_images(), TEST)
+        chosen = [Image.fromarray(source[int(i)]) for i in spread(len(source), count)]
+        resized = [np.asarray(image.resize((spec.size, spec.size))) for image in chosen]
+        return np.stack(resized), f"{len(resized)} bundled Fashion-MNIST images"
+    source = open_images(data, TEST)
+    images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
+    read = images.batch(spread(len(source), count))
+    return read, f"{len(read)} images of {source.where}"
+
+
+def spread(available: int, count: int) -> NDArray[np.int64]:
+    """Return at most `count` numbers from 0 to `available` - 1, evenly apart.
+
+    Raises:
+        InputError: There is nothing to choose from.
+    """
+    if not available:
+        raise InputError("expected images, got none.")
+    return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
+
+
+@torch.inference_mode()
+def run_torch(network: nn.Module, images: NDArray[np.floating], *, softmax: bool) -> NDArray[Any]:
+    """Map normalised images (N, 3, H, W) to a file's outputs (N, K): logits, or their softmax."""
+    logits = torch.cat([network(part) for part in torch.split(torch.from_numpy(images), 64)])
+    outputs: NDArray[Any] = (logits.softmax(dim=1) if softmax else logits).numpy()
+    return outputs

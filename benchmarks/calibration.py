@@ -31,9 +31,9 @@ from recal.data.batches import Batches
 from recal.data.folders import TEST, TRAIN, open_images
 from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
-from recal.networks.plain import batch_norms
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
+from recal.variant.plain import batch_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class Task:
     def __init__(self, checkpoint: Path, data: Path, images: int) -> None:
         self.checkpoint = load_checkpoint(checkpoint)
         self.data = data
-        self.spec: ModelSpec = self.checkpoint.spec()
+        self.spec: ModelSpec = self.checkpoint.spec
         self.network: nn.Module = build(self.checkpoint)
         self.pixels = self._read(TRAIN, "weak", images)
 
@@ -226,7 +226,7 @@ def tolerance(task: Task, wanted: float = 0.02, draws: int = 60) -> None:
     enough = calibrate(task.checkpoint, samples=None, tolerance=wanted, **options)
     end = time.perf_counter()
     print(
-        f"tolerance {wanted}: {enough.statistics['images']:,} of {whole.statistics['images']:,} "
+        f"tolerance {wanted}: {enough.estimated.images:,} of {whole.estimated.images:,} "
         f"images, {(end - middle) / (middle - began):.3f} of the time of all"
     )
     full = one_pass(task.network, task.batches(np.arange(len(task.pixels))))

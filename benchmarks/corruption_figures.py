@@ -1,11 +1,12 @@
-"""Write tests/corruption_figures.json: what the original generators make of the tests' own images.
+"""Write tests/corruption_figures.json, from the original generators on the images of the tests.
 
     python benchmarks/corruption_figures.py robustness/ImageNet-C/create_c
 
-What is needed, and how the generators are run, benchmarks/corruptions.py says. For corruptions that
-draw nothing: some of the values of their output. For the others, over many draws: mean and standard
-deviation (over the draws of one image, root mean square over images) of the RMSE to the clean
-image, of the mean shift a channel, and of the shares of the difference's power in four bands.
+benchmarks/corruptions.py describes what is needed and runs the generators. For deterministic
+corruptions, the file holds some of the values of their output. For the others, it holds mean and
+standard deviation over many draws of one image (root mean square over images) of the RMSE to the
+clean image, of the mean shift of each channel, and of the shares of the difference's power in four
+frequency bands.
 """
 # ruff: noqa: E402  (the path is set first)
 

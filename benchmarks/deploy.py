@@ -64,10 +64,10 @@ def compare(name: str, folder: Path, runs: int) -> None:
     given = Path(name) if Path(name).is_file() else None
     checkpoint = load_checkpoint(given or make_checkpoint(name, folder / "c.pth"))
     asked = {} if given else {"arch": name, "size": SIZES.get(name, 224), "classes": 10}
-    spec = checkpoint.spec(**asked)
-    size = spec.size
+    checkpoint = checkpoint.overridden(**asked)
+    size = checkpoint.spec.size
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
-    main_variant = branch_variant(checkpoint, "main", spec)
+    main_variant = branch_variant(checkpoint, "main")
     differences = {}
     for form, options in FORMS.items():
         path = folder / f"{form}.onnx"
@@ -75,7 +75,7 @@ def compare(name: str, folder: Path, runs: int) -> None:
         differences[form] = evidence.proof.difference
     other = list(checkpoint.branches)[-1]
     if other != "main":
-        variants = {"main": main_variant, other: branch_variant(checkpoint, other, spec)}
+        variants = {"main": main_variant, other: branch_variant(checkpoint, other)}
         path = folder / "switch.onnx"
         evidence = export_onnx(checkpoint, variants, path, pixels, form=Switchable())
         differences["switch"] = max(p.difference for p in evidence.proofs.values())

@@ -18,10 +18,11 @@ import numpy as np
 from recal import evaluate, load_checkpoint
 from recal.calibration.calibrate import calibrate_matrix
 from recal.calibration.estimators import ESTIMATORS
-from recal.runs.compare import paired_difference
+from recal.calibration.rounds import Settings
+from recal.runs.compare import compare
 from recal.runs.store import read_target_cell
 from recal.suites.suite import load_suite
-from recal.variant.variant import save_variant
+from recal.variant.file import save_variant
 
 POLICIES = ("clean", "weak", "strong_noise")
 
@@ -65,13 +66,15 @@ def main(
         for (affine, policy, estimator), file in names.items():
             row = f"| {path.stem} | {affine} | {policy} | {estimator} |"
             pooled = str(names[affine, policy, "pooled"])
-            for run, group in ((clean.folder, ["clean"]), (noisy.folder, cells)):
-                mine, other = _right(run, str(file), group), _right(run, pooled, group)
-                row += f" {100 * np.mean(mine):.2f} |"
+            runs = ((clean, "clean_accuracy"), (noisy, "corrupted_accuracy"))
+            for run, quantity in runs:
                 if estimator == "pooled":
-                    row += " |"
+                    group = ["clean"] if run is clean else cells
+                    row += f" {100 * np.mean(_right(run.folder, str(file), group)):.2f} | |"
                     continue
-                d = paired_difference(other, mine)
+                (pair,) = compare(run, [pooled, str(file)]).pairs
+                d = pair.differences[quantity]
+                row += f" {100 * d.of_second:.2f} |"
                 row += f" {100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}] |"
             lines.append(row)
     table = "\n".join(lines)
@@ -94,8 +97,8 @@ def _variants(
         if all(names[key].exists() for key in mine):
             continue
         table = calibrate_matrix(
-            checkpoint, list(checkpoint.branches), POLICIES, data=data, samples=samples,
-            estimator=estimator, workers=workers,
+            checkpoint, list(checkpoint.branches), POLICIES, data=data,
+            settings=Settings(samples=samples, estimator=estimator, workers=workers),
         )  # fmt: skip
         for affine, policy, _ in mine:
             save_variant(table[affine, policy], names[affine, policy, estimator])

@@ -80,16 +80,17 @@ def make_set(images: Path, folder: Path, count: int) -> None:
 
 def recal_runs(options: argparse.Namespace, targets: list[str], scratch: Path) -> None:
     """Evaluate with recal: read, check, score and write the cells."""
-    from recal.evaluation.cells import Progress, compute_cells
-    from recal.evaluation.evaluate import prepare_work
+    from recal.evaluation.cells import compute_cells
+    from recal.evaluation.execution import ExecutionOptions
+    from recal.evaluation.prepare import EvaluationRequest, prepare_work
 
-    work, _ = prepare_work(
-        targets, suite="cifar10c", data=options.data, checkpoint=options.checkpoint,
-        corruptions=[CORRUPTION], severities=SEVERITIES, threads=options.threads,
-        output=scratch / next(FOLDERS), batch_size=BATCH,
+    request = EvaluationRequest(
+        suite="cifar10c", data=options.data, checkpoint=options.checkpoint,
+        corruptions=[CORRUPTION], severities=SEVERITIES, output=scratch / next(FOLDERS),
         limit=options.count if options.count < 10_000 else None,
+        execution=ExecutionOptions(threads=options.threads, batch_size=BATCH),
     )  # fmt: skip
-    compute_cells(work, Progress())
+    compute_cells(prepare_work(targets, request))
 
 
 FOLDERS = (f"run{i}" for i in itertools.count())
@@ -101,10 +102,10 @@ def robustbench_run(options: argparse.Namespace) -> Callable[[], object]:
 
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.networks import robustbench
-    from recal.networks.build import build
+    from recal.variant.build import build
 
     checkpoint = load_checkpoint(options.checkpoint)
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
 
     class Normalised(torch.nn.Module):
@@ -133,7 +134,7 @@ def model_bytes(checkpoint: Path) -> bytes:
     """Return the main branch's graph, as evaluation runs it."""
     from recal.checkpoint.checkpoint import load_checkpoint
     from recal.export.trace import to_onnx
-    from recal.networks.build import build
+    from recal.variant.build import build
 
     return bytes(to_onnx(build(load_checkpoint(checkpoint)), 32, fold=False).SerializeToString())
 

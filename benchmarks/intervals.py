@@ -1,6 +1,6 @@
-"""Do the intervals cover what they should, and do the tests hold their level?
+"""Measure the coverage of the intervals and the level of the tests.
 
-The networks of tests/simulated_networks.py, in more runs than the tests make of them.
+Simulates the networks of tests/simulated_networks.py in more runs than the tests do.
 
     python benchmarks/intervals.py [--trials 1000] [--images 1000]
 """
@@ -22,7 +22,7 @@ from tests.simulated_networks import coverage, levels
 
 
 def closed_forms(trials, seed):
-    """Return how often Wilson's interval covers, for shares and for means over five cells."""
+    """Return the coverage of Wilson's interval, for shares and for means over five cells."""
     rng = np.random.default_rng(seed)
     found = {}
     for n in (10, 50, 100, 1000, 10_000):
@@ -42,7 +42,7 @@ def closed_forms(trials, seed):
 
 
 def main() -> None:
-    """Print all of it."""
+    """Run the simulations and print their results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--images", type=int, default=1000)

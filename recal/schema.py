@@ -10,7 +10,8 @@ Whatever is wrong with the content ends in one InputError, `<where>: <place>: ex
 <value>.`, where the place is the path of keys inside, with list items counted from 1: `op 2: size`.
 A check that annotations cannot express is a ValueError raised in `__post_init__`; its message gets
 the same place in front. Numbers have to be finite and integers fit into 64 bits. An integer is
-accepted where a float is expected, and a boolean only where a boolean is.
+accepted where a float is expected, and a boolean only where a boolean is. A field `format` of type
+`Literal` is checked first, so that files of a newer version are named as such.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import (
 import msgspec
 from msgspec import Meta, Struct
 
-from recal.errors import InputError
+from recal.errors import InputError, reason
 from recal.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
@@ -221,8 +222,7 @@ def _reason(error: BaseException) -> str:
         return "too many levels of nesting."
     if isinstance(error, UnicodeError):
         return "text that is not UTF-8."
-    text = str(error).rstrip(".")
-    return f"{text[:200].encode('unicode_escape').decode()}."
+    return f"{reason(error).rstrip('.')}."
 
 
 class _Problem(NamedTuple):
@@ -327,6 +327,13 @@ def _wrong_keys(content: Mapping[Any, Any], kind: Any) -> _Problem | None:
         if content.get(config.tag_field, config.tag) != config.tag:
             got = shown(content[config.tag_field])
             return _Problem((config.tag_field,), f"expected {config.tag}, got {got}.")
+    version = content.get("format")
+    allowed = next((get_args(field.type) for field in fields if field.encode_name == "format"), ())
+    if allowed and type(version) is int and version not in allowed:
+        text = f"expected {' or '.join(map(str, allowed))}, got {version}."
+        return _Problem(
+            ("format",), f"{text} Use the version of recal that wrote it, or a newer one."
+        )
     for key in content:
         if key not in known and config.forbid_unknown_fields:
             hint = did_you_mean(str(key), known)

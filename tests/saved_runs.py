@@ -1,12 +1,23 @@
 """Folders of runs made by hand, and columns of simulated networks."""
 
-import json
-
 import numpy as np
 
-from recal.runs.store import cell_file, images_digest, write_cell
+from recal.networks.spec import ModelSpec
+from recal.runs.store import (
+    ImageDigests,
+    RunRecord,
+    RunTarget,
+    cell_file,
+    images_digest,
+    write_cell,
+    write_record,
+)
+from recal.suites.suite import Cell, Reference
 
 CORRUPTIONS = ("fog", "contrast", "gaussian_noise")
+MODEL = ModelSpec(
+    arch="wrn10_1", classes=10, family="cifar", mean=(0.5,) * 3, std=(0.5,) * 3, size=32
+)
 
 
 def columns_of(right, *, labels=None, confidence=None, seed=0, classes=10):
@@ -45,28 +56,32 @@ def simulated(shares, n, *, seed=0, clean=True, corruptions=CORRUPTIONS, severit
 def write_run(folder, columns, *, standard=None, reference=None, adaptation=None):
     """Write the folder of a run that holds these columns, by target and name of the cell."""
     targets = [
-        {"name": name, "label": name, "sha256": f"{i:064x}"[::-1], "adaptation": adaptation}
+        RunTarget(
+            name=name, label=name, sha256=f"{i:064x}"[::-1], adaptation=adaptation, model=MODEL
+        )
         for i, name in enumerate(columns)
     ]
     cells = list(dict.fromkeys(cell for of in columns.values() for cell in of))
     images = {"clean": None, "corrupted": None}
     for target in targets:
-        for cell, of in columns[target["name"]].items():
-            write_cell(cell_file(folder, target["sha256"], cell), of, "key")
-            kind = "clean" if cell == "clean" else "corrupted"
+        for name, of in columns[target.name].items():
+            write_cell(cell_file(folder, target.sha256, Cell.parse(name)), of, "key")
+            kind = "clean" if name == "clean" else "corrupted"
             images[kind] = images_digest(of["index"], of["label"])
     corrupted = [cell for cell in cells if cell != "clean"]
-    content = {
-        "suite": "by_hand",
-        "cells": cells,
-        "declared": {
-            "title": "By hand",
-            "images": images,
-            "standard": corrupted if standard is None else standard,
-            "reference": reference,
-        },
-        "provenance": None,
-        "targets": targets,
-    }
-    (folder / "run.json").write_text(json.dumps(content))
+    record = RunRecord(
+        suite="by_hand",
+        suite_sha256="0" * 64,
+        title="By hand",
+        provenance=None,
+        reference=reference and Reference(**reference),
+        standard=tuple(corrupted if standard is None else standard),
+        cells=tuple(cells),
+        images=ImageDigests(**images),
+        seed=0,
+        execution="by hand",
+        targets=tuple(targets),
+        versions={},
+    )
+    write_record(folder, record)
     return folder

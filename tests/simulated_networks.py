@@ -8,15 +8,17 @@ run has; intervals and tests see runs of a usual size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import special, stats
 
+from recal.networks.spec import ModelSpec
 from recal.runs.bootstrap import Measured, measure_columns
 from recal.runs.metrics import METRICS
 from recal.runs.quantities import quantities_of
 from recal.runs.statistics import ALPHA, holm, mcnemar, paired_mean
-from recal.runs.store import SavedRun, SavedTarget
+from recal.runs.store import ImageDigests, RunRecord, RunTarget, SavedRun
 from recal.suites.suite import Cell
 
 MANY = 400_000  # images that stand for all there are
@@ -38,14 +40,20 @@ class Network:
 def simulated_run(cells: int, names: int = 2) -> SavedRun:
     """Return a run of a clean cell and so many corrupted ones, without a folder."""
     corrupted = tuple(Cell(f"corruption{i // 5}", i % 5 + 1) for i in range(cells))
-    return SavedRun(
-        folder=None, suite="simulated", title="Simulated", provenance=None,
-        cells=(Cell(None, None), *corrupted), standard=corrupted, reference=None, images={},
+    model = ModelSpec(
+        arch="simulated", classes=10, family="cifar", mean=(0.5,) * 3, std=(0.5,) * 3, size=32
+    )
+    record = RunRecord(
+        suite="simulated", suite_sha256="", title="Simulated", provenance=None, reference=None,
+        standard=tuple(cell.name for cell in corrupted),
+        cells=("clean", *(cell.name for cell in corrupted)),
+        images=ImageDigests(clean=None, corrupted=None), seed=0, execution="", versions={},
         targets=tuple(
-            SavedTarget(name=f"t{i}", label=f"t{i}", sha256="", adaptation=None)
+            RunTarget(name=f"t{i}", label=f"t{i}", sha256="", adaptation=None, model=model)
             for i in range(names)
         ),
     )  # fmt: skip
+    return SavedRun(Path(), record)
 
 
 def draw(networks, cells, images, rng):
@@ -98,7 +106,7 @@ def coverage(trials, images, cells, seed):
         for name in names:
             quantity = quantities[name]
             value = float(quantity.of(first.value)[0])
-            interval = quantity.interval(first.value, first.resampled, first.images)
+            interval = quantity.interval(first)
             found.append((name, value, interval, truth[0][name]))
             value, interval = quantity.difference(*change)
             found.append(

@@ -9,9 +9,10 @@ from safetensors import safe_open
 
 from recal import build, calibrate, load_checkpoint
 from recal.calibration.calibrate import calibrate_matrix
+from recal.calibration.rounds import Settings
 from recal.data.folders import open_images
 from recal.errors import InputError, UsageError
-from recal.variant.variant import load_variant, save_variant
+from recal.variant.file import load_variant, save_variant
 
 
 def bytes_of(checkpoint, folder, tmp_path, **options):
@@ -33,7 +34,7 @@ def test_clean_statistics_match_float64_on_the_training_images(split_checkpoint,
     checkpoint = load_checkpoint(split_checkpoint)
     variant = calibrate(checkpoint, mode="clean", data=class_folders, estimator="consistent")
     source = open_images(class_folders, "train")
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     pixels = np.stack([source[i] for i in range(len(source))]).astype(np.float64) / 255
     pixels = ((pixels - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2)
     network = build(checkpoint, "main").double().train()
@@ -51,11 +52,11 @@ def test_clean_statistics_match_float64_on_the_training_images(split_checkpoint,
             count = 60 * 1024
         if name == "block3.layer.0.bn1":
             count = 60 * 256
-        biased = layer.running_var * (count - 1) / count
-        found_mean = variant.tensors[f"{name}.running_mean"].double()
-        found_var = variant.tensors[f"{name}.running_var"].double()
-        assert ((found_mean - layer.running_mean) / biased.sqrt()).abs().max() < 1e-6
-        assert (found_var / biased - 1).abs().max() < 1e-6
+        biased = layer.running_var.numpy() * (count - 1) / count
+        found_mean = variant.tensors[f"{name}.running_mean"].astype(np.float64)
+        found_var = variant.tensors[f"{name}.running_var"].astype(np.float64)
+        assert np.abs((found_mean - layer.running_mean.numpy()) / np.sqrt(biased)).max() < 1e-6
+        assert np.abs(found_var / biased - 1).max() < 1e-6
         checked += 1
     assert checked == 7
 
@@ -65,9 +66,10 @@ def test_affine_comes_from_the_branch_that_suits_the_mode(split_checkpoint, clas
     for mode, branch in (("clean", "main"), ("weak", "main"), ("strong", "aux0")):
         variant = calibrate(checkpoint, mode=mode, data=class_folders, samples=10)
         assert variant.affine == branch
-        assert torch.equal(variant.tensors["bn1.weight"], checkpoint.branch(branch)["bn1.weight"])
+        lender = checkpoint.branch(branch)
+        assert np.array_equal(variant.tensors["bn1.weight"], lender["bn1.weight"])
     crossed = calibrate(checkpoint, mode="weak", affine="aux0", data=class_folders, samples=10)
-    assert torch.equal(crossed.tensors["bn1.bias"], checkpoint.branch("aux0")["bn1.bias"])
+    assert np.array_equal(crossed.tensors["bn1.bias"], checkpoint.branch("aux0")["bn1.bias"])
 
 
 def test_the_record_says_all_that_is_needed_to_estimate_again(
@@ -105,7 +107,7 @@ def test_wrong_requests_are_refused(split_checkpoint, class_folders, tmp_path):
     with pytest.raises(UsageError, match="expected a branch out of main, aux0, got 'aux1'"):
         calibrate(checkpoint, data=class_folders, affine="aux1")
     with pytest.raises(InputError, match="expected 64x64"):
-        calibrate(checkpoint, data=class_folders, size=64)
+        calibrate(checkpoint.overridden(size=64), data=class_folders)
     with pytest.raises(InputError, match="got none"):
         calibrate(checkpoint, data=tmp_path)
 
@@ -115,14 +117,16 @@ def test_the_matrix_gives_each_variant_as_it_is_estimated_alone(
     split_checkpoint, class_folders, estimator
 ):
     checkpoint = load_checkpoint(split_checkpoint)
-    options = {"data": class_folders, "batch_size": 25, "estimator": estimator, "seed": 3}
+    options = {"batch_size": 25, "estimator": estimator, "seed": 3}
     modes = ["clean", "strong_noise"]
-    table = calibrate_matrix(checkpoint, ["main", "aux0"], modes, **options)
+    table = calibrate_matrix(
+        checkpoint, ["main", "aux0"], modes, data=class_folders, settings=Settings(**options)
+    )
     assert list(table) == [(a, m) for a in ("main", "aux0") for m in modes]
     for (affine, mode), variant in table.items():
-        alone = calibrate(checkpoint, affine=affine, mode=mode, **options)
+        alone = calibrate(checkpoint, affine=affine, mode=mode, data=class_folders, **options)
         assert variant.sha256 == alone.sha256
-        assert variant.record() == alone.record()
+        assert variant.record == alone.record
 
 
 class CountedImages:
@@ -148,7 +152,7 @@ def test_the_matrix_decodes_each_image_once(split_checkpoint, class_folders, est
     images = CountedImages(open_images(class_folders, "train"))
     calibrate_matrix(
         load_checkpoint(split_checkpoint), ["main", "aux0"], ["clean", "weak", "strong"],
-        data=images, estimator=estimator,
+        data=images, settings=Settings(estimator=estimator),
     )  # fmt: skip
     assert images.decoded == [1] * 60
 
@@ -171,19 +175,19 @@ def test_tolerance_stops_when_every_layer_is_within_it(split_checkpoint, many_im
     checkpoint = load_checkpoint(split_checkpoint)
     options = {"mode": "clean", "data": many_images, "estimator": estimator, "samples": None}
     variant = calibrate(checkpoint, tolerance=0.025, **options)
-    errors = variant.statistics["errors"].values()
-    largest = max(max(e["mean_bound"], e["log_variance_bound"]) for e in errors)
+    errors = variant.statistics.errors.values()
+    largest = max(max(e.mean_bound, e.log_variance_bound) for e in errors)
     assert 0.02 < largest <= 0.025  # not many more images than needed
-    images = variant.statistics["images"]
+    images = variant.statistics.images
     assert 1024 <= images < 6000
     # the same as asking for so many images
     alone = calibrate(checkpoint, **{**options, "samples": images})
     assert len(variant.tensors) == 4 * len(checkpoint.layers)
     assert variant.tensors.keys() == alone.tensors.keys()
     for name, tensor in variant.tensors.items():
-        assert torch.allclose(tensor, alone.tensors[name], rtol=1e-6, atol=1e-7)
+        assert np.allclose(tensor, alone.tensors[name], rtol=1e-6, atol=1e-7)
     everything = calibrate(checkpoint, tolerance=0.001, **options)
-    assert everything.statistics["images"] == 6000
+    assert everything.statistics.images == 6000
 
 
 def test_what_cannot_be_estimated_from_is_refused(split_checkpoint, class_folders, tmp_path):
@@ -199,5 +203,26 @@ def test_what_cannot_be_estimated_from_is_refused(split_checkpoint, class_folder
 
 @pytest.mark.parametrize("given", [("file.pth",), (torch.nn.BatchNorm2d(3),)])
 def test_what_is_no_checkpoint_and_no_module_with_batches_is_said(given):
-    with pytest.raises(TypeError, match="expected a checkpoint, as load_checkpoint gives it, or"):
+    with pytest.raises(TypeError, match="expected a checkpoint, as load_checkpoint returns it, or"):
         calibrate(*given)
+
+
+def test_what_goes_with_a_checkpoint_alone_is_refused_with_a_module():
+    network, batches = torch.nn.Sequential(torch.nn.BatchNorm2d(3)), [torch.randn(4, 3, 2, 2)]
+    for given in ({"mode": "weak"}, {"affine": "main"}, {"seed": 1}, {"samples": 5}):
+        with pytest.raises(TypeError, match="only estimator, autocast and world"):
+            calibrate(network, batches, **given)
+    with pytest.raises(TypeError, match="estimater"):
+        calibrate(network, batches, estimater="ema")
+
+
+def test_errors_of_choice_come_before_anything_about_data(split_checkpoint, tmp_path):
+    checkpoint = load_checkpoint(split_checkpoint)
+    nothing = {"data": tmp_path / "none"}
+    for given, named in (
+        ({"mode": "weka"}, "Did you mean 'weak'"),
+        ({"affine": "aux9"}, "Did you mean 'aux0'"),
+        ({"estimator": "poled"}, "Did you mean 'pooled'"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            calibrate(checkpoint, **given, **nothing)

@@ -10,8 +10,8 @@ from recal.checkpoint.branches import branch_names
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.checkpoint.layouts import BY_NAME, LAYOUTS
 from recal.errors import InputError, UsageError
-from recal.networks.build import build
-from recal.networks.plain import batch_norms
+from recal.variant.build import build
+from recal.variant.plain import batch_norms
 from tests import dual_networks
 from tests.dual_networks import NORMS, Network, SiblingNetwork, randomise, use_branch
 
@@ -35,7 +35,7 @@ def same_outputs(network, checkpoint, arch, images):
     outputs = []
     for position, name in enumerate(branch_names(len(checkpoint.branches))):
         expected = use_branch(network, position)(images)
-        built = build(checkpoint, name, arch=arch)
+        built = build(checkpoint.overridden(arch=arch), name)
         torch.testing.assert_close(built(images), expected, atol=1e-6, rtol=1e-6)
         assert all((expected - other).abs().max() > 1e-2 for other in outputs)
         outputs.append(expected)
@@ -61,7 +61,7 @@ def test_branches_built_in_the_users_own_dual_class_equal_the_original(layout, t
         setattr(dual_networks, layout.replace("-", "_"), dual_networks.dual(layout))
         arch = f"python:tests.dual_networks:{layout.replace('-', '_')}"
     same_outputs(network, checkpoint, arch, images)
-    assert list(batch_norms(build(checkpoint, "aux0", arch=arch))) == checkpoint.layers
+    assert list(batch_norms(build(checkpoint.overridden(arch=arch), "aux0"))) == checkpoint.layers
 
 
 def test_siblings_in_one_block_equal_the_original_as_plain_and_as_own_class(tmp_path, images):
@@ -70,7 +70,7 @@ def test_siblings_in_one_block_equal_the_original_as_plain_and_as_own_class(tmp_
     assert checkpoint.layout.name == "acl-legacy"
     same_outputs(network, checkpoint, f"{CODE}:plain_siblings", images)
     same_outputs(network, checkpoint, f"{CODE}:siblings", images)
-    assert list(batch_norms(build(checkpoint, "aux0", arch=f"{CODE}:siblings"))) == [
+    assert list(batch_norms(build(checkpoint.overridden(arch=f"{CODE}:siblings"), "aux0"))) == [
         "block.bn1",
         "block.bn2",
     ]
@@ -101,7 +101,7 @@ def test_plain_network_with_a_list_of_norms_beside_its_convolutions_is_no_domain
     assert checkpoint.layout.name == "plain"
     assert checkpoint.layers == ["layer.bns.0", "layer.bns.1"]
     with torch.no_grad():
-        built = build(checkpoint, arch=f"{CODE}:scales")(images)
+        built = build(checkpoint.overridden(arch=f"{CODE}:scales"))(images)
         torch.testing.assert_close(built, network(images))
 
 
@@ -134,7 +134,7 @@ def test_lists_that_may_be_branches_or_layers_ask_for_the_layout(tmp_path):
 def test_roles_in_doubt_are_positions_with_a_warning_until_they_are_given(tmp_path):
     path = saved(randomise(Network(dual_networks.ACL)), tmp_path / "file.pth")
     by_position = load_checkpoint(path)
-    assert "roles are in doubt" in by_position.doubts[0]
+    assert "roles are in doubt" in by_position.doubts[0].sentence
     for reversed_ in (
         load_checkpoint(path, layout="acl-reversed"),
         load_checkpoint(path, roles="main=1,aux0=0"),
@@ -206,12 +206,15 @@ def test_layout_of_ones_own_with_numbers_and_shared_affine_is_read(tmp_path, ima
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("branch = 3", "expected list"),
+        ("branch = 3", "branch: expected a list, got 3"),
         ("[[branch]]\nkeys = 'a'", "Did you mean 'key'"),
         ("[[branch]]\nkey = 'norm.{leaf}'", "expected a pattern such as"),
-        ("[[branch]]\nkey = '{layer}.norm.{leaf}'", "expected two at least"),
-        ("affine = 'both'\n[[branch]]\nkey = '{layer}.n.{index}.{leaf}'", "expected own or shared"),
-        ("name = 3\n[[branch]]\nkey = '{layer}.n.{index}.{leaf}'", "name: expected str"),
+        ("[[branch]]\nkey = '{layer}.norm.{leaf}'", "branch: expected at least two"),
+        (
+            "affine = 'both'\n[[branch]]\nkey = '{layer}.n.{index}.{leaf}'",
+            "affine: expected one of own",
+        ),
+        ("name = 3\n[[branch]]\nkey = '{layer}.n.{index}.{leaf}'", "name: expected a string"),
         ("[[branch", "expected TOML"),
     ],
 )

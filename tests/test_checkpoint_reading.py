@@ -15,7 +15,8 @@ from torch import nn
 
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
-from recal.networks.build import build
+from recal.networks.spec import ModelOverrides
+from recal.variant.build import build
 from tests import dual_networks
 from tests.dual_networks import NORMS, Network, Normalised, randomise
 
@@ -141,7 +142,7 @@ def test_normalisation_in_front_becomes_mean_and_std(front, tmp_path):
     elif front == "buffers":
         state = {"mu": whole.mean, "sigma": whole.std, **network.state_dict()}
     checkpoint = load_checkpoint(write(state, tmp_path / "f.pth"))
-    spec = checkpoint.spec(arch=PLAIN)
+    spec = checkpoint.overridden(arch=PLAIN).spec
     assert spec.mean == pytest.approx((0.4, 0.5, 0.6))
     assert spec.std == pytest.approx((0.2, 0.3, 0.4))
     images = torch.rand(3, 3, 9, 9)
@@ -150,7 +151,7 @@ def test_normalisation_in_front_becomes_mean_and_std(front, tmp_path):
     own_class = PLAIN.replace(":plain", ":normalised")
     with torch.no_grad():
         for arch in (PLAIN, own_class):
-            built = build(checkpoint, arch=arch)
+            built = build(checkpoint.overridden(arch=arch))
             torch.testing.assert_close(built(outside), whole.eval()(images), atol=1e-6, rtol=1e-6)
 
 
@@ -160,8 +161,8 @@ def test_network_that_normalises_itself_wants_the_same_numbers_where_the_file_ha
     checkpoint = load_checkpoint(write(network.state_dict(), tmp_path / "f.pth"))
     arch = PLAIN.replace(":plain", ":normalised")
     with pytest.raises(InputError, match=r"the network's own mean.*--mean 0\.4,0\.5,0\.6"):
-        build(checkpoint, arch=arch)
-    built = build(checkpoint, arch=arch, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+        build(checkpoint.overridden(arch=arch))
+    built = build(checkpoint.overridden(arch=arch, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)))
     images = torch.randn(2, 3, 9, 9)
     with torch.no_grad():
         torch.testing.assert_close(built(images), network(images), atol=1e-6, rtol=1e-6)
@@ -170,7 +171,7 @@ def test_network_that_normalises_itself_wants_the_same_numbers_where_the_file_ha
 def test_normalisation_of_bytes_is_scaled(tmp_path):
     state = {"mean": torch.tensor([125.0, 120.0, 110.0]), "std": torch.full((3,), 51.0)}
     state |= Network(nn.BatchNorm2d).state_dict()
-    spec = load_checkpoint(write(state, tmp_path / "f.pth")).spec(arch=PLAIN)
+    spec = load_checkpoint(write(state, tmp_path / "f.pth")).overridden(arch=PLAIN).spec
     assert spec.std == pytest.approx((0.2,) * 3)
 
 
@@ -180,7 +181,7 @@ def test_other_precisions_build_in_float32(dtype, network, tmp_path):
                   for k, v in network.state_dict().items()}, tmp_path / "f.pth")  # fmt: skip
     checkpoint = load_checkpoint(path)
     same(checkpoint, network, dtype)
-    built = build(checkpoint, "aux0", arch=PLAIN)
+    built = build(checkpoint.overridden(arch=PLAIN), "aux0")
     assert {p.dtype for p in built.parameters()} == {torch.float32}
     rounded = Network(NORMS["mixbn"])
     rounded.load_state_dict(torch.load(path, weights_only=True))
@@ -204,7 +205,7 @@ def test_file_from_before_torch_1_6_is_read(network, tmp_path):
 def test_file_without_counters_builds(network, tmp_path):
     state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     checkpoint = load_checkpoint(write(state, tmp_path / "f.pth"))
-    assert build(checkpoint, "aux0", arch=PLAIN) is not None
+    assert build(checkpoint.overridden(arch=PLAIN), "aux0") is not None
 
 
 def test_training_checkpoint_as_timm_writes_it_is_read(network, averaged, tmp_path):
@@ -227,7 +228,7 @@ def test_training_checkpoint_as_timm_writes_it_is_read(network, averaged, tmp_pa
     same(load_checkpoint(path), network)
     same(load_checkpoint(path, ema=True), averaged)
     facts = load_checkpoint(path).facts
-    assert facts == {"arch": "resnet18", "classes": 5, "std": [0.5] * 3, "size": 96}
+    assert facts == ModelOverrides(arch="resnet18", classes=5, std=(0.5,) * 3, size=96)
 
 
 def test_checkpoint_of_timms_own_saver_is_read(tmp_path):
@@ -245,10 +246,10 @@ def test_checkpoint_of_timms_own_saver_is_read(tmp_path):
     saver.save_checkpoint(0, metric=np.float64(50.0))
     checkpoint = load_checkpoint(tmp_path / "last.pth.tar")
     assert checkpoint.layout.name == "timm-splitbn"
-    assert checkpoint.spec().arch == "timm:resnet10t"
+    assert checkpoint.spec.arch == "timm:resnet10t"
     # timm's configuration is of ImageNet's weights, and says nothing of another data set
-    assert (checkpoint.spec().family, checkpoint.spec().size) == ("imagenet", 176)
-    tiny = checkpoint.spec(family="tiny", classes=4)
+    assert (checkpoint.spec.family, checkpoint.spec.size) == ("imagenet", 176)
+    tiny = checkpoint.overridden(family="tiny", classes=4).spec
     assert (tiny.size, tiny.mean) == (64, (0.4802, 0.4481, 0.3975))
     built = build(checkpoint)
     images = torch.randn(2, 3, 64, 64)
@@ -317,10 +318,11 @@ def test_missing_file_and_folder_are_refused(tmp_path):
 
 
 def test_variant_in_the_place_of_a_checkpoint_is_named(network, tmp_path):
-    from recal.variant.variant import branch_variant, save_variant
+    from recal.variant.file import save_variant
+    from recal.variant.variant import branch_variant
 
     checkpoint = load_checkpoint(write(network.state_dict(), tmp_path / "f.pth"))
-    variant = branch_variant(checkpoint, "aux0", checkpoint.spec(arch="wrn16_1"))
+    variant = branch_variant(checkpoint.overridden(arch="wrn16_1"), "aux0")
     save_variant(variant, tmp_path / "v.safetensors")
     with pytest.raises(InputError, match="got a variant"):
         load_checkpoint(tmp_path / "v.safetensors")

@@ -303,7 +303,7 @@ import sys
 import timm
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError
-from recal.networks.build import build
+from recal.variant.build import build
 from tests.limited import most_memory
 
 build(load_checkpoint(sys.argv[1]))

@@ -2,9 +2,11 @@
 
 import shlex
 
+import numpy as np
 import pytest
 
-from recal.variant.variant import load_variant
+from recal.variant.file import load_variant
+from recal.variant.statistics import BranchStatistics
 
 
 def test_calibrate_writes_a_variant_and_says_what_it_did(
@@ -40,8 +42,8 @@ def test_project_file_gives_the_defaults_and_options_go_before_it(
     assert (status, err) == (0, "")
     variant = load_variant(tmp_path / "v.safetensors")
     assert variant.spec.mean == (0.4, 0.4, 0.4)
-    assert variant.statistics["batch_size"] == 20
-    assert variant.statistics["seed"] == 6
+    assert variant.statistics.batch_size == 20
+    assert variant.statistics.seed == 6
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_fold
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recal.cli.variants.calibrate.calibrate", interrupted)
+    monkeypatch.setattr("recal.cli.variants.calibrate.calibrate_matrix", interrupted)
     status, _, err = recal("calibrate", split_checkpoint, "--data", class_folders)
     assert status == 130
     assert err.strip() == "recal: interrupted"
@@ -217,7 +219,7 @@ def test_a_branchs_stored_statistics_go_with_anothers_affine(recal, split_checkp
     )
     assert status == 0
     assert "Wrote v: aux0, statistics of main." in out
-    assert load_variant(tmp_path / "v").statistics == {"source": "branch", "branch": "main"}
+    assert load_variant(tmp_path / "v").statistics == BranchStatistics(branch="main")
 
 
 def test_precision_is_said_and_so_is_a_tolerance_out_of_reach(
@@ -261,11 +263,11 @@ def test_autocast_changes_the_forward_pass_and_is_recorded(
     assert recal("calibrate", *arguments, "-o", "full")[0] == 0
     assert recal("calibrate", *arguments, "-o", "half", "--autocast", "bfloat16")[0] == 0
     full, half = (load_variant(tmp_path / name) for name in ("full", "half"))
-    assert half.statistics["autocast"] == "torch.bfloat16"
+    assert half.statistics.autocast == "torch.bfloat16"
     assert full.sha256 != half.sha256
     for name, tensor in full.tensors.items():
         if name.endswith("running_var"):
-            assert ((half.tensors[name] / tensor) - 1).abs().max() < 0.05
+            assert np.abs(half.tensors[name] / tensor - 1).max() < 0.05
 
 
 def test_the_next_command_has_the_options_that_were_typed(
@@ -301,7 +303,7 @@ def test_broken_images_are_named_and_left_out_only_on_request(
     assert status == 0
     assert "from 28 images" in out
     assert "warning: 2 images cannot be decoded and were left out:" in err
-    assert set(load_variant(tmp_path / "v").statistics["skipped"]) == {"04.png", "09.png"}
+    assert set(load_variant(tmp_path / "v").statistics.skipped) == {"04.png", "09.png"}
     status, _, err = recal("calibrate", *arguments, "--skip-broken", "--min-images", 29)
     assert status == 3
     assert "expected at least 29 images, got 28" in err

@@ -30,7 +30,7 @@ def test_differences_beyond_noise_are_named_and_drawn(recal, run):
 def test_no_difference_beyond_noise_is_said(recal, run):
     status, out, _ = recal("compare", run, "a", "c", "-o", run / "other.png")
     assert status == 0
-    assert "c against a: no difference beyond noise, in none of 7 cells either." in out
+    assert "c against a: no significant difference, overall or in any of the 7 cells." in out
     assert (run / "other.png").is_file()
     assert not (run / "comparison.png").exists()
 
@@ -71,3 +71,10 @@ def test_wrong_requests_end_in_one_line(recal, run, tmp_path):
     status, _, err = recal("compare", run, "a")
     assert status == 2
     assert "expected two targets or more" in err
+    status, _, err = recal("compare", run, "-o", run / "x.jpg")
+    assert status == 2
+    assert "expected a name that ends in .png or .svg" in err
+    status, _, err = recal("compare", run, "-o", run / "run.json" / "x.png")
+    assert status == 1
+    assert "cannot be written" in err
+    assert "Traceback" not in err

@@ -8,8 +8,9 @@ from safetensors import safe_open
 from timm.layers import convert_splitbn_model
 
 from recal.checkpoint.checkpoint import load_checkpoint
-from recal.networks.build import build
-from recal.variant.variant import branch_variant, save_variant
+from recal.variant.build import build
+from recal.variant.file import save_variant
+from recal.variant.variant import branch_variant
 from tests import dual_networks
 from tests.dual_networks import NORMS, Network, randomise
 
@@ -24,9 +25,9 @@ def split_file(network, path):
 
 @torch.no_grad()
 def same(network, checkpoint, branch, **asked):
-    expected = build(checkpoint, branch, **asked)(IMAGES)
+    expected = build(checkpoint.overridden(**asked), branch)(IMAGES)
     torch.testing.assert_close(network.eval()(IMAGES), expected, atol=1e-6, rtol=1e-6)
-    other = build(checkpoint, "main" if branch == "aux0" else "aux0", **asked)(IMAGES)
+    other = build(checkpoint.overridden(**asked), "main" if branch == "aux0" else "aux0")(IMAGES)
     assert (expected - other).abs().max() > 1e-3
 
 
@@ -80,7 +81,7 @@ def test_class_that_holds_the_branches_itself_is_said_not_to_load_the_file(recal
 
 def test_variants_file_is_converted_and_the_result_is_read_back(recal, split_checkpoint, tmp_path):
     checkpoint = load_checkpoint(split_checkpoint)
-    mixed = branch_variant(checkpoint, "aux0", checkpoint.spec(), statistics="main")
+    mixed = branch_variant(checkpoint, "aux0", statistics="main")
     save_variant(mixed, tmp_path / "v.variant")
     status, _, _ = recal("convert", split_checkpoint, "--variant", "v.variant",
                          "-o", "plain.safetensors")  # fmt: skip
@@ -88,7 +89,7 @@ def test_variants_file_is_converted_and_the_result_is_read_back(recal, split_che
     plain = load_checkpoint(tmp_path / "plain.safetensors")
     assert plain.weights_sha256 == checkpoint.weights_sha256
     assert list(plain.branches) == ["main"]
-    assert plain.spec() == checkpoint.spec()
+    assert plain.spec == checkpoint.spec
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(build(plain)(images), build(checkpoint, mixed)(images))
@@ -126,7 +127,8 @@ def test_slips_end_with_their_status_and_write_nothing(
 def test_variant_of_other_weights_is_refused(recal, split_checkpoint, tmp_path):
     other = split_file(timm.create_model("resnet10t", num_classes=4), tmp_path / "f.pth")
     save_variant(
-        branch_variant(other, "main", other.spec(arch="timm:resnet10t")), tmp_path / "v.safetensors"
+        branch_variant(other.overridden(arch="timm:resnet10t"), "main"),
+        tmp_path / "v.safetensors",
     )
     status, _, err = recal("convert", split_checkpoint, "--variant", "v.safetensors", "-o", "p.pth")
     assert status == 3

@@ -40,9 +40,8 @@ def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
         (
             ["--variant", "v.safetensors"],
             3,
-            "v.safetensors: expected a variant, but it does not exist",
+            "v.safetensors: expected a checkpoint or a variant, but it does not",
         ),
-        (["--variant", str(split_checkpoint)], 3, "expected a variant"),
         (["-o", "/proc/no/m.onnx"], 1, "cannot be written"),
         (["--data", "nowhere"], 3, "but it does not exist"),
     ):
@@ -80,7 +79,7 @@ def test_accuracies_come_from_a_run_of_the_same_variant(
     assert record.classes[3] == "thing 3"
     for arguments, message in (
         (["--variant", "aux0", "--run", "run"], "expected a run of the variant that is exported"),
-        (["--run", "nowhere"], "nowhere: expected the folder of a finished run"),
+        (["--run", "nowhere"], "nowhere: expected the folder of a run"),
     ):
         status, _, err = recal("export", split_checkpoint, "-o", "n.onnx", *arguments)
         assert status == 3

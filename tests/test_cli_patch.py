@@ -13,7 +13,7 @@ def test_patch_puts_a_variant_into_a_base_file(recal, split_checkpoint, class_fo
     assert status == 0, err
     assert "Wrote m-v.onnx: main, weak statistics" in out
     (held,) = OnnxNetwork(tmp_path / "m-v.onnx").record.variants
-    assert held.statistics["policy"] == "weak"
+    assert held.statistics.policy == "weak"
     recal("export", split_checkpoint, "-o", "folded.onnx")
     status, _, err = recal("patch", "folded.onnx", "v.safetensors", "-o", "x.onnx")
     assert status == 3

@@ -16,7 +16,7 @@ from recal.policies.policy import (
     resolve_policy,
 )
 from recal.policies.prepared import PreparedImages
-from recal.variant.variant import load_variant
+from recal.variant.file import load_variant
 
 SMALL = "summary = 'The middle.'\n[[op]]\nname = 'center_crop'\nsize = 16\n"
 FLIPPED = "summary = 'Mirrored.'\n[[op]]\nname = 'random_horizontal_flip'\np = 1.0\n"
@@ -113,7 +113,7 @@ def test_calibrate_takes_a_policy_file(recal, split_checkpoint, class_folders, m
     )  # fmt: skip
     assert status == 0
     assert "statistics of 'mix' images" in out
-    assert FLIPPED in load_variant(tmp_path / "v.safetensors").statistics["policy_text"]
+    assert FLIPPED in load_variant(tmp_path / "v.safetensors").statistics.policy_text
 
 
 def cells_of(path, rows, side, scale):
@@ -197,7 +197,7 @@ def test_an_onnx_file_is_recalibrated_under_a_policy_file(
     )
     assert (status, err) == (0, "")
     found = load_variant(tmp_path / "base-flipped.safetensors")
-    assert FLIPPED in found.statistics["policy_text"]
+    assert FLIPPED in found.statistics.policy_text
 
 
 @pytest.mark.slow

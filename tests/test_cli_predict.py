@@ -30,7 +30,7 @@ def test_predictions_are_those_of_the_network(recal, model, split_checkpoint, cl
     folder = class_folders / "test" / "class3"
     pixels = np.stack([np.asarray(Image.open(p)) for p in sorted(folder.iterdir())])
     checkpoint = load_checkpoint(split_checkpoint)
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     with torch.no_grad():
         images = torch.from_numpy(normalise_array(pixels, spec.mean, spec.std))
         expected = build(checkpoint)(images).softmax(1).numpy()

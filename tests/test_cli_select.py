@@ -49,7 +49,7 @@ def test_programs_get_one_document_or_table(recal, run):
         (["--subject-to", "corrupted"], 2, "expected such as 'corrupted>=0.7'"),
         (["--maximize", "claen"], 2, "Did you mean 'clean'?"),
         (["--maximize", "mce"], 2, "the run has no mce"),
-        (["--maximize", "clean", "--maximize", "fog"], 2, "Weigh them in one sum"),
+        (["--maximize", "clean", "--maximize", "fog"], 2, "Weight them in one sum"),
         (["--pareto", "--maximize", "clean"], 2, "expected two objectives or more"),
         (["missing"], 2, "expected one of good, bad, got 'missing'"),
     ],

@@ -10,8 +10,8 @@ import torch
 from recal import build, evaluate, export_onnx, load_checkpoint
 from recal.errors import RecalError, UsageError
 from recal.evaluation.adaptation import Adaptation, adapt_layers
-from recal.networks.plain import batch_norms
 from recal.runs.store import read_target_cell
+from recal.variant.plain import batch_norms
 
 PART = {"suite": "cifar10c", "corruptions": ["contrast", "pixelate"], "severities": [5]}
 
@@ -121,7 +121,7 @@ def test_cells_are_predicted_by_their_own_batches(split_checkpoint, class_folder
     source = open_images(class_folders, "test")
     clean = np.stack([source[i] for i in range(40)])
     checkpoint = load_checkpoint(split_checkpoint)
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     pictures = {
         "clean": clean,
         "contrast-5": corrupt(clean, "contrast", 5, family="cifar", seed=3),
@@ -166,9 +166,9 @@ def test_what_saw_test_data_says_so_and_shares_no_cell(split_checkpoint, class_f
         found = set(run.folder.rglob("*.parquet")) - cells
         assert len(found) == 1, adaptation
         cells |= found
-        (row,) = run.document["summary"]
-        assert (row["adaptation"] is not None) == (adaptation is not None)
-        assert ("(saw test data)" in row["label"]) == (adaptation is not None)
+        (row,) = run.summary.targets
+        assert (row.adaptation is not None) == (adaptation is not None)
+        assert ("(saw test data)" in row.label) == (adaptation is not None)
     request = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "momentum 0.5" in request["targets"][0]["adaptation"]
 
@@ -192,11 +192,11 @@ def test_the_callers_checkpoint_is_not_changed(split_checkpoint, class_folders, 
     ("options", "message"),
     [
         ({"kind": "tent"}, "--adapt: expected one of batch, ema, got 'tent'"),
-        ({"kind": "batch", "batch": 0}, "--adapt-batch: expected 1 image or more, got 0"),
-        ({"kind": "batch", "prior": -1.0}, "--prior: expected a number from 0 on"),
-        ({"kind": "batch", "prior": float("nan")}, "--prior: expected a number from 0 on"),
+        ({"kind": "batch", "batch": 0}, "--batch-size: expected 1 image or more, got 0"),
+        ({"kind": "batch", "prior": -1.0}, "--prior: expected a number of at least 0"),
+        ({"kind": "batch", "prior": float("nan")}, "--prior: expected a number of at least 0"),
         ({"kind": "ema", "momentum": 0.0}, "--momentum: expected more than 0"),
-        ({"kind": "ema", "prior": 3.0}, "--prior: it is of --adapt batch"),
+        ({"kind": "ema", "prior": 3.0}, "--prior: expected --adapt batch, got ema"),
     ],
 )
 def test_wrong_adaptations_are_refused(options, message):

@@ -163,13 +163,13 @@ PASSES = "import sys; sys.argv[0] = 'recal'; from recal.cli.main import main; ma
 # the other process is killed while it works on the third cell
 DIES = (
     "import os, signal, sys; sys.argv[0] = 'recal'\n"
-    "from recal.evaluation import work\n"
-    "real, calls = work._compute_part, []\n"
-    "def part(*arguments):\n"
+    "from recal.evaluation.cells import Scorer\n"
+    "real, calls = Scorer.score, []\n"
+    "def score(*arguments):\n"
     "    calls.append(1)\n"
     "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
     "    return real(*arguments)\n"
-    "work._compute_part = part\n"
+    "Scorer.score = score\n"
     "from recal.cli.main import main; main()"
 )
 

@@ -1,6 +1,7 @@
 """Evaluation over suites: which images, which cells, what is kept and what is computed again."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ import torch
 from msgspec.structs import replace
 
 from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
+from recal.checkpoint.options import AS_FOUND
 from recal.errors import InputError, RecalError, UsageError
 from recal.files import locked
 from recal.runs.store import cell_file, read_cell, read_target_cell, write_cell
+from recal.runs.summary import read_summary
 from recal.suites.locate import open_suite_images
 from recal.suites.sampling import stratified_sample
 from recal.suites.suite import Cell, load_suite
-from recal.variant.variant import save_variant
+from recal.variant.file import save_variant
 
 PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 
@@ -42,7 +45,7 @@ def test_module_in_memory_is_evaluated_and_keeps_its_mode(split_checkpoint):
     network.train()
     labels[:5] = (labels[:5] + 1) % 10
     found = evaluate(network, zip(images.split(8), labels.split(8), strict=True))
-    assert found["accuracy"] == 0.75
+    assert found.accuracy == 0.75
     assert network.training
 
 
@@ -58,7 +61,7 @@ def test_cells_hold_what_the_network_says_of_each_image(split_checkpoint, class_
     source = open_images(class_folders, "test")
     clean = np.stack([source[i] for i in range(40)])
     checkpoint = load_checkpoint(split_checkpoint)
-    network, spec = build(checkpoint), checkpoint.spec()
+    network, spec = build(checkpoint), checkpoint.spec
     pictures = {"clean": clean, "contrast-5": corrupt(clean, "contrast", 5, family="cifar")}
     for name, pixels in pictures.items():
         cell = read_target_cell(run.folder, str(split_checkpoint), name)
@@ -70,15 +73,15 @@ def test_cells_hold_what_the_network_says_of_each_image(split_checkpoint, class_
         assert cell["prediction"].tolist() == p.argmax(1).tolist()
         truth = -p[range(40), torch.from_numpy(source.labels)].log()
         np.testing.assert_allclose(cell["nll"], truth, rtol=1e-4)
-    names = [(c["corruption"], c["severity"]) for c in run.document["cells"]]
+    names = [(c.corruption, c.severity) for c in run.summary.cells]
     assert names == [
         (None, None), ("contrast", 2), ("contrast", 5), ("pixelate", 2), ("pixelate", 5),
     ]  # fmt: skip
-    row = run.document["summary"][0]
-    assert row["mean_corruption_error"] is None, "a part of a suite has no mean corruption error"
-    mean = np.mean([c["accuracy"] for c in run.document["cells"][1:]])
-    assert row["corrupted_accuracy"] == pytest.approx(mean)
-    assert "regenerated" in run.document["provenance"]
+    row = run.summary.targets[0]
+    assert row.mean_corruption_error is None, "a part of a suite has no mean corruption error"
+    mean = np.mean([c.accuracy for c in run.summary.cells[1:]])
+    assert row.corrupted_accuracy == pytest.approx(mean)
+    assert "regenerated" in run.summary.provenance
 
 
 @pytest.mark.slow
@@ -133,7 +136,7 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_alike(
     resumed = evaluate(targets, **options)
     assert len(written) == 10 - 4
     assert not set(written) & set(kept)
-    assert resumed.document == whole.document
+    assert resumed.summary == whole.summary
 
 
 def test_changed_inputs_never_reuse_a_cell(split_checkpoint, class_folders, tmp_path, monkeypatch):
@@ -220,9 +223,9 @@ def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoi
     assert np.array_equal(found, everything[[8, 10]])
     assert images.chosen(cells[0]).labels.tolist() == [3, 1, 4, 1]
     run = evaluate([str(split_checkpoint)], suite=suite, data=tmp_path, output=tmp_path / "run")
-    assert run.document["summary"][0]["clean_accuracy"] is None
-    assert run.document["summary"][0]["mean_corruption_error"] is not None
-    assert len(run.document["cells"]) == 10
+    assert run.summary.targets[0].clean_accuracy is None
+    assert run.summary.targets[0].mean_corruption_error is not None
+    assert len(run.summary.cells) == 10
     # a folder that `recal data generate` wrote is no published one
     (folder / "PROVENANCE.json").write_text('{"label": "regenerated: by somebody"}')
     assert images.provenance == "regenerated: by somebody"
@@ -273,7 +276,7 @@ def test_a_target_with_nan_is_named_and_the_others_go_on(split_checkpoint, class
         suite="cifar10", data=class_folders, output=tmp_path / "run",
     )  # fmt: skip
     assert run.failures == ("aux0, clean: NaN or infinite logits, first for image 0.",)
-    assert [cell["target"] for cell in run.document["cells"]] == [f"{tmp_path / 'nan.pth'}:main"]
+    assert [cell.target for cell in run.summary.cells] == [f"{tmp_path / 'nan.pth'}:main"]
 
 
 def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path):
@@ -290,7 +293,7 @@ def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path):
 def test_cell_is_whole_or_absent(tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
-    path = cell_file(tmp_path, "ab" * 32, "clean")
+    path = cell_file(tmp_path, "ab" * 32, Cell(None, None))
     columns = {"index": np.arange(3, dtype=np.int32), "nll": np.ones(3, np.float32)}
     write_cell(path, columns, "key")
     found = read_cell(path, "key")
@@ -331,7 +334,7 @@ def test_variant_finds_its_weights_and_refuses_others(split_checkpoint, class_fo
     names = [str(tmp_path / "v.safetensors")]
     evaluate(names, checkpoint=split_checkpoint, **options)
     evaluate([str(split_checkpoint), *names], **options)
-    with pytest.raises(InputError, match="expected its weights"):
+    with pytest.raises(InputError, match="expected the weights that the variant was made for"):
         evaluate([str(tmp_path / "other.pth"), *names], **options)
 
 
@@ -340,8 +343,10 @@ def test_summary_is_written_as_json_and_csv(split_checkpoint, class_folders, tmp
         [], checkpoint=split_checkpoint, suite="cifar10", data=class_folders,
         output=tmp_path / "run",
     )  # fmt: skip
-    assert [row["target"] for row in run.document["summary"]] == ["main", "aux0"]
-    assert json.loads((run.folder / "summary.json").read_text()) == run.document
+    assert [row.target for row in run.summary.targets] == ["main", "aux0"]
+    assert read_summary(run.folder) == run.summary
+    document = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    assert document["summary"][1]["target"] == "aux0"
     lines = (run.folder / "summary.csv").read_text().splitlines()
     assert lines[0].startswith("target,corruption,severity,n,accuracy")
     assert len(lines) == 3
@@ -351,7 +356,7 @@ def test_what_lies_in_the_folder_but_failed_now_is_not_of_the_run(
     split_checkpoint, class_folders, tmp_path, monkeypatch
 ):
     from recal import corruptions
-    from recal.runs.summary import summarise_run
+    from recal.runs.summarise import summarise_run
 
     options = {"suite": "cifar10c", "data": class_folders, "output": tmp_path / "run", **PART}
     whole = evaluate([str(split_checkpoint)], **options)
@@ -365,10 +370,10 @@ def test_what_lies_in_the_folder_but_failed_now_is_not_of_the_run(
     monkeypatch.setattr(corruptions, "corrupt", corrupt)
     later = evaluate([str(split_checkpoint)], **{**options, "seed": 1})
     assert len(later.failures) == 2
-    assert len(whole.document["cells"]) == 5
+    assert len(whole.summary.cells) == 5
     assert len(list((tmp_path / "run").rglob("*.parquet"))) == 5
-    document = summarise_run(tmp_path / "run")
-    assert {row["corruption"] for row in document["cells"]} == {None, "contrast"}
+    summary, _ = summarise_run(tmp_path / "run")
+    assert {row.corruption for row in summary.cells} == {None, "contrast"}
 
 
 def test_labels_are_as_short_as_tells_targets_apart(split_checkpoint, tmp_path):
@@ -383,8 +388,140 @@ def test_labels_are_as_short_as_tells_targets_apart(split_checkpoint, tmp_path):
     x, other_x, y = map(str, files)
 
     def labels(*names):
-        return [target.label for target in resolve_targets(names, None, {})]
+        return [target.label for target in resolve_targets(names, None, AS_FOUND)]
 
     assert labels(x, f"{x}:aux0") == ["main", "aux0"]
     assert labels(x, y, f"{y}:aux0") == ["x.pth", "y.pth", "aux0"]
     assert labels(x, other_x) == [x, other_x]
+
+
+class _CountedReads:
+    """Reads cells as `read_cell` does, counts them and the arrays of them that are still alive."""
+
+    def __init__(self):
+        self.read, self.alive, self.most = 0, [], 0
+
+    def watch(self, columns):
+        self.alive = [reference for reference in self.alive if reference() is not None]
+        self.alive.append(weakref.ref(columns["rank"]))
+        self.most = max(self.most, len(self.alive))
+
+    def __call__(self, path, key=None):
+        columns = read_cell(path, key)
+        if columns is not None:
+            # a copy, because arrays of pyarrow's tables share what they are made of
+            columns = {name: column.copy() for name, column in columns.items()}
+            self.read += 1
+            self.watch(columns)
+        return columns
+
+
+def test_no_cell_is_kept_and_each_is_read_once_for_all_results(
+    split_checkpoint, class_folders, tmp_path, monkeypatch
+):
+    options = {"suite": "cifar10c", "data": class_folders, "output": tmp_path / "run", **PART}
+    targets = [str(split_checkpoint), f"{split_checkpoint}:aux0"]
+    read, made = _CountedReads(), _CountedReads()
+
+    def on_cell(_cell, columns):
+        assert set(columns) == set(targets)
+        for of_target in columns.values():
+            made.watch(of_target)
+
+    for module in ("recal.runs.store", "recal.evaluation.cells"):
+        monkeypatch.setattr(f"{module}.read_cell", read)
+    run = evaluate(targets, on_cell=on_cell, **options)
+    assert len(run.summary.cells) == 10
+    assert made.most == 2, "one cell of two targets"
+    assert read.read == 10, "the results read every cell once"
+    assert read.most <= 2
+    again = evaluate(targets, on_cell=on_cell, **options)
+    assert again.summary == run.summary
+    assert read.read == 10 + 10 + 10, "once to find it, once for the results"
+    assert made.most == 2
+    assert read.most <= 3
+
+
+def test_targets_of_equal_tensors_and_preprocessing_are_computed_once(
+    split_checkpoint, class_folders, tmp_path, monkeypatch
+):
+    from recal.onnx_file.session import OnnxNetwork
+
+    images = []
+    logits = OnnxNetwork.logits
+
+    def counted(self, inputs):
+        images.append(len(inputs))
+        return logits(self, inputs)
+
+    monkeypatch.setattr(OnnxNetwork, "logits", counted)
+    options = {"suite": "cifar10c", "data": class_folders, **PART}
+    main, same = str(split_checkpoint), f"{split_checkpoint}:main"
+    alone = evaluate([main], output=tmp_path / "alone", **options)
+    once = sum(images)
+    assert once == 5 * 40
+    images.clear()
+    seen = []
+    run = evaluate(
+        [main, f"{split_checkpoint}:aux0", same], output=tmp_path / "run",
+        on_cell=lambda _cell, columns: seen.append(list(columns)), **options,
+    )  # fmt: skip
+    assert sum(images) == 2 * once, "three targets of two networks"
+    assert len(list(run.folder.rglob("*.parquet"))) == 2 * 5
+    assert seen == [[main, f"{split_checkpoint}:aux0", same]] * 5
+    first, _, third = run.summary.targets
+    assert [row.target for row in run.summary.targets] == [main, f"{split_checkpoint}:aux0", same]
+    assert third.clean_accuracy == first.clean_accuracy == alone.summary.targets[0].clean_accuracy
+    assert third.clean_difference.value == 0
+    cells = [[row.nll for row in run.summary.cells if row.target == name] for name in (main, same)]
+    assert cells[0] == cells[1]
+
+
+def test_a_failure_of_a_network_is_reported_for_every_target_that_is_it(
+    split_checkpoint, class_folders, tmp_path
+):
+    content = torch.load(split_checkpoint, weights_only=True)
+    content["state_dict"]["bn1.aux_bn.0.weight"][3] = float("nan")
+    torch.save(content, tmp_path / "nan.pth")
+    path = str(tmp_path / "nan.pth")
+    run = evaluate(
+        [f"{path}:aux0", path, f"{tmp_path}/./nan.pth:aux0"], suite="cifar10", data=class_folders,
+        output=tmp_path / "run",
+    )  # fmt: skip
+    assert len(run.failures) == 2
+    assert all("NaN or infinite logits" in line for line in run.failures)
+    assert [row.target for row in run.summary.cells] == [path]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"suite": "cifar1O"}, "expected one of .* got 'cifar1O'"),
+        ({"corruptions": ["fgo"]}, "--corruptions .* got 'fgo'.* Did you mean 'fog'"),
+        ({"severities": [6]}, "--severities: expected one of 1, 2, 3, 4, 5, got '6'"),
+        ({"backend": "tourch"}, "--backend: expected one of .* Did you mean 'torch'"),
+        ({"backend": "onnxruntime", "autocast": torch.bfloat16}, "--autocast: expected --backend"),
+    ],
+)
+def test_wrong_choices_are_reported_before_anything_about_files(tmp_path, wrong, message):
+    options = {"suite": "cifar10c", "data": tmp_path / "no such folder", **wrong}
+    with pytest.raises(UsageError, match=message):
+        evaluate(["no such checkpoint.pth"], output=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_targets_are_reported_before_missing_data(split_checkpoint, tmp_path):
+    options = {"suite": "cifar10c", "data": tmp_path / "missing", "output": tmp_path / "run"}
+    with pytest.raises(UsageError, match="expected a branch out of main, aux0, got 'aux1'"):
+        evaluate(["aux1"], checkpoint=split_checkpoint, **options)
+    with pytest.raises(UsageError, match="is given twice"):
+        evaluate(["main", "main"], checkpoint=split_checkpoint, **options)
+    with pytest.raises(InputError, match="missing"):
+        evaluate(["main"], checkpoint=split_checkpoint, **options)
+
+
+def test_a_misspelt_argument_is_named(split_checkpoint):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'severity'"):
+        evaluate([split_checkpoint], severity=3)
+    with pytest.raises(InputError, match=r"evaluate: std: expected a list of 3 items"):
+        evaluate([split_checkpoint], std=(0.1, 0.2))

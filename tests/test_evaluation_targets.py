@@ -18,12 +18,14 @@ from recal import (
     load_checkpoint,
     save_variant,
 )
+from recal.checkpoint.options import ReadingOptions
 from recal.datasets.imagenet import wnids
 from recal.errors import InputError, UsageError
-from recal.evaluation.evaluate import prepare_work
-from recal.evaluation.execution import Batch, choose_execution
+from recal.evaluation.execution import Batch, ExecutionOptions, choose_execution
 from recal.evaluation.plan import make_plan
+from recal.evaluation.prepare import EvaluationRequest, prepare_work
 from recal.networks.names import create_network
+from recal.networks.spec import ModelOverrides
 from recal.resources import sample_checkpoint, sample_images
 from recal.runs.store import read_target_cell
 from tests.published_sets import write_suite
@@ -69,20 +71,21 @@ def test_targets_that_fail_are_named_and_the_others_go_on(
     nan = onnx_model(tmp_path / "nan.onnx", NAN)
     targets = [str(fails), str(split_checkpoint), str(nan)]
     run = evaluate(
-        targets, suite="cifar10c", data=class_folders, output=tmp_path / "run", family="cifar",
-        corruptions=["contrast"], severities=[1], arch="wrn10_1",
+        targets, suite="cifar10c", data=class_folders, output=tmp_path / "run",
+        corruptions=["contrast"], severities=[1],
+        family="cifar", arch="wrn10_1",
     )  # fmt: skip
     found = sorted(failure.partition(": ")[0] for failure in run.failures)
     assert found == [f"{name}, {cell}" for name in ("fails.onnx", "nan.onnx")
                      for cell in ("clean", "contrast-1")]  # fmt: skip
     assert all("NaN or infinite logits, first for image " in f for f in run.failures if "nan" in f)
     assert all("ONNX Runtime" in f for f in run.failures if "fails" in f)
-    assert {cell["target"] for cell in run.document["cells"]} == {str(split_checkpoint)}
+    assert {cell.target for cell in run.summary.cells} == {str(split_checkpoint)}
     alone = evaluate(
         [str(split_checkpoint)], suite="cifar10c", data=class_folders, output=tmp_path / "alone",
         corruptions=["contrast"], severities=[1],
     )  # fmt: skip
-    assert alone.document["cells"] == run.document["cells"]
+    assert alone.summary.cells == run.summary.cells
 
 
 @pytest.mark.parametrize(
@@ -101,8 +104,10 @@ def test_onnx_files_of_other_classes_or_inputs_are_refused(class_folders, tmp_pa
                  LINEAR[1]]  # fmt: skip
     path = onnx_model(tmp_path / "other.onnx", nodes, **model)
     with pytest.raises(InputError, match=message):
-        evaluate([str(path)], suite="cifar10", data=class_folders, family="cifar",
-                 output=tmp_path / "run")  # fmt: skip
+        evaluate(
+            [str(path)], suite="cifar10", data=class_folders, output=tmp_path / "run",
+            family="cifar",
+        )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
@@ -128,7 +133,7 @@ def test_a_subset_counts_the_largest_of_its_own_logits(tmp_path):
     )  # fmt: skip
     cell = read_target_cell(run.folder, str(tmp_path / "n.pth"), "clean")
     checkpoint = load_checkpoint(tmp_path / "n.pth")
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     with torch.no_grad():
         images = torch.from_numpy(Batch(pixels).normalised(spec.mean, spec.std))
         logits = build(checkpoint)(images)[:, kept]
@@ -136,7 +141,7 @@ def test_a_subset_counts_the_largest_of_its_own_logits(tmp_path):
     assert cell["prediction"].tolist() == logits.argmax(1).tolist()
     p = torch.softmax(logits.double(), 1)[range(12), cell["label"].astype(int)]
     np.testing.assert_allclose(cell["nll"], -p.log(), rtol=1e-4)
-    warnings = " ".join(run.document["warnings"])
+    warnings = " ".join(run.summary.warnings)
     assert "12 of the 200 classes have images" in warnings
     assert "12 images, where the published set has 7,500" in warnings
 
@@ -147,13 +152,14 @@ def test_odd_preparation_and_guessing_are_warned_of(split_checkpoint, class_fold
         [str(split_checkpoint)], output=tmp_path / "a", mean=(0.1,) * 3, std=(0.1,) * 3,
         **options,
     )  # fmt: skip
-    warnings = run.document["warnings"]
+    warnings = run.summary.warnings
     assert any("mean 0.1,0.1,0.1 and std 0.1,0.1,0.1 do not fit" in line for line in warnings)
     # 40 images of random colours: a network of random weights guesses
     assert any("is that of guessing (10.0%)" in line for line in warnings)
     # images as they are, and -1 to 1, are conventions whatever the images
     for mean, std in (((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3)):
-        work, _ = prepare_work([str(split_checkpoint)], mean=mean, std=std, **options)
+        reading = ReadingOptions(model=ModelOverrides(mean=mean, std=std))
+        work = prepare_work([str(split_checkpoint)], EvaluationRequest(reading=reading, **options))
         assert not any("do not fit" in line for line in work.images.warnings)
 
 
@@ -210,10 +216,10 @@ def test_an_exported_file_of_fixed_batch_and_of_pixels_is_evaluated(
 
 def test_plan_counts_and_writes_nothing(split_checkpoint, class_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    work, _ = prepare_work(
-        [str(split_checkpoint), f"{split_checkpoint}:aux0"], suite="cifar10c", data=class_folders,
-        corruptions=["contrast", "fog"], limit=20,
-    )  # fmt: skip
+    request = EvaluationRequest(
+        suite="cifar10c", data=class_folders, corruptions=["contrast", "fog"], limit=20
+    )
+    work = prepare_work([str(split_checkpoint), f"{split_checkpoint}:aux0"], request)
     plan = make_plan(work, processes=4)
     assert (plan.targets, plan.cells, plan.images, plan.forwards) == (2, 11, 220, 440)
     assert set(plan.rates) == {"clean", "contrast", "fog"}
@@ -223,13 +229,17 @@ def test_plan_counts_and_writes_nothing(split_checkpoint, class_folders, tmp_pat
 
 
 def test_execution_is_chosen_by_size_and_device():
-    small, large = (choose_execution("auto", "cpu", size) for size in (32, 224))
+    small, large = (choose_execution(ExecutionOptions(), size) for size in (32, 224))
     assert (small.backend, small.batch_size, large.batch_size) == ("onnxruntime", 256, 64)
-    assert choose_execution("auto", "cuda", 224).backend == "torch"
-    assert choose_execution("auto", "cpu", 32, autocast=torch.bfloat16).backend == "torch"
-    assert choose_execution("auto", "cpu", 32, batch_size=5, threads=3).threads == 3
+
+    def chosen(**options):
+        return choose_execution(ExecutionOptions(**options), 32)
+
+    assert chosen(device="cuda").backend == "torch"
+    assert chosen(autocast=torch.bfloat16).backend == "torch"
+    assert chosen(batch_size=5, threads=3).threads == 3
     with pytest.raises(UsageError, match="expected --backend torch"):
-        choose_execution("onnxruntime", "cpu", 32, autocast=torch.bfloat16)
+        chosen(backend="onnxruntime", autocast=torch.bfloat16)
 
 
 def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(
@@ -253,7 +263,7 @@ def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(
     assert len(tried) == 2
     assert len(run.failures) == 3
     assert "the network cannot be built (no such operator)" in run.failures[0]
-    assert {cell["target"] for cell in run.document["cells"]} == {f"{split_checkpoint}:aux0"}
+    assert {cell.target for cell in run.summary.cells} == {f"{split_checkpoint}:aux0"}
 
 
 def test_targets_in_memory_are_those_of_their_files(split_checkpoint, class_folders, tmp_path):
@@ -268,10 +278,10 @@ def test_targets_in_memory_are_those_of_their_files(split_checkpoint, class_fold
     given = evaluate([checkpoint, variant], output=tmp_path / "b", **options)
     alone = evaluate(variant, checkpoint=checkpoint, output=tmp_path / "c", **options)
     one = evaluate(Path(split_checkpoint), output=tmp_path / "d", **options)
-    accuracies = [row["clean_accuracy"] for row in named.document["summary"]]
-    assert [row["clean_accuracy"] for row in given.document["summary"]] == accuracies
-    assert alone.document["summary"][0]["clean_accuracy"] == accuracies[1]
-    assert one.document["summary"][0]["clean_accuracy"] == accuracies[0]
+    accuracies = [row.clean_accuracy for row in named.summary.targets]
+    assert [row.clean_accuracy for row in given.summary.targets] == accuracies
+    assert alone.summary.targets[0].clean_accuracy == accuracies[1]
+    assert one.summary.targets[0].clean_accuracy == accuracies[0]
     # another run's cells of the same networks are the same
     again = evaluate([checkpoint, variant], output=named.folder, **options)
     assert len(list((again.folder / "cells").rglob("*.parquet"))) == 2

@@ -16,9 +16,11 @@ from recal.errors import InputError, UsageError, VerificationError
 from recal.export import forms
 from recal.export.forms import Float16, Float32
 from recal.export.subject import comparison_images
-from recal.export.trace import to_onnx, with_tensors
+from recal.export.trace import to_onnx
+from recal.onnx_file.editing import with_arrays
 from recal.onnx_file.record import Accuracies
 from recal.onnx_file.session import OnnxNetwork
+from recal.variant.statistics import BranchStatistics
 from recal.variant.variant import branch_variant
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
@@ -30,7 +32,7 @@ def checkpoint(split_checkpoint):
 
 
 def test_file_gives_the_logits_of_its_branch_and_no_other(checkpoint, tmp_path):
-    inputs = normalise_array(PIXELS, *(getattr(checkpoint.spec(), k) for k in ("mean", "std")))
+    inputs = normalise_array(PIXELS, *(getattr(checkpoint.spec, k) for k in ("mean", "std")))
     for branch in ("main", "aux0"):
         path = tmp_path / f"{branch}.onnx"
         proof = export_onnx(checkpoint, branch, path, PIXELS).proof
@@ -68,16 +70,14 @@ def test_file_is_plain_self_contained_and_reproducible(checkpoint, tmp_path):
 
 
 def test_metadata_say_what_the_file_is(checkpoint, tmp_path):
-    export_onnx(
-        checkpoint, "main", tmp_path / "m.onnx", PIXELS, overrides={"mean": (0.5, 0.5, 0.5)}
-    )
+    export_onnx(checkpoint.overridden(mean=(0.5, 0.5, 0.5)), "main", tmp_path / "m.onnx", PIXELS)
     record = OnnxNetwork(tmp_path / "m.onnx").record
-    assert record.model["mean"] == [0.5, 0.5, 0.5]
-    assert record.model["arch"] == "wrn10_1"
+    assert record.model.mean == (0.5, 0.5, 0.5)
+    assert record.model.arch == "wrn10_1"
     assert record.weights_sha256 == checkpoint.weights_sha256
     assert record.form == "float32"
     (held,) = record.variants
-    assert held.statistics == {"source": "branch", "branch": "main"}
+    assert held.statistics == BranchStatistics(branch="main")
     assert record.parity["main"].images == 70
     stored = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert json.loads(stored["recal.model"])["arch"] == "wrn10_1"
@@ -104,8 +104,8 @@ def test_a_file_that_is_not_its_variant_is_refused_and_not_written(
 
 
 def test_nan_logits_pass_no_proof(checkpoint, tmp_path):
-    broken = branch_variant(checkpoint, "main", checkpoint.spec())
-    broken.tensors["bn1.weight"] = torch.full_like(broken.tensors["bn1.weight"], float("nan"))
+    broken = branch_variant(checkpoint, "main")
+    broken.tensors["bn1.weight"] = np.full_like(broken.tensors["bn1.weight"], np.nan)
     with pytest.raises(VerificationError):
         export_onnx(checkpoint, broken, tmp_path / "m.onnx", PIXELS)
 
@@ -113,14 +113,14 @@ def test_nan_logits_pass_no_proof(checkpoint, tmp_path):
 def test_unfolded_graph_takes_other_branches_by_name(checkpoint):
     inputs = normalise_array(PIXELS, (0.5,) * 3, (0.25,) * 3)
     base = to_onnx(build(checkpoint, "main"), 32, fold=False)
-    variant = branch_variant(checkpoint, "aux0", checkpoint.spec())
-    swapped = with_tensors(base, dict(variant.tensors))
+    variant = branch_variant(checkpoint, "aux0")
+    swapped = with_arrays(base, dict(variant.tensors))
     with torch.no_grad():
         expected = build(checkpoint, "aux0")(torch.from_numpy(inputs)).numpy()
     found = OnnxNetwork(swapped.SerializeToString()).logits(inputs)
     np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
     with pytest.raises(InputError, match="expected an initialiser 'nobody'"):
-        with_tensors(base, {"nobody": torch.zeros(3)})
+        with_arrays(base, {"nobody": np.zeros(3)})
 
 
 def test_training_mode_is_refused(checkpoint):
@@ -139,7 +139,7 @@ def test_onnx_inputs_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_bundled_images_take_the_size_of_the_network(checkpoint):
-    pixels, what = comparison_images(checkpoint.spec(size=64), None, 5)
+    pixels, what = comparison_images(checkpoint.overridden(size=64).spec, None, 5)
     assert pixels.shape == (5, 64, 64, 3)
     assert what == "5 bundled Fashion-MNIST images"
 
@@ -147,7 +147,7 @@ def test_bundled_images_take_the_size_of_the_network(checkpoint):
 @pytest.mark.slow
 def test_every_form_gives_what_it_says(checkpoint, tmp_path):
     """uint8, softmax, float16, fixed batch, any size and other opsets, against PyTorch."""
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     images = normalise_array(PIXELS, spec.mean, spec.std)
     with torch.no_grad():
         logits = build(checkpoint, "aux0")(torch.from_numpy(images))
@@ -191,7 +191,7 @@ def test_half_precision_halves_the_file(checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_the_network_runs_the_same_for_eval_whatever_the_form(checkpoint, tmp_path):
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     found = []
     for form in ({}, {"uint8": True}, {"softmax": True}, {"batch": 4}):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, **form)

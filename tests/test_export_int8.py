@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from msgspec import structs
 from PIL import Image
 
 from recal import build, export_onnx, load_checkpoint
@@ -25,9 +26,10 @@ from recal.export.trace import to_onnx
 from recal.export.verify import verify_against
 from recal.onnx_file.record import read_entries, read_record, write_entries
 from recal.policies.policy import load_policy, read_policy
+from recal.variant.statistics import BranchStatistics, EstimatedStatistics
 from recal.variant.variant import branch_variant
 
-CLEAN = {"source": "branch", "branch": "main"}
+CLEAN = BranchStatistics(branch="main")
 
 
 @pytest.fixture
@@ -36,13 +38,13 @@ def checkpoint(split_checkpoint):
 
 
 def subject_of(checkpoint, branch, pixels):
-    variant = branch_variant(checkpoint, branch, checkpoint.spec())
+    variant = branch_variant(checkpoint, branch)
     return make_subjects(checkpoint, {branch: variant}, pixels)[0]
 
 
 @pytest.fixture
 def made_of(checkpoint, class_folders):
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     images = range_images(spec, CLEAN, class_folders, count=40)
     return images, held_out_images(spec, class_folders, images)
 
@@ -83,7 +85,7 @@ def test_ranges_are_those_of_the_images(checkpoint, made_of, tmp_path):
     exported(checkpoint, tmp_path / "m.onnx", made_of)
     model = onnx.load(tmp_path / "m.onnx")
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     images = normalise_array(made_of[0].pixels, spec.mean, spec.std).astype(np.float64)
     low, high = min(0.0, images.min()), max(0.0, images.max())
     (first,) = (n for n in model.graph.node if n.input[0] == "input")
@@ -99,7 +101,7 @@ def test_ranges_are_those_of_the_images(checkpoint, made_of, tmp_path):
 @pytest.mark.parametrize("form", [{}, {"uint8": True, "softmax": True}, {"batch": 3}], ids=str)
 def test_what_is_lost_is_counted_right(checkpoint, made_of, tmp_path, form):
     proof = exported(checkpoint, tmp_path / "m.onnx", made_of, **form).int8.proof
-    held_out, spec = made_of[1], checkpoint.spec()
+    held_out, spec = made_of[1], checkpoint.spec
     images = normalise_array(held_out.pixels, spec.mean, spec.std)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     inputs, size = held_out.pixels if "uint8" in form else images, form.get("batch", 1)
@@ -142,7 +144,7 @@ def test_too_much_loss_is_refused_and_a_good_file_stays(checkpoint, made_of, tmp
     with pytest.raises(VerificationError, match="of predictions to change, got"):
         exported(checkpoint, good, (images, plain), max_drop=0.0)
     own = build(checkpoint)(torch.from_numpy(
-        normalise_array(held_out.pixels, *(vars(checkpoint.spec())[k] for k in ("mean", "std")))
+        normalise_array(held_out.pixels, *(getattr(checkpoint.spec, k) for k in ("mean", "std")))
     )).argmax(1).numpy()  # fmt: skip
     right = HeldOutImages(pixels=held_out.pixels, labels=own, what="images")
     with pytest.raises(VerificationError, match=r"of accuracy to be lost, got .* \(100\.00% in fl"):
@@ -184,7 +186,7 @@ def test_loss_is_of_labels_where_there_are_any(checkpoint, made_of):
 
 def test_outputs_that_point_to_another_branch_are_refused(checkpoint, made_of):
     """No bound on logits would tell, but the way that the error goes."""
-    variant = branch_variant(checkpoint, "main", checkpoint.spec())
+    variant = branch_variant(checkpoint, "main")
     near = dict(variant.tensors)
     near["bn1.weight"] = near["bn1.weight"] * 1.05
     near_variant = type(variant)(**{**vars(variant), "tensors": near})
@@ -204,7 +206,7 @@ def test_outputs_that_point_to_another_branch_are_refused(checkpoint, made_of):
 def test_verify_rebuilds_it_and_finds_tampering(checkpoint, made_of, tmp_path):
     path = tmp_path / "m.onnx"
     exported(checkpoint, path, made_of)
-    variant = branch_variant(checkpoint, "main", checkpoint.spec())
+    variant = branch_variant(checkpoint, "main")
     pixels = made_of[1].pixels
     found = verify_against(path, checkpoint, [variant], pixels)
     assert found.same_bytes
@@ -239,7 +241,7 @@ def test_verify_takes_the_ranges_from_the_images_again(
 ):
     path, held_out = tmp_path / "m.onnx", made_of[1]
     exported(checkpoint, path, made_of)
-    arguments = checkpoint, [branch_variant(checkpoint, "main", checkpoint.spec())], held_out.pixels
+    arguments = checkpoint, [branch_variant(checkpoint, "main")], held_out.pixels
     found = verify_against(path, *arguments, class_folders)
     assert found.same_ranges
     assert found.evidence.int8.proof.images == 40
@@ -262,21 +264,26 @@ def test_verify_takes_the_ranges_from_the_images_again(
         verify_against(path, *arguments, class_folders)
 
 
+def estimated(policy, sha256, text):
+    return EstimatedStatistics(
+        policy=policy, policy_sha256=sha256, policy_text=text, data_sha256="", images=1,
+        batch_size=1, estimator="pooled", passes=1, seed=0, errors={},
+    )  # fmt: skip
+
+
 def test_policy_is_the_variants_own(checkpoint, tmp_path):
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     assert variant_policy(spec, CLEAN).name == "clean"
     weak = load_policy("cifar", "weak")
-    record = {"source": "policy", "policy": "weak", "policy_text": weak.text}
-    assert variant_policy(spec, {**record, "policy_sha256": weak.sha256}) == weak
+    assert variant_policy(spec, estimated("weak", weak.sha256, weak.text)) == weak
     text = 'summary = "Mine."\n[[op]]\nname = "random_horizontal_flip"\np = 1.0\n'
     (tmp_path / "mine.toml").write_text(text)
     mine = read_policy(tmp_path / "mine.toml")
-    own = {"source": "policy", "policy": "mine", "policy_text": text, "policy_sha256": mine.sha256}
-    assert variant_policy(spec, own) == mine
+    assert variant_policy(spec, estimated("mine", mine.sha256, text)) == mine
     # a user's file that bears the name of a shipped one is still the user's
-    assert variant_policy(spec, {**own, "policy": "weak"}).text == text
+    assert variant_policy(spec, estimated("weak", mine.sha256, text)).text == text
     with pytest.raises(UsageError, match="Name it with --policy"):
-        variant_policy(spec, {**own, "policy_text": f"{text}{text}"})
+        variant_policy(spec, estimated("mine", mine.sha256, f"{text}{text}"))
 
 
 def test_images_of_a_folder_without_splits_serve_for_one_purpose(checkpoint, tmp_path):
@@ -284,7 +291,7 @@ def test_images_of_a_folder_without_splits_serve_for_one_purpose(checkpoint, tmp
     for i in range(12):
         pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     images = range_images(spec, CLEAN, tmp_path, count=8)
     held_out = held_out_images(spec, tmp_path, images)
     assert held_out.labels is None
@@ -297,7 +304,7 @@ def test_images_of_a_folder_without_splits_serve_for_one_purpose(checkpoint, tmp
 
 
 def test_labels_of_other_classes_are_no_labels(checkpoint, class_folders):
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     images = range_images(spec, CLEAN, class_folders, count=8)
     fits = held_out_images(spec, class_folders, images)
     assert fits.labels is not None
@@ -312,7 +319,7 @@ def test_a_part_of_imagenets_folders_are_its_classes(checkpoint, tmp_path):
         folder.mkdir()
         for i in range(6):
             Image.new("RGB", (32, 32), (i, number % 256, 0)).save(folder / f"{i}.png")
-    spec = replace(checkpoint.spec(), classes=1000)
+    spec = structs.replace(checkpoint.spec, classes=1000)
     images = range_images(spec, CLEAN, tmp_path, count=9)
     assert images.record.class_balanced
     held_out = held_out_images(spec, tmp_path, images)

@@ -23,11 +23,10 @@ def checkpoint(split_checkpoint):
 
 
 def three(checkpoint):
-    spec = checkpoint.spec()
     return {
-        "main": branch_variant(checkpoint, "main", spec),
-        "aux0": branch_variant(checkpoint, "aux0", spec),
-        "mixed": branch_variant(checkpoint, "main", spec, statistics="aux0"),
+        "main": branch_variant(checkpoint, "main"),
+        "aux0": branch_variant(checkpoint, "aux0"),
+        "mixed": branch_variant(checkpoint, "main", statistics="aux0"),
     }
 
 
@@ -37,7 +36,7 @@ def test_each_number_gives_its_variant(checkpoint, tmp_path, form):
     path = tmp_path / "s.onnx"
     variants = three(checkpoint)
     proofs = export_onnx(checkpoint, variants, path, PIXELS, form=Switchable(), **form).proofs
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     images = torch.from_numpy(normalise_array(PIXELS, spec.mean, spec.std))
     for name, variant in variants.items():
         with torch.no_grad():
@@ -73,7 +72,7 @@ def test_one_variant_or_odd_ones_are_refused(checkpoint, tmp_path):
         export_onnx(checkpoint, variants["main"], path, PIXELS, form=Switchable())
     with pytest.raises(InputError, match="expected one variant for a file in patchable, got 3"):
         export_onnx(checkpoint, variants, path, PIXELS, form=Patchable())
-    other = branch_variant(checkpoint, "aux0", checkpoint.spec(mean=(0.5, 0.5, 0.5)))
+    other = branch_variant(checkpoint.overridden(mean=(0.5, 0.5, 0.5)), "aux0")
     with pytest.raises(InputError, match="b: expected the preprocessing of the other variants"):
         export_onnx(
             checkpoint, {"a": variants["main"], "b": other}, path, PIXELS, form=Switchable()

@@ -17,6 +17,7 @@ from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import read_entries, read_record, write_entries, write_record
 from recal.onnx_file.session import OnnxNetwork
 from recal.onnx_file.verify import verify_alone
+from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import branch_variant
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
@@ -77,7 +78,7 @@ def test_changes_are_found_alone_and_named_against_the_checkpoint(
     exported.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match="expected the contents that were written"):
         verify_alone(exported)
-    variant = branch_variant(checkpoint, "aux0", checkpoint.spec())
+    variant = branch_variant(checkpoint, "aux0")
     with pytest.raises(VerificationError, match=message) as caught:
         verify_against(exported, checkpoint, [variant], PIXELS)
     assert "No file was written" not in str(caught.value)
@@ -89,7 +90,7 @@ def test_changes_are_found_alone_and_named_against_the_checkpoint(
 
 
 def test_another_variant_is_not_this_one(checkpoint, exported):
-    variant = branch_variant(checkpoint, "main", checkpoint.spec())
+    variant = branch_variant(checkpoint, "main")
     with pytest.raises(VerificationError, match="variants 1: sha256: expected"):
         verify_against(exported, checkpoint, [variant], PIXELS)
 
@@ -108,7 +109,7 @@ def test_a_runtime_that_computes_otherwise_is_found(exported):
 @pytest.mark.slow
 def test_every_form_is_rebuilt_to_the_same_bytes(checkpoint, tmp_path):
     path = tmp_path / "m.onnx"
-    variant = branch_variant(checkpoint, "main", checkpoint.spec())
+    variant = branch_variant(checkpoint, "main")
     for form in ({"form": Patchable()}, {"uint8": True, "softmax": True}, {"form": Float16()}):
         export_onnx(checkpoint, variant, path, PIXELS, **form)
         assert verify_against(path, checkpoint, [variant], PIXELS).same_bytes, form
@@ -124,7 +125,10 @@ def test_files_that_recal_did_not_write_are_an_input_error(checkpoint, tmp_path)
 
 
 def test_estimated_statistics_need_the_variant_file(checkpoint, exported):
-    estimated = {"source": "policy", "policy": "weak", "policy_sha256": "", "policy_text": ""}
+    estimated = EstimatedStatistics(
+        policy="weak", policy_sha256="", policy_text="", data_sha256="", images=1, batch_size=1,
+        estimator="pooled", passes=1, seed=0, errors={},
+    )  # fmt: skip
     record = verify_alone(exported).record
     held = replace(record.variants[0], statistics=estimated)
     record = replace(record, variants=(held,))
@@ -157,8 +161,7 @@ KEYS = [
 @pytest.fixture(scope="module")
 def switchable(split_checkpoint, tmp_path_factory):
     checkpoint = load_checkpoint(split_checkpoint)
-    spec = checkpoint.spec()
-    variants = {name: branch_variant(checkpoint, name, spec) for name in ("main", "aux0")}
+    variants = {name: branch_variant(checkpoint, name) for name in ("main", "aux0")}
     path = tmp_path_factory.mktemp("switchable") / "s.onnx"
     export_onnx(checkpoint, variants, path, PIXELS[:4], form=Switchable())
     return path
@@ -172,7 +175,7 @@ def test_records_of_other_types_end_in_one_error_whoever_wrote_their_digest(
     model, path = onnx.load(switchable), tmp_path / "m.onnx"
     entries = entries_of(model)
     content = {key[0]: json.loads(entries.get(key[0], "null"))}
-    variants = [branch_variant(checkpoint, name, checkpoint.spec()) for name in ("main", "aux0")]
+    variants = [branch_variant(checkpoint, name) for name in ("main", "aux0")]
     for odd in ODD:
         place = changed = copy.deepcopy(content)
         for step in key[:-1]:

@@ -14,6 +14,7 @@ from recal.errors import InputError, UsageError
 from recal.inspection.distances import gaussian_distances, inspect_checkpoint
 from recal.inspection.findings import CHECKS
 from recal.inspection.scores import score_branches
+from recal.networks.spec import ModelOverrides
 from recal.report.plots import plot_inspection
 from tests import dual_networks
 from tests.dual_networks import NORMS, Network, randomise
@@ -85,7 +86,7 @@ def test_healthy_checkpoint_has_no_findings(tmp_path):
         ("main", 2, 14),
         ("aux0", 2, 14),
     ]
-    assert inspection.to_json()["warnings"] == []
+    assert inspection.findings == ()
 
 
 def reset(state, prefix):
@@ -146,7 +147,7 @@ def test_fault_is_found_with_what_follows_from_it(fault, tmp_path):
     inspection = inspect_checkpoint(loaded(tmp_path, change))
     (finding,) = inspection.findings
     assert finding.kind == fault.partition(" ")[0]
-    (warning,) = inspection.to_json()["warnings"]
+    (warning,) = (finding.sentence for finding in inspection.findings)
     assert __import__("re").search(message, warning)
 
 
@@ -178,7 +179,7 @@ def test_adversarially_trained_efficientnet_wants_inceptions_preprocessing(
 
     checkpoint = loaded(tmp_path, change, name=name)
     assert (kinds(checkpoint) == ["ap-preprocessing"]) == expected
-    told = dataclasses.replace(checkpoint, facts={"mean": [0.5] * 3})
+    told = dataclasses.replace(checkpoint, facts=ModelOverrides(mean=(0.5,) * 3))
     assert kinds(told) == []
 
 
@@ -219,12 +220,12 @@ def test_plot_of_one_branch_or_another_format_is_refused(tmp_path):
 class TestScores:
     def test_accuracy_and_distance_are_those_of_the_branch(self, split_checkpoint, class_folders):
         from recal.data.folders import open_images
-        from recal.networks.build import build
+        from recal.variant.build import build
 
         checkpoint = load_checkpoint(split_checkpoint)
         source = open_images(class_folders, "test")
         pixels = torch.from_numpy(np.stack([source[i] for i in range(len(source))]))
-        spec = checkpoint.spec()
+        spec = checkpoint.spec
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         images = ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
         scores = score_branches(checkpoint, class_folders)
@@ -257,4 +258,4 @@ class TestScores:
     def test_labels_beyond_the_classes_are_refused(self, split_checkpoint, class_folders):
         checkpoint = load_checkpoint(split_checkpoint)
         with pytest.raises(InputError, match="expected labels of 3 classes, got label 9"):
-            score_branches(checkpoint, class_folders, classes=3)
+            score_branches(checkpoint.overridden(classes=3), class_folders)

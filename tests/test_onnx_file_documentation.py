@@ -28,7 +28,7 @@ def test_the_serving_example_runs(recal, split_checkpoint, class_folders, tmp_pa
     pictures = sorted((class_folders / "test" / "class1").iterdir())
     found = scope["classify"](pictures)
     checkpoint = load_checkpoint(split_checkpoint)
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     pixels = np.stack([np.asarray(Image.open(path)) for path in pictures])
     with torch.no_grad():
         images = torch.from_numpy(normalise_array(pixels, spec.mean, spec.std))

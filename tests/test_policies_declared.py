@@ -44,7 +44,7 @@ def test_shipped_suite_loads(name):
 def test_cifar10c_has_the_15_standard_corruptions():
     from recal.corruptions import CORRUPTIONS
 
-    assert sorted(load_suite("cifar10c").corruptions) == sorted(CORRUPTIONS)
+    assert sorted(load_suite("cifar10c").corrupted.corruptions) == sorted(CORRUPTIONS)
     assert len(load_suite("cifar10c").cells()) == 75
 
 

@@ -27,11 +27,11 @@ def test_python_runs(split_checkpoint, class_folders, tmp_path, monkeypatch):
     scope = {"module": module, "loader": torch.utils.data.DataLoader(pairs, 10)}
     exec(code, scope)
     assert package.load_variant("weak.safetensors").sha256 == scope["variant"].sha256
-    assert [row["target"] for row in scope["run"].document["summary"]] == [
+    assert [row.target for row in scope["run"].summary.targets] == [
         "wrn16_1_splitbn.pth", "main, weak statistics",
     ]  # fmt: skip
     assert (tmp_path / "model.onnx").is_file()
-    assert set(scope["metrics"]) == {"accuracy", "top5_accuracy", "nll", "brier", "ece"}
+    assert 0 <= scope["metrics"].ece <= 1
     found = scope["pairs"][0].differences
     assert len(set(found) & {f"{name}_accuracy" for name in CORRUPTIONS}) == 14
-    assert scope["best"].target.name in {"wrn16_1_splitbn.pth", "main, weak statistics"}
+    assert scope["best"] in {"wrn16_1_splitbn.pth", "main, weak statistics"}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recal.runs.metrics import score, summarise
+from recal.runs.metrics import metrics_of, score
 
 
 def reference(logits, labels):
@@ -35,9 +35,9 @@ def test_metrics_match_their_definitions(seed, n, k, scale):
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, scale, (n, k)).astype(np.float32)
     labels = rng.integers(0, k, n)
-    found = summarise(score(logits, labels))
+    found = metrics_of(score(logits, labels))
     for name, value in reference(logits, labels).items():
-        assert found[name] == pytest.approx(value, rel=1e-5, abs=2e-6), name
+        assert getattr(found, name) == pytest.approx(value, rel=1e-5, abs=2e-6), name
 
 
 def test_ties_go_to_the_lower_class():
@@ -49,4 +49,4 @@ def test_ties_go_to_the_lower_class():
 def test_huge_logits_overflow_nothing():
     columns = score(np.array([[1e30, 0.0]], np.float32), np.array([0]))
     assert columns["confidence"][0] == 1
-    assert summarise(columns)["brier"] == 0
+    assert metrics_of(columns).brier == 0

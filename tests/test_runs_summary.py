@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from recal.corruptions.parameters import CORRUPTIONS
 from recal.errors import InputError, UsageError
 from recal.runs.bootstrap import measure
 from recal.runs.store import cell_file, open_run, read_cell, write_cell
-from recal.runs.summary import class_rows, flat, summarise_run
-from recal.suites.suite import load_suite
+from recal.runs.summarise import summarise_run
+from recal.runs.summary import flat
+from recal.suites.suite import Cell, load_suite
 from tests.saved_runs import columns_of, simulated, write_run
 
 # Correct answers of 5,000, severities 1 to 5, as RobustBench publishes them for its subset of
@@ -71,58 +75,59 @@ def imagenet_c(tmp_path_factory):
     """Summary of a run with two networks' published counts; clean accuracies 76.72, 79.76 %."""
     columns = {"resnet50": published(RESNET50, 3836), "deit_s": published(DEIT_S, 3988)}
     folder = tmp_path_factory.mktemp("imagenet_c")
-    return summarise_run(write_run(folder, columns, reference=REFERENCE))
+    summary, _ = summarise_run(write_run(folder, columns, reference=REFERENCE))
+    return summary
 
 
 def test_mce_is_what_robustbench_publishes(imagenet_c):
-    resnet50, deit_s = imagenet_c["summary"]
-    assert round(100 * resnet50["mce"], 2) == 76.38
-    assert round(100 * deit_s["mce"], 2) == 47.61
-    assert round(100 * resnet50["corrupted_accuracy"], 2) == 39.48
-    assert round(100 * deit_s["corrupted_accuracy"], 2) == 62.91
-    assert resnet50["mean_corruption_error"] == pytest.approx(1 - resnet50["corrupted_accuracy"])
+    resnet50, deit_s = imagenet_c.targets
+    assert round(100 * resnet50.mce, 2) == 76.38
+    assert round(100 * deit_s.mce, 2) == 47.61
+    assert round(100 * resnet50.corrupted_accuracy, 2) == 39.48
+    assert round(100 * deit_s.corrupted_accuracy, 2) == 62.91
+    assert resnet50.mean_corruption_error == pytest.approx(1 - resnet50.corrupted_accuracy)
 
 
 def test_relative_mce_is_its_formula(imagenet_c):
-    for row, counts in zip(imagenet_c["summary"], (RESNET50, DEIT_S), strict=True):
-        clean = 1 - row["clean_accuracy"]
+    for row, counts in zip(imagenet_c.targets, (RESNET50, DEIT_S), strict=True):
+        clean = 1 - row.clean_accuracy
         terms = [
             sum(1 - count / 5000 - clean for count in counts[name])
             / sum(ALEXNET.errors[name] - 0.4376 for _ in range(5))
             for name in counts
         ]
-        assert row["relative_mce"] == pytest.approx(np.mean(terms))
-        low, high = row["intervals"]["relative_mce"]
-        assert low < row["relative_mce"] < high
+        assert row.relative_mce == pytest.approx(np.mean(terms))
+        low, high = row.intervals["relative_mce"]
+        assert low < row.relative_mce < high
 
 
 def test_without_reference_or_a_whole_suite_nothing_is_called_mce(tmp_path):
     columns = simulated({"a": 0.8}, 60)
-    (row,) = summarise_run(write_run(tmp_path, columns))["summary"]
-    assert row["mce"] is None
-    assert row["relative_mce"] is None
-    assert row["mean_corruption_error"] is not None
+    (row,) = summarise_run(write_run(tmp_path, columns))[0].targets
+    assert row.mce is None
+    assert row.relative_mce is None
+    assert row.mean_corruption_error is not None
     whole = [*columns["a"], "snow-1"][1:]
     errors = dict.fromkeys(("fog", "contrast", "gaussian_noise", "snow"), 0.5)
     reference = {"source": "x", "clean_error": 0.1, "errors": errors}
     write_run(tmp_path, columns, standard=whole, reference=reference)
-    (row,) = summarise_run(tmp_path)["summary"]
-    assert row["mean_corruption_error"] is None
-    assert row["mce"] is None
-    assert row["corrupted_accuracy"] is not None
+    (row,) = summarise_run(tmp_path)[0].targets
+    assert row.mean_corruption_error is None
+    assert row.mce is None
+    assert row.corrupted_accuracy is not None
 
 
 def test_extra_corruptions_are_in_no_mean(tmp_path):
     columns = simulated({"a": 0.8}, 60, corruptions=("fog", "spatter"))
     columns["a"]["spatter-1"] = columns_of(np.zeros(60))
     write_run(tmp_path, columns, standard=["fog-1", "fog-2"])
-    document = summarise_run(tmp_path)
+    summary, _ = summarise_run(tmp_path)
     fog = np.mean([np.mean(columns["a"][f"fog-{s}"]["rank"] == 0) for s in (1, 2)])
-    row = document["summary"][0]
-    assert row["corrupted_accuracy"] == pytest.approx(fog)
-    assert row["mean_corruption_error"] == pytest.approx(1 - fog)
-    parts = {part["part"]: part for part in document["parts"]}
-    assert parts["weather"]["accuracy"] == pytest.approx(fog)
+    row = summary.targets[0]
+    assert row.corrupted_accuracy == pytest.approx(fog)
+    assert row.mean_corruption_error == pytest.approx(1 - fog)
+    parts = {part.part: part for part in summary.parts}
+    assert parts["weather"].accuracy == pytest.approx(fog)
     assert "spatter" in parts
 
 
@@ -150,7 +155,7 @@ PLAIN = {
 
 def test_every_part_is_the_mean_of_its_cells(tmp_path):
     columns = simulated({"a": 0.8, "b": 0.7}, 2500)
-    document = summarise_run(write_run(tmp_path, columns))
+    summary, _ = summarise_run(write_run(tmp_path, columns))
     cells = {
         "fog": ["fog-1", "fog-2"],
         "severity_2": ["fog-2", "contrast-2", "gaussian_noise-2"],
@@ -158,31 +163,31 @@ def test_every_part_is_the_mean_of_its_cells(tmp_path):
         "digital": ["contrast-1", "contrast-2"],
         "noise": ["gaussian_noise-1", "gaussian_noise-2"],
     }
-    found = {(row["target"], row["part"]): row for row in document["parts"]}
+    found = {(row.target, row.part): row for row in summary.parts}
     for target, of in columns.items():
         for name, value in PLAIN.items():
             for part, names in cells.items():
                 expected = np.mean([value(of[cell]) for cell in names])
-                assert found[target, part][name] == pytest.approx(expected, abs=1e-9)
-                low, high = found[target, part]["intervals"][name]
+                assert getattr(found[target, part], name) == pytest.approx(expected, abs=1e-9)
+                low, high = found[target, part].intervals[name]
                 assert low <= expected <= high
-            row = next(row for row in document["summary"] if row["target"] == target)
-            assert row[f"clean_{name}"] == pytest.approx(value(of["clean"]), abs=1e-9)
+            row = next(row for row in summary.targets if row.target == target)
+            assert getattr(row, f"clean_{name}") == pytest.approx(value(of["clean"]), abs=1e-9)
             expected = np.mean([value(of[cell]) for cell in of if cell != "clean"])
-            assert row[f"corrupted_{name}"] == pytest.approx(expected, abs=1e-9)
-    assert {row["by"] for row in document["parts"]} == {"corruption", "group", "severity"}
+            assert getattr(row, f"corrupted_{name}") == pytest.approx(expected, abs=1e-9)
+    assert {row.by for row in summary.parts} == {"corruption", "group", "severity"}
 
 
 def test_clean_images_may_be_others_than_the_corrupted_ones(tmp_path):
     columns = simulated({"a": 0.8, "b": 0.6}, 300)
     for name, of in columns.items():
         of["clean"] = columns_of(np.arange(500) % 10 < (8 if name == "a" else 6))
-    document = summarise_run(write_run(tmp_path, columns))
-    row = document["summary"][1]
-    assert document["images"] == 500
-    assert row["clean_accuracy"] == pytest.approx(0.6)
-    assert row["clean_difference"]["value"] == pytest.approx(-0.2)
-    assert row["corrupted_difference"]["beyond_noise"]
+    summary, _ = summarise_run(write_run(tmp_path, columns))
+    row = summary.targets[1]
+    assert summary.images == 500
+    assert row.clean_accuracy == pytest.approx(0.6)
+    assert row.clean_difference.value == pytest.approx(-0.2)
+    assert row.corrupted_difference.beyond_noise
 
 
 def test_resamples_are_paired_even_where_a_target_lacks_a_cell(tmp_path):
@@ -191,26 +196,26 @@ def test_resamples_are_paired_even_where_a_target_lacks_a_cell(tmp_path):
     run = open_run(write_run(tmp_path, columns))
     a, b = (measure(run, target) for target in run.targets)
     assert np.array_equal(a.over(b.cells).resampled, b.resampled)
-    document = summarise_run(tmp_path)
-    assert document["summary"][1]["clean_difference"] is None
-    assert document["summary"][1]["corrupted_difference"]["high"] == 0
+    summary, _ = summarise_run(tmp_path)
+    assert summary.targets[1].clean_difference is None
+    assert summary.targets[1].corrupted_difference.high == 0
 
 
 def test_cells_of_other_images_are_not_of_the_run(tmp_path):
     run = open_run(write_run(tmp_path, simulated({"a": 0.8}, 60)))
-    path = cell_file(tmp_path, run.targets[0].sha256, "fog-1")
+    path = cell_file(tmp_path, run.targets[0].sha256, Cell("fog", 1))
     columns = read_cell(path)
     write_cell(path, {name: column[:50] for name, column in columns.items()}, "other")
-    document = summarise_run(tmp_path)
-    assert ("fog", 1) not in {(row["corruption"], row["severity"]) for row in document["cells"]}
-    assert document["cells_done"] == 6
+    summary, _ = summarise_run(tmp_path)
+    assert ("fog", 1) not in {(row.corruption, row.severity) for row in summary.cells}
+    assert summary.cells_done == 6
 
 
 def test_numbers_alone_make_a_flat_table(tmp_path):
-    document = summarise_run(write_run(tmp_path, simulated({"a": 0.8, "b": 0.7}, 60)))
-    first, second = flat(document["summary"])
+    summary, _ = summarise_run(write_run(tmp_path, simulated({"a": 0.8, "b": 0.7}, 60)))
+    first, second = map(flat, summary.targets)
     assert list(first) == list(second)
-    low, high = document["summary"][0]["intervals"]["clean_ece"]
+    low, high = summary.targets[0].intervals["clean_ece"]
     assert (first["clean_ece_low"], first["clean_ece_high"]) == (low, high)
     assert first["clean_difference"] is None
     assert second["clean_difference_low"] < second["clean_difference"]
@@ -221,12 +226,12 @@ def test_what_is_no_run_is_refused(tmp_path):
         summarise_run(tmp_path)
     run = write_run(tmp_path, simulated({"a": 0.8}, 20))
     content = json.loads((run / "run.json").read_text())
-    del content["declared"]
+    del content["title"]
     (run / "run.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="what this version of recal writes"):
+    with pytest.raises(InputError, match="Run the same `recal eval` again"):
         summarise_run(run)
     (run / "run.json").write_text("[" * 50)
-    with pytest.raises(InputError, match=r"no readable run\.json"):
+    with pytest.raises(InputError, match=r"run\.json: expected JSON"):
         summarise_run(run)
 
 
@@ -242,19 +247,26 @@ def test_what_is_no_run_is_refused(tmp_path):
         ("held", 3),
         ("held", {"a": None}),
         ("held", {"a": [5]}),
-        ("declared", {"title": "", "images": {}, "standard": ["fog-1"], "reference": {}}),
+        ("cells", ["fog-1\n"]),
+        ("standard", ["/etc/fog-1"]),
+        ("images", {}),
+        ("images", {"clean": "../x", "corrupted": None}),
+        ("reference", {}),
+        ("reference", {"source": "x", "clean_error": None, "errors": {"contrast": 0.5}}),
+        ("reference", {"source": "x", "clean_error": None, "errors": {"fog": 0}}),
+        ("seed", 1.5),
     ],
 )
 def test_run_files_that_lead_elsewhere_or_nowhere_are_refused(tmp_path, key, value):
     run = write_run(tmp_path, simulated({"a": 0.8}, 20))
     content = json.loads((run / "run.json").read_text())
-    content[key] = value
-    (run / "run.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="what this version of recal writes"):
+    (target,) = content["targets"]
+    (run / "run.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(InputError, match="Run the same `recal eval` again"):
         summarise_run(run)
-    content["targets"] = [{"name": "a", "label": "a", "adaptation": None, "sha256": "../" * 22}]
+    target["sha256"] = "../" * 22
     (run / "run.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="what this version of recal writes"):
+    with pytest.raises(InputError, match=r"targets 1: sha256: .* Run the same `recal eval` again"):
         summarise_run(run)
 
 
@@ -262,8 +274,8 @@ def test_run_files_that_lead_elsewhere_or_nowhere_are_refused(tmp_path, key, val
     ("change", "message"),
     [
         ({"rank": None}, "expected a cell of a run, got no rank in it"),
-        ({"nll": np.full(20, np.nan, np.float32)}, "expected numbers as nll, got others"),
-        ({"confidence": np.array(["x"] * 20)}, "expected numbers as confidence, got others"),
+        ({"nll": np.full(20, np.nan, np.float32)}, "expected finite numbers as nll, got others"),
+        ({"confidence": np.array(["x"] * 20)}, "expected finite numbers as confidence, got others"),
     ],
 )
 def test_cells_that_are_none_are_refused(tmp_path, change, message):
@@ -276,20 +288,21 @@ def test_cells_that_are_none_are_refused(tmp_path, change, message):
 
 def test_classes_have_the_metrics_of_their_images(tmp_path):
     columns = simulated({"a": 0.8, "b": 0.6}, 500)
-    rows = class_rows(write_run(tmp_path, columns))
+    _, rows = summarise_run(write_run(tmp_path, columns))
     assert len(rows) == 2 * 2 * 10
-    found = {(row["target"], row["part"], row["class"]): row for row in rows}
+    found = {(row.target, row.part, row.label): row for row in rows}
     for target, of in columns.items():
         for part in ("clean", "corrupted"):
             cells = [of[name] for name in of if (name == "clean") == (part == "clean")]
             for label in range(10):
                 row = found[target, part, label]
                 own = [{k: v[c["label"] == label] for k, v in c.items()} for c in cells]
-                assert row["n"] == 50
+                assert row.n == 50
                 for name in ("accuracy", "top5_accuracy", "nll", "brier"):
                     expected = np.mean([PLAIN[name](c) for c in own])
-                    assert row[name] == pytest.approx(expected, abs=1e-9)
-                    assert row[f"{name}_low"] <= expected <= row[f"{name}_high"]
+                    low, high = row.intervals[name]
+                    assert getattr(row, name) == pytest.approx(expected, abs=1e-9)
+                    assert low <= expected <= high
 
 
 def test_targets_are_picked_by_name_or_label(tmp_path):
@@ -298,3 +311,17 @@ def test_targets_are_picked_by_name_or_label(tmp_path):
     assert run.pick([]) == run.targets
     with pytest.raises(UsageError, match="expected one of a, b, got 'c'"):
         run.pick(["c"])
+
+
+@given(st.sampled_from(CORRUPTIONS), st.integers(0, 9999))
+def test_names_of_cells_are_read_back(corruption, severity):
+    for cell in (Cell(corruption, severity), Cell(None, None)):
+        assert Cell.parse(cell.name) == cell
+
+
+@pytest.mark.parametrize(
+    "name", ["", "fog", "-1", "../fog-1", "fog-1/../x-2", "fog-1\n", "/fog-1", "fog-x"]
+)
+def test_names_that_are_no_cells_are_refused(name):
+    with pytest.raises(ValueError, match="expected the name of a cell"):
+        Cell.parse(name)

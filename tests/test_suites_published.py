@@ -88,7 +88,7 @@ def test_arrays_inside_a_tar_file_are_mapped_where_they_stand(tmp_path, split_ch
         assert packed.fingerprint(cell) == plain.fingerprint(cell)
     one = evaluate([str(split_checkpoint)], suite=suite, data=folder, output=tmp_path / "a")
     two = evaluate([str(split_checkpoint)], suite=suite, data=archive, output=tmp_path / "b")
-    assert one.document["cells"] == two.document["cells"]
+    assert one.summary.cells == two.summary.cells
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_corrupt_image_is_named_and_fails_its_cell_alone(small, tmp_path, spli
     (failure,) = run.failures
     assert failure.startswith("snow-2: ")
     assert "class7/015.JPEG" in failure
-    assert len(run.document["cells"]) == 3 * 2
+    assert len(run.summary.cells) == 3 * 2
 
 
 ODD = [
@@ -252,10 +252,10 @@ def test_clean_images_in_another_order_keep_their_own_labels(tmp_path, split_che
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     run = evaluate([str(split_checkpoint)], suite=suite, data=tmp_path, output=tmp_path / "run")
-    accuracies = {cell["accuracy"] for cell in run.document["cells"]}
-    assert len(run.document["cells"]) == 5
+    accuracies = {cell.accuracy for cell in run.summary.cells}
+    assert len(run.summary.cells) == 5
     assert len(accuracies) == 1, "all five are of the same pictures with the same labels"
-    assert any("not paired" in warning for warning in run.document["warnings"])
+    assert any("not paired" in warning for warning in run.summary.warnings)
 
 
 def test_clean_images_of_the_same_names_are_paired(small, tmp_path):

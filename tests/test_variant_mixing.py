@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from recal import calibrate, load_checkpoint
 from recal.calibration.estimators import one_pass
@@ -14,12 +15,21 @@ from recal.data.folders import open_images
 from recal.data.images import FileSource
 from recal.errors import InputError, UsageError
 from recal.networks.spec import ModelSpec
+from recal.variant.file import load_variant, save_variant
 from recal.variant.mixing import blend_with_prior, mix
-from recal.variant.variant import Variant, branch_variant, load_variant, save_variant
+from recal.variant.statistics import BranchStatistics, EstimatedStatistics
+from recal.variant.variant import Variant, branch_variant
 
 SPEC = ModelSpec(
     arch="wrn10_1", classes=10, family="cifar", mean=(0.5,) * 3, std=(0.2,) * 3, size=32
 )
+
+
+def estimated(images):
+    return EstimatedStatistics(
+        policy="weak", policy_sha256="", policy_text="", data_sha256="", images=images,
+        batch_size=1, estimator="pooled", passes=1, seed=0, errors={},
+    )  # fmt: skip
 
 
 def make_variant(seed, images=None):
@@ -29,13 +39,12 @@ def make_variant(seed, images=None):
         "bn.running_mean": rng.normal(0, 5, 5), "bn.running_var": rng.uniform(0.01, 4, 5),
     }  # fmt: skip
     return Variant(
-        tensors={name: torch.from_numpy(v).float() for name, v in values.items()},
+        tensors={name: v.astype(np.float32) for name, v in values.items()},
         weights_sha256="0" * 64,
         spec=SPEC,
         affine="main" if seed % 2 else "aux0",
-        statistics={"source": "branch", "branch": "main"}
-        if images is None
-        else {"source": "policy", "policy": "weak", "images": images},
+        statistics=BranchStatistics(branch="main") if images is None else estimated(images),
+        versions={"recal": "0"},
     )
 
 
@@ -47,7 +56,7 @@ def test_mixture_has_the_moments_of_values_drawn_from_its_parts(seed, counts):
     variants = [make_variant(seed + i) for i in range(len(counts))]
     mixed = mix(variants, weights.tolist())
     means, variances = (
-        np.stack([v.tensors[f"bn.{leaf}"].double().numpy() for v in variants])
+        np.stack([v.tensors[f"bn.{leaf}"].astype(np.float64) for v in variants])
         for leaf in ("running_mean", "running_var")
     )
     w = weights[:, None]
@@ -57,7 +66,7 @@ def test_mixture_has_the_moments_of_values_drawn_from_its_parts(seed, counts):
     np.testing.assert_allclose(mixed.tensors["bn.running_mean"], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed.tensors["bn.running_var"], variance, rtol=1e-5)
     lowest = np.stack([v.tensors["bn.weight"] for v in variants]).min(0)
-    assert (mixed.tensors["bn.weight"].numpy() >= lowest - 1e-6).all()
+    assert (mixed.tensors["bn.weight"] >= lowest - 1e-6).all()
 
 
 @given(st.integers(0, 999))
@@ -65,7 +74,7 @@ def test_weights_of_zero_and_one_give_back_the_ends_to_the_bit(seed):
     ends = make_variant(seed), make_variant(seed + 1)
     for weights, end in (([1, 0], ends[0]), ([0, 1], ends[1])):
         mixed = mix(ends, weights)
-        assert all(torch.equal(mixed.tensors[n], end.tensors[n]) for n in end.tensors)
+        assert all(np.array_equal(mixed.tensors[n], end.tensors[n]) for n in end.tensors)
 
 
 def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
@@ -81,11 +90,11 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
     from recal.data.batches import Batches
     from recal.data.normalise import normalise
     from recal.data.sampling import seeded_batches
-    from recal.networks.build import build
     from recal.policies.policy import load_policy
     from recal.policies.prepared import PreparedTogether
+    from recal.variant.build import build
 
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     batches = [
         normalise(batch, spec.mean, spec.std, torch.device("cpu"))
         for part in parts
@@ -118,7 +127,7 @@ def test_any_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(ones
         replace(
             make_variant(1),
             tensors={
-                f"{name}.{leaf}": value.float()
+                f"{name}.{leaf}": value.float().numpy()
                 for name, estimate in one_pass(network, batches).items()
                 for leaf, value in (
                     ("running_mean", estimate.mean), ("running_var", estimate.variance)
@@ -133,7 +142,7 @@ def test_any_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(ones
     assert set(pooled) == {"1", "4"}
     for name, estimate in pooled.items():
         spread = estimate.variance.sqrt()
-        shift = mixed.tensors[f"{name}.running_mean"] - estimate.mean
+        shift = torch.from_numpy(mixed.tensors[f"{name}.running_mean"]) - estimate.mean
         assert (shift.abs() <= 1e-6 * (spread + estimate.mean.abs())).all()
         np.testing.assert_allclose(
             mixed.tensors[f"{name}.running_var"], estimate.variance, rtol=1e-5
@@ -146,9 +155,9 @@ def test_prior_is_schneiders_blend():
     for leaf in ("running_mean", "running_var"):
         expected = 0.25 * source.tensors[f"bn.{leaf}"] + 0.75 * adapted.tensors[f"bn.{leaf}"]
         np.testing.assert_allclose(blended.tensors[f"bn.{leaf}"], expected, rtol=1e-6)
-    assert torch.equal(blended.tensors["bn.weight"], source.tensors["bn.weight"])
+    assert np.array_equal(blended.tensors["bn.weight"], source.tensors["bn.weight"])
     nothing = blend_with_prior(source, adapted, 0)
-    assert torch.equal(nothing.tensors["bn.running_var"], adapted.tensors["bn.running_var"])
+    assert np.array_equal(nothing.tensors["bn.running_var"], adapted.tensors["bn.running_var"])
 
 
 def test_mixture_is_saved_and_says_what_it_is_of(tmp_path):
@@ -158,7 +167,8 @@ def test_mixture_is_saved_and_says_what_it_is_of(tmp_path):
     loaded = load_variant(tmp_path / "m.safetensors")
     assert loaded.label == mixed.label
     assert loaded.sha256 == mixed.sha256
-    assert loaded.statistics["weights"] == [0.75, 0.25]
+    assert loaded.statistics == mixed.statistics
+    assert loaded.statistics.weights == (0.75, 0.25)
 
 
 def test_what_cannot_be_mixed_is_refused():
@@ -169,9 +179,9 @@ def test_what_cannot_be_mixed_is_refused():
     with pytest.raises(InputError, match="of the same weights"):
         mix([a, replace(b, weights_sha256="1" * 64)], [0.5, 0.5])
     with pytest.raises(InputError, match="same architecture"):
-        mix([a, replace(b, spec=replace(SPEC, size=64))], [0.5, 0.5])
+        mix([a, replace(b, spec=structs.replace(SPEC, size=64))], [0.5, 0.5])
     with pytest.raises(InputError, match="same BatchNorm layers"):
-        mix([a, replace(b, tensors={"bn.running_mean": torch.zeros(5)})], [0.5, 0.5])
+        mix([a, replace(b, tensors={"bn.running_mean": np.zeros(5, np.float32)})], [0.5, 0.5])
     with pytest.raises(UsageError, match="expected statistics estimated on images"):
         blend_with_prior(a, b, 16)
     with pytest.raises(UsageError, match="images >= 0"):
@@ -191,9 +201,9 @@ def test_command_mixes_sweeps_and_blends(recal, split_checkpoint, class_folders,
     assert "Next: recal eval --checkpoint CHECKPOINT path/*.safetensors" in out
     files = sorted((tmp_path / "path").iterdir())
     assert [f.name for f in files] == [f"mix-{s}.safetensors" for s in ("0.000", "0.500", "1.000")]
-    end = branch_variant(load_checkpoint(split_checkpoint), "aux0", SPEC)
+    end = branch_variant(load_checkpoint(split_checkpoint), "aux0", spec=SPEC)
     last = load_variant(files[-1])
-    assert all(torch.equal(last.tensors[name], end.tensors[name]) for name in end.tensors)
+    assert all(np.array_equal(last.tensors[name], end.tensors[name]) for name in end.tensors)
     recal("calibrate", split_checkpoint, "--data", class_folders, "-o", "v.safetensors")
     status, out, _ = recal(
         "mix", split_checkpoint, "v.safetensors", "--prior", 16, "-o", "p.safetensors"

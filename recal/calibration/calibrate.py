@@ -12,22 +12,23 @@ from torch import nn
 
 from recal.calibration.consistent import consistent
 from recal.calibration.error_bounds import layer_errors
-from recal.calibration.estimators import CONSISTENT, ESTIMATORS, one_pass
+from recal.calibration.estimators import CONSISTENT, one_pass
 from recal.calibration.hooks import device_of, set_statistics
-from recal.calibration.rounds import Settings, check_finite, estimate
+from recal.calibration.rounds import DEFAULT_BATCH, Settings, check_finite, estimate
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.folders import TRAIN
+from recal.data.images import MIN_IMAGES
+from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, World
 from recal.errors import InputError
-from recal.networks.build import build
-from recal.networks.plain import batch_norms
 from recal.policies.families import open_family_images
-from recal.policies.policy import resolve_policy
+from recal.policies.policy import Policy, resolve_policy
 from recal.policies.prepared import PreparedTogether
 from recal.progress import Progress, silent
-from recal.variant.file import estimated_statistics
+from recal.variant.build import build
+from recal.variant.plain import batch_norms
+from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import Variant, branch_variant
-from recal.wording import pick
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +39,15 @@ if TYPE_CHECKING:
 
 
 def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
-    """Return the branch whose affine suits a mode: the first auxiliary for strong, else main."""
+    """Return the branch whose affine is used by default for a policy.
+
+    Args:
+        checkpoint: The checkpoint with the branches.
+        mode: Name of the policy.
+
+    Returns:
+        The first auxiliary branch, if there is one and the name begins with `strong`; else `main`.
+    """
     auxiliary = [name for name in checkpoint.branches if name != "main"]
     return auxiliary[0] if mode.startswith("strong") and auxiliary else "main"
 
@@ -49,8 +58,8 @@ def calibrate(
     batches: Iterable[torch.Tensor | Sequence[Any]],
     *,
     estimator: str = ...,
-    world: World = ...,
     autocast: torch.dtype | None = ...,
+    world: World = ...,
 ) -> nn.Module: ...
 
 
@@ -58,66 +67,129 @@ def calibrate(
 def calibrate(
     source: Checkpoint,
     *,
-    mode: str | Policy = ...,
+    mode: str | Path | Policy | None = ...,
     affine: str | None = ...,
     data: str | Path | ImageSource | None = ...,
-    settings: Settings = ...,
+    estimator: str = ...,
+    samples: int | None = ...,
+    batch_size: int = ...,
+    seed: int = ...,
+    tolerance: float | None = ...,
+    min_images: int = ...,
+    skip_broken: bool = ...,
+    device: str | torch.device = ...,
+    workers: int = ...,
+    autocast: torch.dtype | None = ...,
+    world: World = ...,
     progress: Progress = ...,
-    **options: Any,
 ) -> Variant: ...
 
 
-def calibrate(source: Any, batches: Any = None, **options: Any) -> Any:
+def calibrate(
+    source: nn.Module | Checkpoint,
+    batches: Iterable[torch.Tensor | Sequence[Any]] | None = None,
+    *,
+    mode: str | Path | Policy | None = None,
+    affine: str | None = None,
+    data: str | Path | ImageSource | None = None,
+    estimator: str = "pooled",
+    samples: int | None = DEFAULT_SAMPLES,
+    batch_size: int = DEFAULT_BATCH,
+    seed: int = 0,
+    tolerance: float | None = None,
+    min_images: int = MIN_IMAGES,
+    skip_broken: bool = False,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    autocast: torch.dtype | None = None,
+    world: World = ALONE,
+    progress: Progress = silent,
+) -> nn.Module | Variant:
     """Re-estimate the statistics of every BatchNorm layer.
 
-    With a module and batches of normalised images, (N, 3, H, W), returns a copy of the module in
-    eval mode with new statistics. The module itself stays as it is. Batches may be pairs of images
-    and labels, as loaders give them; for `consistent` they can be read again. In a distributed job
-    give `world`, of `recal.distributed.joined`, and to each process its own batches: all get the
-    same statistics.
+    With a module and batches of normalised images, returns a copy of the module in eval mode with
+    new statistics; the module itself is not changed. Of the keyword arguments, only `estimator`,
+    `autocast` and `world` go with a module.
 
-    With a checkpoint, returns a `Variant`. Its options:
+    With a checkpoint, returns a `Variant`.
 
     Args:
-        source: A module or a `Checkpoint`.
-        batches: With a module, the images.
-        **options: With a checkpoint: `mode` (a policy or the name of one in the network's family;
-            default `weak`), `affine` (the branch that lends weight and bias), `data` (a folder or
-            an `ImageSource`; by default looked for in the usual places), `progress` (called with
-            image passes done and expected), any field of `Settings` such as `estimator`, `samples`,
-            `batch_size`, `seed`, `tolerance`, `device`, `workers` (or all of them as `settings`),
-            and the fields of `ModelSpec` that the file does not give.
+        source: A module, or a `Checkpoint` as `load_checkpoint` returns it.
+        batches: With a module, batches of float images (N, 3, H, W), alone or before their labels,
+            as loaders return them. `consistent` may read them several times.
+        mode: Policy that is applied to the images: its name in the network's family, a .toml file,
+            or a `Policy`; by default `weak`.
+        affine: Branch that weight and bias come from; by default the first auxiliary branch for
+            policies named `strong...`, else `main`.
+        data: A folder of images, or an `ImageSource`; by default the family's data set in the usual
+            places.
+        estimator: Name of an estimator: `pooled`, `consistent`, `ema` or `mean-of-batches`.
+        samples: Largest number of images, which the seed chooses; None for all.
+        batch_size: Images per batch.
+        seed: Seed of the choice and order of images, and of the policy's draws.
+        tolerance: Stop when the largest 95 % error bound of all layers is at most this, a relative
+            error between 0 and 1; None to use all samples.
+        min_images: Smallest number of images that is accepted.
+        skip_broken: Whether to leave out images that cannot be decoded; otherwise they are an
+            error.
+        device: Device that the network runs on.
+        workers: Number of processes that decode and augment images.
+        autocast: Reduced precision of the forward pass, such as `torch.bfloat16`; None for float32.
+        world: The processes of a distributed job, as `recal.distributed.joined` returns them. With
+            a module, each process gives its own batches, and all get the same statistics.
+        progress: Called with the numbers of image passes done and expected.
 
     Raises:
-        InputError: No images, too few, or of the wrong size; weights and architecture do not fit.
-        UsageError: An unknown mode, branch or estimator.
+        UsageError: There is no such policy, branch or estimator, or a number is out of its range.
+        InputError: There are no images, or too few; or they have the wrong size; or weights and
+            architecture do not fit.
+        TypeError: An argument does not go with a module.
     """
-    if isinstance(source, Checkpoint):
-        return _calibrate_checkpoint(source, **options)
+    settings = Settings(
+        estimator=estimator,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        tolerance=tolerance,
+        min_images=min_images,
+        skip_broken=skip_broken,
+        device=torch.device(device),
+        workers=workers,
+        autocast=autocast,
+        world=world,
+    )
+    if isinstance(source, Checkpoint) and batches is None:
+        policy = resolve_policy(mode or "weak", source.spec.family)
+        branch = affine or usual_affine(source, policy.name)
+        table = calibrate_matrix(
+            source, [branch], [policy], data=data, settings=settings, progress=progress
+        )
+        return table[branch, policy.name]
     if not isinstance(source, nn.Module) or batches is None:
         raise TypeError(
-            "calibrate: expected a checkpoint, as load_checkpoint gives it, or a module and "
+            "calibrate: expected a checkpoint, as load_checkpoint returns it, or a module and "
             f"batches, got {type(source).__name__} and {type(batches).__name__}"
         )
-    return _calibrate_module(source, batches, **options)
+    fitting = Settings(estimator=estimator, autocast=autocast, world=world)
+    if settings != fitting or not mode is affine is data is None:
+        raise TypeError("calibrate: with a module, only estimator, autocast and world can be given")
+    return _calibrate_module(source, batches, settings)
 
 
 def _calibrate_module(
-    module: nn.Module,
-    batches: Iterable[torch.Tensor | Sequence[Any]],
-    *,
-    estimator: str = "pooled",
-    world: World = ALONE,
-    autocast: torch.dtype | None = None,
+    module: nn.Module, batches: Iterable[torch.Tensor | Sequence[Any]], settings: Settings
 ) -> nn.Module:
     eager = _uncompiled(module)
     images: Iterable[torch.Tensor] = _ImagesOf(batches, device_of([eager]))
-    if iter(batches) is batches:  # it can be read once only, which shows from this one too
+    if iter(batches) is batches:  # an iterator can be read once only, so this one can, too
         images = iter(images)
-    if pick(estimator, ESTIMATORS, "--estimator") == CONSISTENT:
+    autocast, world = settings.autocast, settings.world
+    if settings.estimator == CONSISTENT:
         layers = consistent(eager, images, world=world, autocast=autocast).layers
     else:
-        layers = one_pass(eager, images, estimator=estimator, world=world, autocast=autocast)
+        layers = one_pass(
+            eager, images, estimator=settings.estimator, world=world, autocast=autocast
+        )
     check_finite(layers)
     network = copy.deepcopy(module).eval()
     for name, layer in batch_norms(_uncompiled(network)).items():
@@ -128,7 +200,7 @@ def _calibrate_module(
 
 
 class _ImagesOf:
-    """The images of batches, on a device; labels and what else is beside them are left out."""
+    """The images of batches, moved to a device; labels and other parts of a batch are left out."""
 
     def __init__(
         self, batches: Iterable[torch.Tensor | Sequence[Any]], device: torch.device
@@ -147,64 +219,48 @@ class _ImagesOf:
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
-    """Return the module inside a `torch.compile`d one: hooks would be compiled anew for each layer.
+    """Return the module inside a `torch.compile`d one, with the same parameters and buffers.
 
-    The two share parameters and buffers.
+    Hooks on the compiled module would be compiled anew for each layer.
     """
     inside = getattr(module, "_orig_mod", module)
     return inside if isinstance(inside, nn.Module) else module
 
 
-def _calibrate_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    mode: str | Policy = "weak",
-    affine: str | None = None,
-    **options: Any,
-) -> Variant:
-    name = mode if isinstance(mode, str) else mode.name
-    affine = affine or usual_affine(checkpoint, name)
-    (variant,) = calibrate_matrix(checkpoint, [affine], [mode], **options).values()
-    return variant
-
-
 def calibrate_matrix(
     checkpoint: Checkpoint,
     affines: Sequence[str],
-    modes: Sequence[str | Policy],
+    modes: Sequence[str | Path | Policy],
     *,
     data: str | Path | ImageSource | None = None,
     settings: Settings | None = None,
     progress: Progress = silent,
-    **options: Any,
 ) -> dict[tuple[str, str], Variant]:
     """Estimate the statistics of every affine under every policy in one reading of the images.
 
-    Each image is decoded once. The variants are those that `calibrate` gives one by one; with a
-    tolerance, all take the images of the one that needs most.
+    Each image is decoded once. The variants are those that `calibrate` returns one by one; with a
+    tolerance, all use as many images as the one that needs most.
 
     Args:
-        checkpoint: Lends the weights.
-        affines: Branches that lend weight and bias.
-        modes: Policies, or names of those of the network's family.
-        data: As for `calibrate`.
-        settings: How to estimate; by default made of `options`.
-        progress: Called with image passes done and expected.
-        **options: Fields of `Settings`, and of `ModelSpec` that the file does not give.
+        checkpoint: The checkpoint with the weights.
+        affines: Branches that weight and bias come from.
+        modes: Policies, .toml files, or names of policies of the network's family.
+        data: A folder of images, or an `ImageSource`; by default the family's data set in the usual
+            places.
+        settings: How to estimate; by default `Settings()`.
+        progress: Called with the numbers of image passes done and expected.
 
     Returns:
-        Variants by affine and policy, in the order given.
+        The variants by branch and policy name, in the order given.
 
     Raises:
-        InputError: As of `calibrate`.
-        UsageError: As of `calibrate`.
+        UsageError: There is no such policy or branch.
+        InputError: There are no images, or too few; or they have the wrong size; or weights and
+            architecture do not fit.
     """
-    if settings is None:
-        given = {name: options.pop(name) for name in Settings.__annotations__ if name in options}
-        settings = Settings(**given)
-    spec = checkpoint.spec(**options)
+    settings, spec = settings or Settings(), checkpoint.spec
     policies = [resolve_policy(mode, spec.family) for mode in modes]
-    stored = {affine: branch_variant(checkpoint, affine, spec) for affine in affines}
+    stored = {affine: branch_variant(checkpoint, affine) for affine in affines}
     built = {a: build(checkpoint, variant).to(settings.device) for a, variant in stored.items()}
     keys = [(affine, number) for affine in affines for number in range(len(policies))]
     if data is None or isinstance(data, (str, Path)):
@@ -242,24 +298,25 @@ def _calibrated(
     layers = found.layers[key]
     tensors = dict(stored.tensors)
     for name, layer in layers.items():
-        tensors[f"{name}.running_mean"] = layer.mean.float()
-        tensors[f"{name}.running_var"] = layer.variance.float()
-    known = {name.rpartition(".")[0] for name in tensors}
+        tensors[f"{name}.running_mean"] = layer.mean.float().cpu().numpy()
+        tensors[f"{name}.running_var"] = layer.variance.float().cpu().numpy()
     return replace(
         stored,
         tensors=tensors,
-        statistics=estimated_statistics(
-            policy,
-            layer_errors(layers),
+        statistics=EstimatedStatistics(
+            policy=policy.name,
+            policy_sha256=policy.sha256,
+            policy_text=policy.text,
             data_sha256=data_sha256,
             images=len(found.used),
-            skipped=list(found.skipped),
+            skipped=found.skipped,
             batch_size=settings.batch_size,
             estimator=settings.estimator,
             passes=found.passes[key],
             seed=settings.seed,
             tolerance=settings.tolerance,
             autocast=None if settings.autocast is None else str(settings.autocast),
-            layers_without_data=sorted(known - set(layers)),
+            errors=layer_errors(layers),
+            layers_without_data=tuple(sorted(set(stored.layers) - set(layers))),
         ),
     )

@@ -1,7 +1,7 @@
-"""The statistics that the deployed network itself sees, layer after layer.
+"""The statistics that the deployed network itself sees, estimated layer after layer.
 
-Each layer's moments are taken once all earlier layers have theirs for good, so the result is that
-of one training-mode forward of all images as a single batch, whatever the split into batches.
+The moments of a layer are taken when those of all earlier layers are final. The result is that of
+one training-mode forward pass of all images as a single batch, however they are split into batches.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from recal.calibration.moments import Moments
 from recal.distributed import ALONE, World
 from recal.errors import InputError
 from recal.machine import available_memory
-from recal.networks.plain import batch_norms
 from recal.progress import Progress, silent
+from recal.variant.plain import batch_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,13 +42,13 @@ class _StoppedError(Exception):
 
 
 class Meeting(Listener):
-    """Where the forward passes of all batches, a thread each, wait for each other at every layer.
+    """Forward passes of all batches, one thread each, that wait for each other at every layer.
 
     Args:
-        network: Any module; not changed.
-        autocast: Reduced precision for the forward pass.
-        side_by_side: How many run at a time.
-        share: Threads of the CPU for each.
+        network: Any module; it is not changed.
+        autocast: Reduced precision of the forward pass, or None.
+        side_by_side: Number of passes that run at a time.
+        share: Number of CPU threads for each pass.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Meeting(Listener):
         self._stopped = False
 
     def run(self, batches: list[torch.Tensor], agree: Callable[[Found], Found]) -> Found:
-        """Send the batches through and return every layer's moments; `agree` merges processes."""
+        """Run the batches; return the moments of every layer, which `agree` merges."""
         layers = batch_norms(self.network)
         final: Found = {}
         threads = [
@@ -104,7 +104,7 @@ class Meeting(Listener):
                     thread.join()
 
     def _open(self, settled: set[str]) -> None:
-        """Let all that wait go on to the next layer."""
+        """Let all waiting passes continue to the next layer."""
         with self._lock:
             self._settled = settled
             self._moving = sum(map(len, self._reached.values()))
@@ -131,7 +131,7 @@ class Meeting(Listener):
                 self._leave()
 
     def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
-        """Report a batch's moments at a layer, and wait there until those of all are final."""
+        """Report the moments of a batch at a layer, and wait until all are final."""
         if name in self._settled:
             return
         moments = Moments.of(values)
@@ -154,18 +154,18 @@ class Meeting(Listener):
                 self._all_wait.set()
 
 
-# tensors as large as the largest input of a BatchNorm layer that a waiting forward pass keeps: that
-# input, what a shortcut carries, and one more for networks that split
+# number of tensors as large as the largest input of a BatchNorm layer that a waiting forward pass
+# keeps: that input, the shortcut, and one more for networks that split
 KEPT_TENSORS = 3
 
 
 @dataclass(frozen=True)
 class Consistent:
-    """What `consistent` found.
+    """The result of `consistent`.
 
     Attributes:
         layers: The statistics of each layer that saw any data, by path.
-        passes: How often the images went through the network; 1 where activations were kept.
+        passes: Number of passes of the images through the network; 1 if activations were kept.
     """
 
     layers: dict[str, Estimate]
@@ -181,24 +181,24 @@ def consistent(
     memory: int | None = None,
     progress: Progress = silent,
 ) -> Consistent:
-    """Take each layer's moments as the network in eval mode sees them.
+    """Estimate the statistics that each layer of the network in eval mode sees.
 
-    Where the activations of all images at one layer fit in memory, the forward passes of all
-    batches wait for each other at every layer, and the images go through once. Else every pass
-    takes the moments of one layer, the first in order of execution whose statistics are not final
-    yet, and goes no further: half as many whole passes as there are layers.
+    If the activations of all images at one layer fit in memory, the forward passes of all batches
+    wait for each other at every layer, and the images are read once. Otherwise every pass takes the
+    moments of one layer, the first in order of execution whose statistics are not final yet, and
+    stops there, which costs half as many whole passes as there are layers.
 
     Args:
-        network: Any module with BatchNorm layers; not changed.
-        batches: As for `one_pass`, but the same each time that they are read.
+        network: Any module with BatchNorm layers; it is not changed.
+        batches: Batches as for `one_pass`, which are the same each time that they are read.
         world: The processes that share the batches.
-        autocast: Reduced precision for the forward pass.
-        memory: Bytes that activations may take on the device; by default half of what is free.
-        progress: Called with the layers that are done, and their number.
+        autocast: Reduced precision of the forward pass, or None.
+        memory: Bytes that activations may take on the device; by default half of the free memory.
+        progress: Called with the numbers of layers done and in total.
 
     Raises:
-        InputError: Batches reach the layers in different orders, or would have to be read again
-            and cannot be.
+        InputError: Batches reach the layers in different orders, or have to be read again but are
+            an iterator.
     """
     room = _free_memory(device_of([network])) // 2 if memory is None else memory
     held = _hold(network, batches, room)
@@ -207,7 +207,7 @@ def consistent(
             "--estimator consistent: expected batches that can be read again, as a list or loader "
             "can, because their activations do not fit in memory; got an iterator."
         )
-    # all processes have to go the same way
+    # all processes have to decide alike
     if any(other is None for other in world.gather(None if held is None else len(held))):
         again = batches if held is None else held
         return _repeated_passes(network, again, world, autocast, progress)
@@ -218,7 +218,7 @@ def consistent(
 def _hold(
     network: nn.Module, batches: Iterable[torch.Tensor], room: int
 ) -> list[torch.Tensor] | None:
-    """Return all batches, or None where their activations at one layer would need more room."""
+    """Return all batches, or None if their activations at one layer do not fit in memory."""
     held: list[torch.Tensor] = []
     needed = largest = 0
     for batch in batches:
@@ -245,7 +245,7 @@ def _repeated_passes(
     while True:
         keyed = ({None: images} for images in batches)
         parts = (part for _, part in observe({None: network}, keyed, listen=listen))
-        # a batch that finds every layer settled ends the pass
+        # a batch for which every layer is final ends the pass
         reached = _agreed(merge_found(takewhile(bool, parts)), world)
         if not reached:
             return Consistent(settled, len(settled))
@@ -254,11 +254,11 @@ def _repeated_passes(
 
 
 class _LayerReachedError(Exception):
-    """The forward pass has come to the layer whose moments are wanted."""
+    """The forward pass has reached the layer whose moments are to be taken."""
 
 
 class _Frontier(Listener):
-    """Listens at the first layer that is not settled, and goes no further."""
+    """Listens at the first layer whose statistics are not final, and stops there."""
 
     def __init__(
         self, network: nn.Module, settled: dict[str, Estimate], autocast: torch.dtype | None
@@ -268,7 +268,7 @@ class _Frontier(Listener):
 
     def __call__(self, batch: torch.Tensor) -> Found:
         try:
-            return super().__call__(batch)  # every layer on the way to the output is settled
+            return super().__call__(batch)  # every layer on the way to the output is final
         except _LayerReachedError:
             return self._found
 
@@ -300,7 +300,7 @@ def _waiting_passes(
     if device_of([network]).type != "cpu":
         found = Meeting(network, autocast, 1, 1).run(batches, agree)
     else:
-        # memory for all of them is there, so that every thread may take a batch of its own
+        # all batches fit in memory, so every thread can have a batch of its own
         with cpu_lanes(torch.get_num_threads()) as lanes:
             meeting = Meeting(network, autocast, lanes.count, lanes.share)
             found = meeting.run(batches, agree)

@@ -1,10 +1,11 @@
-"""How precise estimated statistics are, and how many images would do."""
+"""Error bounds of estimated statistics, and the number of images that a tolerance needs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from recal.variant.statistics import LayerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,36 +19,21 @@ DIGITS = 4
 NORMAL_95 = 1.6449
 
 
-@dataclass(frozen=True)
-class LayerError:
-    """How far one layer's statistics may be off, as root mean squares over its channels.
-
-    Conditional on the statistics of earlier layers, with images as independent draws.
-
-    Attributes:
-        mean: Standard error of the mean, in units of the channel's standard deviation.
-        log_variance: Standard error of the variance's logarithm, which is its relative error.
-        mean_bound: What the actual error of the mean stays below in 95 of 100 draws of the images.
-        log_variance_bound: Likewise of the variance.
-    """
-
-    mean: float
-    log_variance: float
-    mean_bound: float
-    log_variance_bound: float
-
-
 def layer_errors(layers: Mapping[str, Estimate]) -> dict[str, LayerError]:
-    """Return the errors of every layer, by path, rounded to four digits."""
-    return {name: layer_error(estimate.moments) for name, estimate in layers.items()}
+    """Return the errors of every layer by path, rounded to four digits.
+
+    Layers that saw a single image are left out, because their errors are unknown.
+    """
+    moments = {name: estimate.moments for name, estimate in layers.items()}
+    return {name: layer_error(found) for name, found in moments.items() if found.images > 1}
 
 
 def layer_error(moments: Moments) -> LayerError:
     """Return the errors of one layer, rounded to four digits.
 
-    A root mean square over channels is hardly ever far above its expectation where channels err
-    independently, and up to 1.96 times where they err together: so its 95 % quantile is that of
-    chi-square with as many degrees of freedom as there are independent channels.
+    The 95 % quantile of a root mean square over channels is near its expectation if the errors of
+    channels are independent, and 1.96 times as large if they are equal. It is taken from the
+    chi-square distribution with as many degrees of freedom as there are independent channels.
     """
     errors = [float(error.square().mean().sqrt()) for error in moments.standard_errors()]
     return with_bounds(errors, moments.independent_channels())
@@ -57,12 +43,18 @@ def with_bounds(errors: Sequence[float], degrees: Sequence[float]) -> LayerError
     """Return a layer's standard errors with their bounds, rounded to four digits.
 
     Args:
-        errors: Root mean squares over channels, of the mean and of the log-variance.
-        degrees: Of each, the number of independent channels.
+        errors: Root mean squares over channels: of the errors of the mean, and of the log-variance.
+        degrees: Numbers of independent channels: for the mean, and for the log-variance.
     """
     bounds = [e * quantile_factor(d) for e, d in zip(errors, degrees, strict=True)]
-    # beyond these digits the order of summation would show in a variant's bytes
-    return LayerError(*(float(f"{value:.{DIGITS}g}") for value in (*errors, *bounds)))
+    # further digits depend on the order of summation, and variants should have equal bytes
+    rounded = [float(f"{value:.{DIGITS}g}") for value in (*errors, *bounds)]
+    return LayerError(
+        mean=rounded[0],
+        log_variance=rounded[1],
+        mean_bound=rounded[2],
+        log_variance_bound=rounded[3],
+    )
 
 
 def quantile_factor(degrees: float) -> float:
@@ -76,14 +68,14 @@ def quantile_factor(degrees: float) -> float:
 
 
 def bound(errors: Mapping[str, LayerError]) -> float:
-    """Return the bound of the least precise layer, which is what a tolerance is held against."""
+    """Return the bound of the least precise layer, which is compared with a tolerance."""
     return max((max(e.mean_bound, e.log_variance_bound) for e in errors.values()), default=math.inf)
 
 
 def images_needed(images: int, reached: float, tolerance: float) -> int:
-    """Return how many images a tolerance takes, where so many have `reached` this error.
+    """Return how many images a tolerance needs, if `images` of them have the bound `reached`.
 
-    Errors fall with the square root of the number.
+    Errors fall with the square root of the number of images.
     """
     if not math.isfinite(reached):
         return 2 * images

@@ -1,10 +1,10 @@
 """Estimating BatchNorm statistics from images.
 
-An estimator takes a network and batches, and returns statistics for each BatchNorm layer. It works
-on copies: the network that it is given is never changed. `pooled`, `mean-of-batches` and `ema` see
-every batch once, normalised by its own statistics as in training, and differ in how they combine
-what the batches give: to add one of these, write how it combines and add one line to the table at
-the foot. `consistent` is another matter, in a module of its own.
+An estimator takes a network and batches, and returns statistics for each BatchNorm layer. The
+network itself is never changed. `pooled`, `mean-of-batches` and `ema` read every batch once,
+normalised by its own statistics as in training, and differ in how they combine the statistics of
+the batches. To add such an estimator, write a function that combines them and add it to `ONE_PASS`.
+`consistent` is in a module of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from recal.calibration.hooks import Found, Listener, observe
 from recal.distributed import ALONE, World
-from recal.networks.plain import batch_norms
+from recal.variant.plain import batch_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 MOMENTUM = 0.1
-# of one batch, for each layer: its mean and unbiased variance
+# mean and unbiased variance of each layer in one batch
 Row = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -49,7 +49,7 @@ class Estimate:
 
     @classmethod
     def of(cls, moments: Moments) -> Estimate:
-        """Take the pooled moments as they are."""
+        """Return the pooled moments as an estimate."""
         return cls(moments.mean, moments.variance, moments)
 
 
@@ -73,7 +73,7 @@ class OnePass:
         self._rows: dict[int, Row] = {}
 
     def add(self, number: int, found: Found) -> None:
-        """Take the moments of batch `number`, counted over all processes."""
+        """Add the moments of batch `number`, counted over all processes."""
         self._moments = merge_found([self._moments, found])
         if self._combine is not None:
             self._rows[number] = {
@@ -82,7 +82,7 @@ class OnePass:
             }
 
     def estimates(self, world: World = ALONE) -> dict[str, Estimate]:
-        """Return the statistics of the batches of all processes, by layer, the same in each."""
+        """Return the statistics of the batches of all processes by layer, equal in all."""
         mine = {name: moments.on_cpu() for name, moments in self._moments.items()}
         moments = merge_found(world.gather(mine))
         if self._combine is None:
@@ -102,10 +102,10 @@ def merge_found(parts: Iterable[Mapping[str, Moments]]) -> Found:
 
 
 def _average(rows: list[Row], _stored: Row) -> Row:
-    """Average means and unbiased variances, each batch counting alike.
+    """Return the averages of the batches' means and unbiased variances, with equal weights.
 
-    What `torch.optim.swa_utils.update_bn` computes, for comparison: the variance between batches is
-    missing, and a small last batch counts as a whole one.
+    This is what `torch.optim.swa_utils.update_bn` computes, for comparison. The variance between
+    batches is missing, and a small last batch counts as a whole one.
     """
     return {name: _mean([row[name] for row in rows if name in row]) for name in _names(rows)}
 
@@ -116,9 +116,9 @@ def _mean(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor,
 
 
 def _moving_average(rows: list[Row], stored: Row) -> Row:
-    """Go on with training's moving average from the stored statistics, for comparison.
+    """Return the moving average of training, continued from the stored statistics.
 
-    Every batch's mean and unbiased variance enter with PyTorch's default momentum.
+    The mean and unbiased variance of every batch are weighted by PyTorch's default momentum.
     """
     current = dict(stored)
     for row in rows:
@@ -143,23 +143,23 @@ def one_pass(
     world: World = ALONE,
     autocast: torch.dtype | None = None,
 ) -> dict[str, Estimate]:
-    """Estimate in one pass, every batch normalised by its own statistics, as in training.
+    """Estimate in one pass, with every batch normalised by its own statistics, as in training.
 
-    So the result depends on which images share a batch.
+    The result depends on which images share a batch.
 
     Args:
-        network: Any module with BatchNorm layers; not changed.
-        batches: Normalised images, (N, 3, H, W), on the network's device; read once. With several
-            processes, those of this one: numbers rank, rank + size, ... of all.
-        estimator: A name out of `ONE_PASS`.
+        network: Any module with BatchNorm layers; it is not changed.
+        batches: Normalised images, float (N, 3, H, W), on the network's device; read once. Of
+            several processes, each gives its own batches: numbers rank, rank + size, ... of all.
+        estimator: Name of an estimator in `ONE_PASS`.
         world: The processes that share the batches.
-        autocast: Reduced precision for the forward pass.
+        autocast: Reduced precision of the forward pass, or None.
 
     Returns:
         The statistics of each layer that saw any data, by path.
 
     Raises:
-        InputError: A batch has one value a channel.
+        InputError: A batch has a single value per channel.
     """
     gathered = OnePass(network, ONE_PASS[estimator])
     listen = partial(Listener, by_batch=True, autocast=autocast)
@@ -171,7 +171,7 @@ def one_pass(
     return gathered.estimates(world)
 
 
-# how each combines what the batches give; None pools, the variance between batches included
+# how the batches are combined; None pools them, including the variance between batches
 ONE_PASS: dict[str, Callable[[list[Row], Row], Row] | None] = {
     "pooled": None,
     "mean-of-batches": _average,

@@ -14,7 +14,7 @@ import torch
 
 from recal.calibration.moments import Moments
 from recal.errors import InputError
-from recal.networks.plain import batch_norms
+from recal.variant.plain import batch_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,16 +34,20 @@ MAX_LANES = 4
 class Listener:
     """A copy of a network, in eval mode, that reports the moments at each BatchNorm layer.
 
-    The layers normalise by what `on_input` leaves in their running statistics just before they run;
-    no layer is in training mode, so that dropout and stochastic depth stay off and any subclass of
-    BatchNorm does after normalising what it always does.
+    The layers normalise by the running statistics that `on_input` sets just before they run. No
+    layer is in training mode: dropout and stochastic depth stay off, and a subclass of BatchNorm
+    does after normalising what it always does.
 
     Args:
-        network: Any module; not changed.
-        by_batch: Whether every batch is normalised by its own statistics, as in training, or by the
-            stored ones.
-        autocast: Reduced precision for the forward pass, or None. Moments are computed from float32
-            copies all the same.
+        network: Any module; it is not changed.
+        by_batch: Whether every batch is normalised by its own statistics, as in training, instead
+            of the stored ones.
+        autocast: Reduced precision of the forward pass, or None. Moments are computed from float32
+            copies in either case.
+
+    Attributes:
+        network: The copy.
+        output: What the network returned for the last batch.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Listener:
         self._by_batch = by_batch
         self._autocast = autocast
         self._found: Found = {}
+        self.output: Any = None
         for name, layer in batch_norms(self.network).items():
             layer.register_forward_pre_hook(partial(self._hook, name))
 
@@ -60,7 +65,7 @@ class Listener:
         """Return the moments at every layer that the batch reaches."""
         self._found = {}
         with torch.inference_mode(), autocasting(batch.device, self._autocast):
-            self.network(channels_last(batch))
+            self.output = self.network(channels_last(batch))
         return self._found
 
     def _hook(self, name: str, layer: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -97,9 +102,10 @@ def observe(
     cores better than one batch on all of them.
 
     Args:
-        networks: By a key of the caller's; not changed. The same module may stand under several.
+        networks: Networks by a key of the caller's, which are not changed. One module may have
+            several keys.
         batches: For each key, images on the network's device.
-        listen: Makes the copy of a network that listens, such as a `Listener`.
+        listen: Function that returns the copy of a network that listens, such as a `Listener`.
     """
     local = threading.local()
 
@@ -130,11 +136,12 @@ def observe(
 
 
 class Lanes:
-    """How a CPU's threads are shared out among batches that run side by side.
+    """How a CPU's threads are divided among batches that run side by side.
 
     Attributes:
-        count: Batches at a time.
-        setting: Arguments by which `ThreadPoolExecutor` gives each its share of the threads.
+        count: Number of batches at a time.
+        share: Number of threads for each of them.
+        setting: Arguments by which `ThreadPoolExecutor` gives each batch its share.
     """
 
     def __init__(self, most: int) -> None:
@@ -149,7 +156,7 @@ class Lanes:
 
 @contextmanager
 def cpu_lanes(most: int) -> Iterator[Lanes]:
-    """Share out the threads for the block; afterwards torch has as many as before."""
+    """Divide torch's threads for the block, and give them all back afterwards."""
     threads = torch.get_num_threads()
     try:
         yield Lanes(most)
@@ -176,12 +183,12 @@ def device_of(networks: Iterable[nn.Module]) -> torch.device:
 def channels_last(images: torch.Tensor) -> torch.Tensor:
     """Return images (N, C, H, W) with channels innermost in memory; other tensors as they are.
 
-    A CPU's kernels are faster so. That its BatchNorm kernel is less exact then is no matter, since
-    moments do not come from it.
+    CPU kernels are faster in this layout. Its BatchNorm kernel is less exact, but moments do not
+    come from it.
     """
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs."""
+    """Return the context of a forward pass: autocast to a type, or no change for None."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

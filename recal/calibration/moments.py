@@ -1,4 +1,4 @@
-"""Moments of the values of each channel, gathered image by image, merged without loss."""
+"""Moments of the values of each channel, computed per image and merged without rounding loss."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 def image_sums(
     values: torch.Tensor, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum the values of each image and channel, and their squares, as deviations from a pivot.
+    """Return the sums of the values of each image and channel, and of their squares.
+
+    Both are sums of deviations from a pivot.
 
     Args:
         values: Activations (N, C, ...), float32 or float64.
-        wide: In which type sums are given: float64 where the device has it.
+        wide: Type of the sums: float64 if the device has it.
 
     Returns:
-        The pivot, (C,), which is the mean but for rounding, so that a large mean costs the squares
-        no digits; sums of deviations and of their squares, each (N, C).
+        The pivot, (C,), which is the rounded mean, so that squares stay precise for a large mean;
+        the sums of deviations, (N, C); and the sums of squared deviations, (N, C).
     """
     k = math.prod(values.shape[2:])
     if _suits_the_kernel(values):
@@ -35,7 +37,7 @@ def image_sums(
         sums, squares = torch.zeros((2, len(images), images.shape[2]), dtype=torch.float64)
         _kernel()(images.numpy(), sums.numpy(), squares.numpy())
         pivot = sums.mean(0) / k
-        # in float64 throughout: a mean of 10,000 standard deviations costs half of the digits
+        # in float64, because a mean of 10,000 standard deviations costs half of the digits
         squares += pivot * (k * pivot - 2 * sums)
         return pivot, sums - k * pivot, squares
     places = tuple(range(2, values.ndim))
@@ -57,7 +59,7 @@ def _suits_the_kernel(values: torch.Tensor) -> bool:
 
 @cache
 def _kernel() -> Callable[..., Any]:
-    """Return the sums of channels-last images in one reading; torch takes four."""
+    """Return the kernel that sums channels-last images in one reading, where torch needs four."""
     from recal.kernels import compiled
 
     return compiled(_add_image_sums)
@@ -66,13 +68,13 @@ def _kernel() -> Callable[..., Any]:
 def _add_image_sums(
     images: NDArray[np.float32], sums: NDArray[np.float64], squares: NDArray[np.float64]
 ) -> None:
-    """Add to (N, C) what is in (N, places, C); four places at a time, which keeps sums in reach."""
+    """Add the sums over places of (N, places, C) to (N, C), four places at a time for speed."""
     count, places, channels = images.shape
     fours = places - places % 4
     for i in range(count):
         for p in range(0, fours, 4):
             for c in range(channels):
-                # times 1.0 in float64, where a float32 sum would round
+                # times 1.0 makes float64 of the values, because a float32 sum would round
                 v0, v1 = images[i, p, c] * 1.0, images[i, p + 1, c] * 1.0
                 v2, v3 = images[i, p + 2, c] * 1.0, images[i, p + 3, c] * 1.0
                 sums[i, c] += (v0 + v1) + (v2 + v3)
@@ -92,19 +94,19 @@ TINY = 1e-300
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of the values of each channel, and how they vary from image to image.
+    """Moments of the values of each channel, and their variation between images.
 
     Attributes:
         images: Number of images, N.
         count: Number of values behind each channel, the sum over images of k = H x W.
         square_count: Sum over images of k^2.
-        pivot: What deviations are taken from, (C,); near the mean, so that squares cost no digits.
-        sums: (7, C), float64, or float32 where the device has no float64.
-        lost: What rounding has taken from `sums`, to be added to them, likewise.
+        pivot: Origin of the deviations, (C,); near the mean, so that squares stay precise.
+        sums: Sums over images, (7, C), float64, or float32 on devices without float64.
+        lost: Rounding errors of `sums`, to be added to them, of the same shape and type.
         pairs: Number of ordered pairs of images that shared a batch.
         pair_squares: Sum over those pairs of the squared inner product, over channels, of the two
             images' parts in the error: of the mean, and of the log-variance; (2,), float64. It
-            tells how far channels err together.
+            shows how far the errors of channels are correlated.
     """
 
     images: int
@@ -120,7 +122,7 @@ class Moments:
     def of(cls, values: torch.Tensor) -> Moments:
         """Return the moments of activations (N, C, ...), computed in float32 at least.
 
-        Nothing is copied off the device.
+        Nothing is copied from the device.
         """
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         return cls.of_images(math.prod(values.shape[2:]), *image_sums(values, _wide(values.device)))
@@ -131,7 +133,7 @@ class Moments:
 
         Args:
             k: Values behind each channel of one image, H x W.
-            pivot: What deviations were taken from, (C,).
+            pivot: Origin of the deviations, (C,).
             a: Sums of deviations over each image's values, (N, C).
             b: Sums of their squares, (N, C).
         """
@@ -163,8 +165,8 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets of images together.
 
-        Sums are added with the rounding error kept, so that neither order nor partition matters
-        beyond the last digit, even in float32.
+        Sums are added together with their rounding errors, so that order and partition affect only
+        the last digit, even in float32.
 
         Source: Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B.
         """
@@ -200,7 +202,7 @@ class Moments:
         return replace(self, pivot=pivot, sums=sums, lost=torch.zeros_like(sums))
 
     def on_cpu(self) -> Moments:
-        """Return the same in float64 on the CPU."""
+        """Return the same moments in float64 on the CPU."""
         return replace(
             self,
             pivot=self.pivot.cpu().double(),
@@ -210,11 +212,11 @@ class Moments:
         )
 
     def standard_errors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how far mean and variance may be off, with images as independent draws.
+        """Return the standard errors of mean and variance, with images as independent draws.
 
-        Pixels of one image are not independent, so each image is one draw: the error comes from
-        the spread over images of k (mean_i - mean) and of the like for the variance (the delta
-        method for ratios). It is conditional on the statistics of earlier layers.
+        Pixels of one image are not independent, so each image is one draw. The error follows from
+        the spread over images of k (mean_i - mean), and of the analogous term for the variance (the
+        delta method for ratios). It is conditional on the statistics of earlier layers.
 
         Returns:
             The standard error of the mean divided by the standard deviation, and that of the
@@ -239,10 +241,10 @@ class Moments:
         return torch.where(varies, errors[0], 0.0), torch.where(varies, errors[1], 0.0)
 
     def independent_channels(self) -> tuple[float, float]:
-        """Return how many independent channels would err as these do, for mean and log-variance.
+        """Return the effective numbers of independent channels, for mean and log-variance.
 
         With S the covariance over channels of one image's part in the error, trace(S)^2 /
-        trace(S^2): C where channels are independent and alike, 1 where they err together. The trace
+        trace(S^2): C if channels are independent and alike, 1 if their errors are equal. The trace
         of S^2 is the mean over pairs of images of their squared inner product.
 
         Source: Satterthwaite, "An approximate distribution of estimates of variance components",

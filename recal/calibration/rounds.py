@@ -1,4 +1,4 @@
-"""Estimating statistics over a set of images: which are read, by whom, and when it is enough."""
+"""Estimating statistics over a set of images: which images each process reads, and when to stop."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 
 DEFAULT_BATCH = 128
-# with a tolerance, how many images are looked at before the first estimate of how many it takes
+# with a tolerance, the number of images before the first estimate of how many are needed
 PILOT_IMAGES = 1024
-# what an estimated number of images is raised by, and the most by which one round multiplies it
+# factor on an estimated number of images, and the largest growth of their number in one round
 MARGIN, MOST_GROWTH = 1.05, 4
 
 
@@ -45,17 +45,18 @@ class Settings:
     """How statistics are estimated.
 
     Attributes:
-        estimator: A name out of `ESTIMATORS`.
-        samples: How many images at most, drawn by the seed; None for all.
-        batch_size: Images a batch.
-        seed: Of the choice and order of images, and of the policies' draws.
+        estimator: Name of an estimator: `pooled`, `consistent`, `ema` or `mean-of-batches`.
+        samples: Largest number of images, which the seed chooses; None for all.
+        batch_size: Images per batch.
+        seed: Seed of the choice and order of images, and of the policies' draws.
         tolerance: Stop when the 95 % error bound of the least precise layer (of the mean in
-            standard deviations, of the variance relative) is no larger; None to use all samples.
-        min_images: Fewer are refused.
-        skip_broken: Whether images that cannot be decoded are left out; else they are an error.
-        device: Where the network runs.
-        workers: Processes that decode and augment.
-        autocast: Reduced precision of the forward pass; not of the moments.
+            standard deviations, of the variance relative) is at most this; None to use all samples.
+        min_images: Smallest number of images that is accepted.
+        skip_broken: Whether to leave out images that cannot be decoded; otherwise they are an
+            error.
+        device: Device that the network runs on.
+        workers: Number of processes that decode and augment images.
+        autocast: Reduced precision of the forward pass, but not of the moments; None for float32.
         world: The processes that share the images.
     """
 
@@ -81,14 +82,13 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimation(Generic[Key]):
-    """What was estimated.
+    """The result of an estimation.
 
     Attributes:
         layers: For each key, the statistics of every layer that saw data, by path.
-        used: Indices of the images, in order.
-        skipped: Names, below the source's place, of images that cannot be decoded and were left
-            out.
-        passes: How often they went through each network.
+        used: Indices of the images used, in order.
+        skipped: Names of images that cannot be decoded and were left out, relative to the source.
+        passes: For each key, the number of passes of the images through the network.
     """
 
     layers: dict[Key, dict[str, Estimate]]
@@ -109,21 +109,22 @@ def estimate(
 ) -> Estimation[Key]:
     """Estimate the statistics of several networks under several policies in one reading.
 
-    Batches are fixed by seed and batch size; process r of a job takes every size-th one from the
-    r-th on. With a tolerance, images are added in rounds, the same whatever the processes.
+    Batches are determined by seed and batch size. In a job of several processes, process r takes
+    batches r, r + size, r + 2 size ... With a tolerance, images are added in rounds that do not
+    depend on the number of processes.
 
     Args:
-        networks: By a key of the caller's, on the device; not changed.
+        networks: Networks on the device, by a key of the caller's. They are not changed.
         columns: For each key, the number of its policy among those of `images`.
         images: The images under their policies.
-        settings: How.
-        mean: Channel means of images in [0, 1].
-        std: Channel standard deviations, likewise.
-        progress: Called with image passes done and expected, or with images tried and in total
-            while broken ones are looked for.
+        settings: How to estimate.
+        mean: Mean of each channel of images in [0, 1].
+        std: Standard deviation of each channel of images in [0, 1].
+        progress: Called with the numbers of image passes done and expected; while broken images are
+            searched for, with the numbers of images tried and in total.
 
     Raises:
-        InputError: Too few images, one that cannot be used, or values that are not finite.
+        InputError: There are too few images, an image cannot be used, or values are not finite.
     """
     batches, skipped = usable_batches(
         images.source, settings.samples, settings.batch_size, settings.seed,
@@ -166,7 +167,7 @@ def _next_end(
 
 @dataclass(frozen=True)
 class _Task(Generic[Key]):
-    """The arguments of `estimate`, and what follows from them alone."""
+    """The arguments of `estimate`, and values computed from them."""
 
     networks: Mapping[Key, nn.Module]
     columns: Mapping[Key, int]
@@ -177,7 +178,7 @@ class _Task(Generic[Key]):
     progress: Progress
 
     def own(self, batches: Sequence[NDArray[np.int64]], start: int = 0) -> range:
-        """Return the numbers, from `start` on, of the batches that this process takes."""
+        """Return the numbers of the batches of this process, from `start` on."""
         world = self.settings.world
         return range(start + (world.rank - start) % world.size, len(batches), world.size)
 
@@ -185,7 +186,7 @@ class _Task(Generic[Key]):
         return Batches(self.images, batches, workers=self.settings.workers, keep=keep)
 
     def inputs(self, pixels: PolicyBatches, keys: Iterable[Key]) -> dict[Key, torch.Tensor]:
-        """Return what the networks of some keys take; those of one policy share a tensor."""
+        """Return the batches of the networks by key; those of one policy share a tensor."""
         columns = {self.columns[key] for key in keys}
         ready = {
             column: normalise(pixels[column], self.mean, self.std, self.settings.device)
@@ -198,7 +199,7 @@ Found = tuple[dict[Key, dict[str, Estimate]], dict[Key, int]]
 
 
 class _OneReading(Generic[Key]):
-    """Reads every batch once, for all networks; goes on where the last round ended."""
+    """Reads every batch once for all networks, and continues where the last round ended."""
 
     def __init__(self, task: _Task[Key]) -> None:
         self._task = task
@@ -207,7 +208,7 @@ class _OneReading(Generic[Key]):
         self._done = 0
 
     def estimates(self, batches: Sequence[NDArray[np.int64]]) -> Found[Key]:
-        """Return statistics and passes from these batches, which begin with the last call's."""
+        """Return statistics and passes of batches that begin with those of the last call."""
         task, world = self._task, self._task.settings.world
         own = task.own(batches, self._done)
         read = task.read([batches[number] for number in own], keep=False)
@@ -224,13 +225,13 @@ class _OneReading(Generic[Key]):
 
 
 class _Layerwise(Generic[Key]):
-    """Takes one network after the other; what was read is kept for the next while it fits."""
+    """Processes one network after the other, and keeps the images in memory if they fit."""
 
     def __init__(self, task: _Task[Key]) -> None:
         self._task = task
 
     def estimates(self, batches: Sequence[NDArray[np.int64]]) -> Found[Key]:
-        """Return statistics and passes from these batches."""
+        """Return statistics and passes of these batches."""
         task, settings = self._task, self._task.settings
         read = task.read([batches[number] for number in task.own(batches)], keep=True)
         total = sum(map(len, batches))
@@ -252,7 +253,7 @@ class _Layerwise(Generic[Key]):
 
 @dataclass(frozen=True)
 class _Inputs(Generic[Key]):
-    """What one network takes, as often as it is asked for."""
+    """The normalised batches of one network, which can be iterated several times."""
 
     task: _Task[Key]
     read: Batches
@@ -263,10 +264,10 @@ class _Inputs(Generic[Key]):
 
 
 def check_finite(layers: Mapping[str, Estimate]) -> None:
-    """Refuse statistics with NaN or infinity, and none at all.
+    """Refuse statistics with NaN or infinity, and empty ones.
 
     Raises:
-        InputError: As said.
+        InputError: A value is not finite, or there are no statistics.
     """
     if not layers:
         raise InputError("calibration: expected at least one image, got none.")

@@ -1,4 +1,4 @@
-"""Taking a file's tensors apart into shared weights and branches."""
+"""Separating the tensors of a file into shared weights and branches."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ def take_apart(
 
     Args:
         tensors: Every tensor of the file.
-        layout: Its layout, already checked.
-        roles: The position of some branches, by name; the others take what is left, in order.
-        where: The file, for messages.
+        layout: Layout of the file, already checked.
+        roles: Positions of some branches by name; the other branches get the remaining positions in
+            order.
+        where: Name of the file, for messages.
 
     Returns:
-        The shared weights; for each branch its tensors under plain names; and the layers that have
+        The shared weights, the tensors of each branch under plain names, and the layers that have
         one BatchNorm for all branches.
 
     Raises:
-        InputError: A branch's tensors are not what they have to be.
+        InputError: Tensors of a branch are missing or have the wrong shape.
         UsageError: The roles do not fit.
     """
     sites = find_sites(tensors, layout)
@@ -103,7 +104,7 @@ def _layer(
     used: set[str],
     where: str,
 ) -> list[dict[str, torch.Tensor]]:
-    """Return the leaves of one layer for each position, and note the keys that were used."""
+    """Return the tensors of one layer by position and leaf, and add the keys used to a set."""
 
     def take(prefix: str, leaves: tuple[str, ...] = LEAVES) -> dict[str, torch.Tensor]:
         found = {leaf: tensors[prefix + leaf] for leaf in leaves if prefix + leaf in tensors}
@@ -150,7 +151,7 @@ def _chunks(
 def _sandwich(
     where: str, embedding: torch.Tensor | None, position: int, shape: torch.Size, count: int
 ) -> dict[str, torch.Tensor]:
-    """Multiply out the shared affine and a branch's own, which comes after it."""
+    """Return one affine for the shared affine followed by a branch's own."""
     channels = shape[0] if len(shape) == 1 else -1
     if embedding is None or embedding.shape != (count + 1, 2 * channels):
         found = None if embedding is None else tuple(embedding.shape)

@@ -3,56 +3,81 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from recal.checkpoint.branches import take_apart
 from recal.checkpoint.detect import check_layout, recognise
 from recal.checkpoint.layouts import choose_layout, parse_roles
+from recal.checkpoint.options import ReadingOptions
 from recal.checkpoint.reading import read_weight_file
-from recal.errors import InputError, UsageError
-from recal.networks.spec import ModelSpec, complete_spec
-from recal.wording import did_you_mean
+from recal.errors import InputError, UsageError, printable
+from recal.networks.spec import NOTHING_GIVEN, ModelOverrides, ModelSpec, complete_spec
+from recal.schema import convert
+from recal.wording import did_you_mean, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from recal.checkpoint.layouts import Layout
 
 
-SHOWN = 3
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something about a checkpoint that is wrong or doubtful.
+
+    Attributes:
+        kind: A word for programs, such as `never-trained`.
+        branch: The branch, or None if it concerns the whole file.
+        layers: The plain paths of the layers concerned.
+        what: What was found.
+        follows: What follows from it, as a sentence.
+    """
+
+    kind: str
+    branch: str | None = None
+    layers: tuple[str, ...] = ()
+    what: str
+    follows: str
+
+    @property
+    def sentence(self) -> str:
+        """What was found and what follows from it, for people."""
+        return printable(f"{f'{self.branch}: ' if self.branch else ''}{self.what}. {self.follows}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file of weights, taken apart into what branches share and the branches.
+    """A file of weights, separated into shared weights and branches.
 
     Attributes:
         path: The file.
-        layout: How the file spells its branches.
+        layout: How the file names the tensors of its branches.
         weights: All tensors that belong to no BatchNorm layer, under plain names.
         branches: For each branch, `main` first, its tensors under plain names
             (`<layer>.running_mean` and so on).
-        facts: What the file says of the network beside its weights.
-        notes: What was unwrapped, chosen or left out while reading, for people.
-        doubts: What was assumed and could be otherwise; commands show these as warnings.
+        facts: What the file says about the network beside its weights.
+        overrides: What the user said about the network, which overrides `facts`.
+        notes: Notes for people on what was unwrapped, chosen or left out while reading.
+        doubts: Assumptions that may be wrong, which commands show as warnings.
     """
 
     path: Path
     layout: Layout
     weights: Mapping[str, torch.Tensor]
     branches: Mapping[str, Mapping[str, torch.Tensor]]
-    facts: Mapping[str, Any]
+    facts: ModelOverrides
+    overrides: ModelOverrides = NOTHING_GIVEN
     notes: tuple[str, ...]
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[Finding, ...] = ()
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of the non-BatchNorm tensors: names, dtypes, shapes and little-endian bytes."""
+        """SHA-256 of the non-BatchNorm tensors: names, dtypes, shapes and little-endian bytes."""
         digest = hashlib.sha256()
         for name in sorted(self.weights):
             tensor = self.weights[name].detach().contiguous()
@@ -62,12 +87,12 @@ class Checkpoint:
 
     @property
     def layers(self) -> list[str]:
-        """The plain paths of the BatchNorm layers, in the file's order."""
+        """Plain paths of the BatchNorm layers, in the order of the file."""
         suffix = ".running_mean"
         return [n.removesuffix(suffix) for n in self.branches["main"] if n.endswith(suffix)]
 
     def branch(self, name: str) -> Mapping[str, torch.Tensor]:
-        """Return a branch's tensors.
+        """Return the tensors of a branch by plain name.
 
         Raises:
             UsageError: There is no such branch.
@@ -79,9 +104,49 @@ class Checkpoint:
             )
         return self.branches[name]
 
-    def spec(self, **asked: Any) -> ModelSpec:
-        """Return architecture and preprocessing, `asked` going before what the file says."""
-        return complete_spec(asked, self.facts, {**self.weights, **self.branches["main"]})
+    def overridden(
+        self,
+        *,
+        arch: str | None = None,
+        classes: int | None = None,
+        family: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size: int | None = None,
+    ) -> Checkpoint:
+        """Return this checkpoint with another description of its network than the file's.
+
+        Arguments that are None keep what the file, or an earlier call, says.
+
+        Args:
+            arch: Name of the architecture, such as `wrn16_1`, `timm:resnet50` or
+                `python:FILE.py:CALLABLE`.
+            classes: Number of classes, K.
+            family: Family of policies that suits the network, such as `cifar`.
+            mean: Mean of each channel of RGB images in [0, 1], 3 numbers.
+            std: Standard deviation of each channel, 3 numbers.
+            size: Side of the square input, in pixels.
+
+        Raises:
+            InputError: A value is of the wrong type or out of its range.
+        """
+        given = {
+            "arch": arch, "classes": classes, "family": family,
+            "mean": mean, "std": std, "size": size,
+        }  # fmt: skip
+        overrides = convert(given, ModelOverrides, str(self.path))
+        return replace(self, overrides=overrides.over(self.overrides))
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Architecture and preprocessing, completed from the overrides, the file and its family.
+
+        Raises:
+            UsageError: The architecture or the number of classes cannot be determined.
+            InputError: A value is out of its range.
+        """
+        tensors = {**self.weights, **self.branches["main"]}
+        return complete_spec(self.overrides, self.facts, tensors, str(self.path))
 
 
 def load_checkpoint(
@@ -95,18 +160,28 @@ def load_checkpoint(
 
     Args:
         path: A .pth or .safetensors file. No code in it is run.
-        layout: Name of a layout or a .toml file that describes one; told from the keys if None.
+        layout: Name of a layout or a .toml file that describes one; None to detect it.
         roles: Which position is which branch, as `main=1,aux0=0` or a dictionary.
-        ema: Take the moving average of the weights that the file holds, not the weights.
+        ema: Whether to take the moving average of the weights instead of the weights.
 
     Raises:
-        InputError: It is no checkpoint, or holds no BatchNorm with running statistics, or is of a
+        InputError: The file is not a checkpoint, has no BatchNorm with running statistics, or has a
             layout that cannot be used.
-        UsageError: The layout cannot be told, or does not fit, or neither do the roles.
+        UsageError: The layout cannot be determined, or the given layout or roles do not fit.
     """
-    path = Path(path)
+    return read_checkpoint(Path(path), ReadingOptions(layout=layout, roles=roles, ema=ema))
+
+
+def read_checkpoint(path: Path, options: ReadingOptions) -> Checkpoint:
+    """Read a checkpoint as `load_checkpoint` does, with its arguments as one object.
+
+    Raises:
+        InputError: As for `load_checkpoint`.
+        UsageError: As for `load_checkpoint`.
+    """
+    layout, roles = options.layout, options.roles
     where = str(path)
-    file = read_weight_file(path, ema=ema)
+    file = read_weight_file(path, ema=options.ema)
     if layout is None:
         chosen = recognise(file.tensors, where)
     else:
@@ -121,18 +196,20 @@ def load_checkpoint(
         )
     notes = list(file.notes)
     if shared:
-        more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
-        notes.append(f"one BatchNorm for all branches at {', '.join(shared[:SHOWN])}{more}")
+        notes.append(f"one BatchNorm for all branches at {listed(shared)}")
     if positions is not None:
         notes.append("roles as given: " + ", ".join(f"{k} = {v}" for k, v in positions.items()))
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[Finding, ...] = ()
     if chosen.doubt and layout is None and positions is None:
         doubts = (
-            f"the roles are in doubt: {chosen.doubt}. Branches are named by position; score them "
-            "on clean images (recal inspect --data) and, if need be, swap them with --roles "
-            "main=1,aux0=0",
+            Finding(
+                kind="roles",
+                what=f"the roles are in doubt: {chosen.doubt}",
+                follows="Branches are named by position. Score them on clean images (recal inspect "
+                "--data) and, if need be, swap them with --roles main=1,aux0=0.",
+            ),
         )
     return Checkpoint(
         path=path, layout=chosen, weights=weights, branches=branches, facts=file.facts,
-        notes=tuple(notes), doubts=doubts,
+        overrides=options.model, notes=tuple(notes), doubts=doubts,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Telling which layout a file is of, and asking where its keys allow more than one."""
+"""Detecting the layout of a file from its keys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from recal.checkpoint.layouts import BY_NAME, LAYOUTS, LEAVES, Layout, Site, find_sites, marked
 from recal.errors import InputError, UsageError
+from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor]
 
 
-SHOWN = 3
-
-
 def recognise(tensors: Tensors, where: str) -> Layout:
-    """Find the layout of a file.
+    """Return the layout of a file, detected from its tensors.
+
+    Args:
+        tensors: The tensors of the file by name.
+        where: Name of the file, for messages.
 
     Raises:
-        UsageError: Several layouts would assign the tensors differently, and nothing tells which.
-        InputError: The layout is one that cannot be used, or its branches are not whole.
+        UsageError: Several layouts fit and assign the tensors differently.
+        InputError: The layout cannot be used, or its branches are incomplete.
     """
     fits: list[Layout] = []
     doubtful: list[Layout] = []
@@ -45,10 +47,10 @@ def recognise(tensors: Tensors, where: str) -> Layout:
 
 
 def check_layout(tensors: Tensors, layout: Layout, where: str) -> None:
-    """Refuse a layout that cannot be used, or of which the file's branches are not whole.
+    """Refuse a layout that cannot be used, or whose branches are incomplete in the file.
 
     Raises:
-        InputError: With the first layer that does not fit.
+        InputError: The layout does not fit. The message names the first layer that does not.
     """
     if layout.refused:
         raise InputError(f"{where}: layout {layout.name} ({layout.writer}): {layout.refused}.")
@@ -74,7 +76,7 @@ def _verdict(tensors: Tensors, layout: Layout, where: str) -> str:
         return "no"
     if not layout.common:
         if layout.name == "acl-legacy" and problem_of(tensors, branched, layout):
-            return "no"  # a name that ends in _adv is nothing to go by
+            return "no"  # a name that ends in _adv proves nothing
         check_layout(tensors, layout, where)
         return "fits"
     sites = {layer: site for layer, site in branched.items() if _is_numbered(site)}
@@ -84,14 +86,14 @@ def _verdict(tensors: Tensors, layout: Layout, where: str) -> str:
 def _verdict_of_common(
     tensors: Tensors, sites: Mapping[str, Site], layout: Layout, where: str
 ) -> str:
-    """Judge a list of BatchNorms, which ordinary networks have too, by shapes and neighbours."""
+    """Return the verdict on a list of BatchNorms, which ordinary networks may have, too."""
     ordered = sorted(tensors)
     alone = [_is_alone(_below(ordered, layer), layer, site) for layer, site in sites.items()]
     unequal = any(_shapes(tensors, site) > 1 for site in sites.values())
     if unequal or layout.name == "slimmable":
         if layout.name == "slimmable" and unequal and all(alone):
             check_layout(tensors, layout, where)
-        # unequal neighbours of convolutions are simply the layers of a block
+        # convolutions of unequal shapes are the layers of a block
         suspect = unequal and any(alone) and layout.name in ("slimmable", "domain")
         return "doubtful" if suspect else "no"
     if all(alone):
@@ -104,7 +106,7 @@ def _verdict_of_common(
 
 
 def _is_meant(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) -> bool:
-    """Tell layouts that share their places by what only one of them has."""
+    """Return whether a layout is meant, among several with the same places."""
     several = max(len(site) for site in branched.values())
     instance_norm = any(f"{layer.removesuffix('BN')}IN.weight" in tensors for layer in branched)
     embedded = any(f"{layer}.embed.weight" in tensors for layer in branched)
@@ -123,7 +125,7 @@ def _is_meant(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) ->
 
 
 def problem_of(tensors: Tensors, branched: Mapping[str, Site], layout: Layout) -> str:
-    """Say what keeps the branches of a file from being whole; empty where nothing does."""
+    """Return why the branches of a file are incomplete, or an empty string if they are complete."""
     least, most = layout.branches
     count = max((len(site) for site in branched.values()), default=0)
     positions = set(range(max(count, least)))
@@ -159,25 +161,25 @@ def _leaves(tensors: Tensors, prefix: str) -> frozenset[str]:
 
 
 def _is_numbered(site: Site) -> bool:
-    """Whether BatchNorms are numbered 0, 1 ... without a gap, as branches are."""
+    """Return whether BatchNorms are numbered 0, 1 ... without a gap, as branches are."""
     numbers = site.keys() - {None}
     return len(numbers) >= 2 and numbers == set(range(len(numbers)))
 
 
 def _below(ordered: list[str], layer: str) -> list[str]:
-    """Return the keys that begin with a layer's path, out of all in sorted order."""
+    """Return the keys that begin with a layer's path, among sorted keys."""
     return ordered[bisect_left(ordered, f"{layer}.") : bisect_left(ordered, f"{layer}/")]
 
 
 def _is_alone(below: list[str], layer: str, site: Site) -> bool:
-    """Whether a module holds its branches and nothing else but a BatchNorm's own tensors."""
+    """Return whether a module holds only its branches and the tensors of a BatchNorm."""
     own = {f"{layer}.{leaf}" for leaf in LEAVES}
     prefixes = tuple(site.values())
     return all(key in own or key.startswith(prefixes) for key in below)
 
 
 def _has_parallel_list(tensors: Tensors, below: list[str], layer: str, site: Site) -> bool:
-    """Whether a list of convolutions or linear layers stands beside the list of BatchNorms."""
+    """Return whether a module has a list of convolutions or linear layers beside the BatchNorms."""
     rivals: dict[str, set[str]] = {}
     for key in below:
         if key.endswith(".weight") and tensors[key].ndim >= 2:
@@ -191,6 +193,6 @@ def _how_to_tell(tensors: Tensors, candidates: list[Layout]) -> str:
     layers = list(marked(find_sites(tensors, candidates[0])))
     ways = "; ".join(f"{layout.name}: {layout.roles} ({layout.writer})" for layout in candidates)
     return (
-        f"Seen at {', '.join(layers[:SHOWN])}. {ways}; plain: every one of them is a layer of its "
+        f"Seen at {listed(layers)}. {ways}; plain: every one of them is a layer of its "
         "own, used one after the other in every forward pass, as in Res2Net."
     )

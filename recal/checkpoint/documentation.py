@@ -1,4 +1,4 @@
-"""The table of layouts for the documentation, written from the table in the code.
+"""The table of layouts in the documentation, generated from the table in the code.
 
 Run `python -m recal.checkpoint.documentation docs/checkpoints.md` after a change.
 """
@@ -15,7 +15,7 @@ END = "<!-- end of layouts -->"
 
 
 def layout_table() -> str:
-    """Return the layouts as a table in Markdown, one line a layout."""
+    """Return the layouts as a table in Markdown, one line per layout."""
     lines = [
         "| layout | written by | keys, in order of the branches | affine | roles by convention | "
         "source |",
@@ -47,7 +47,7 @@ def update(text: str) -> str:
     """Return a document with the table between its marks replaced by that of the code.
 
     Raises:
-        ValueError: It lacks a mark.
+        ValueError: The document lacks a mark.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,6 +1,6 @@
-"""Layouts that users describe in a TOML file, and layouts and roles as options give them.
+"""Layouts: where the tensors of each BatchNorm branch are in a file of weights.
 
-A file of one's own:
+Most are in the table `LAYOUTS`. Users can describe their own in a TOML file:
 
     name = "my-fork"
     roles = "main = clean, aux0 = attacked"
@@ -12,7 +12,7 @@ A file of one's own:
     [[branch]]
     key = "{layer}.norm_attacked.{leaf}"
 
-Branches that are numbered need one entry, `key = "{layer}.norms.{index}.{leaf}"`.
+Numbered branches need one entry, `key = "{layer}.norms.{index}.{leaf}"`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from recal.errors import InputError, UsageError
-from recal.wording import check_keys, check_type, pick, read_toml
+from recal.errors import UsageError
+from recal.schema import Record, read_toml
+from recal.wording import pick, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,12 +37,12 @@ MEAN = "running_mean"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tensors of a branch stand.
+    """The keys of the tensors of a branch.
 
     Attributes:
-        key: A key with `{layer}` for the plain layer's path, `{index}` for a number, where several
-            branches are numbered, and `{leaf}` at its end for weight, bias and so on.
-        first: Position of the branch, or of the one with number 0.
+        key: A key with `{layer}` for the plain path of the layer, `{index}` for the number of a
+            numbered branch, and `{leaf}` at its end for weight, bias and so on.
+        first: Position of the branch, or of the branch with number 0.
     """
 
     key: str
@@ -49,7 +50,7 @@ class Place:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """The regular expression of a running mean's key."""
+        """Regular expression for the key of a running mean."""
         text = re.escape(self.key.removesuffix("{leaf}"))
         text = text.replace(r"\{layer\}", "(?P<layer>.+)").replace(
             r"\{index\}", r"(?P<index>\d{1,3})"
@@ -62,24 +63,26 @@ PLAIN = Place("{layer}.{leaf}")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way to spell branches.
+    """One way to name the tensors of branches.
 
     Attributes:
-        name: What `recal inspect` and `--layout` call it.
-        writer: Who writes it.
-        source: Where it can be read.
-        roles: Which images trained which branch, by the convention of those who write it.
-        places: Where the branches stand. A BatchNorm that stands at none of them, but plainly, is
-            shared by all branches.
-        affine: `own` to each branch; `shared`, weight and bias at `{layer}`; `sandwich`, rows of an
-            embedding, of which the last is shared.
-        chunks: Positions from 1 on are equal parts of one vector.
-        branches: How many branches a file of this layout can have.
-        order: Position of main, aux0 ... where not in order of position.
-        common: Ordinary networks use these names too, so shapes and neighbours decide.
-        doubt: Why the roles may be others, where they may.
-        refused: Why such a file cannot be used, where it cannot.
-        automatic: Whether keys alone may select it; else only `--layout` does.
+        name: Name for `recal inspect` and `--layout`.
+        writer: The software that writes this layout.
+        source: Paper or code that defines the layout.
+        roles: Which images trained which branch, by the convention of the software.
+        places: The keys of the branches. A BatchNorm under an ordinary key is shared by all
+            branches.
+        affine: Where weight and bias are: `own` (in each branch), `shared` (at `{layer}`) or
+            `sandwich` (rows of an embedding, of which the last is shared).
+        chunks: Whether positions from 1 on are equal parts of one vector.
+        branches: Smallest and largest number of branches in a file of this layout.
+        order: Positions of main, aux0 ...; empty if they are in order of position.
+        common: Whether ordinary networks use these names, too, so that shapes and neighbours have
+            to decide.
+        doubt: Why the roles may be others; empty if they are certain.
+        refused: Why files of this layout cannot be used; empty if they can.
+        automatic: Whether the layout can be detected from keys; otherwise only `--layout` selects
+            it.
     """
 
     name: str
@@ -97,13 +100,13 @@ class Layout:
     automatic: bool = True
 
 
-# position of a branch -> what its keys begin with, leaf excluded; None: a plain BatchNorm for all
+# prefix of the keys of each branch, by position; None is a plain BatchNorm for all branches
 Site = dict[int | None, str]
 
 
 def find_sites(keys: Iterable[str], layout: Layout) -> dict[str, Site]:
-    """Return, by plain layer path, where each branch of each BatchNorm layer stands."""
-    keys = dict.fromkeys(keys)  # a set that keeps the file's order
+    """Return the prefixes of the branches of each BatchNorm layer, by plain path of the layer."""
+    keys = dict.fromkeys(keys)  # a set in the order of the file
     sites: dict[str, Site] = {}
     for key in keys:
         if not key.endswith(MEAN) or f"{key.removesuffix(MEAN)}running_var" not in keys:
@@ -115,7 +118,7 @@ def find_sites(keys: Iterable[str], layout: Layout) -> dict[str, Site]:
                 sites.setdefault(match["layer"], {})[position] = match["prefix"]
                 break
         else:
-            # also a top-level leaf that only looks like one, which then names no layer
+            # a leaf at the top level may look like a layer, too
             match = PLAIN.pattern.fullmatch(key)
             if match is not None:
                 sites.setdefault(match["layer"], {})[None] = match["prefix"]
@@ -123,9 +126,10 @@ def find_sites(keys: Iterable[str], layout: Layout) -> dict[str, Site]:
 
 
 def _without_lone_main(layer: str, site: Site, layout: Layout) -> tuple[str, Site]:
-    """See a layer with the main place alone as a plain one, shared by all branches.
+    """Return a layer that has only its main branch as a plain one, shared by all branches.
 
-    Where main stands plainly (`bn1`) or under a name that is common (`conv1.bn`, beside SubBN).
+    This applies if the main branch has an ordinary key (`bn1`), or a key that ordinary networks
+    use, too (`conv1.bn`, beside SubBN).
     """
     if set(site) == {0} and (PLAIN in layout.places or layout.chunks):
         return site[0].removesuffix("."), {None: site[0]}
@@ -302,65 +306,78 @@ def choose_layout(name: str) -> Layout:
     """Return a layout by name, or the one that a TOML file describes.
 
     Raises:
-        UsageError: There is none of this name.
-        InputError: The file describes none.
+        UsageError: There is no layout of this name.
+        InputError: The file does not describe a layout.
     """
     if name.endswith(".toml"):
         return read_layout(Path(name))
     return BY_NAME[pick(name, BY_NAME, "--layout (or a .toml file)")]
 
 
+class BranchEntry(Record, frozen=True, kw_only=True):
+    """A `[[branch]]` of a layout file.
+
+    Attributes:
+        key: Pattern of the keys of the branch, from `{layer}` to `{leaf}`.
+    """
+
+    key: str
+
+    def __post_init__(self) -> None:
+        key = self.key
+        if not key.startswith("{layer}") or not key.endswith("{leaf}") or key.count("{") > 3:
+            raise ValueError(
+                f"key: expected a pattern such as {{layer}}.norm_clean.{{leaf}}, got {shown(key)}."
+            )
+
+
+class LayoutFile(Record, frozen=True, kw_only=True):
+    """A layout that a user describes in a TOML file.
+
+    Attributes:
+        name: Name of the layout; by default that of the file.
+        roles: Which images trained which branch.
+        affine: Whether each branch has its `own` weight and bias, or they are `shared` at
+            `{layer}`.
+        branch: The branches in order: main, aux0 ... Numbered branches need one entry, with
+            `{index}` in its key.
+    """
+
+    name: str = ""
+    roles: str = "by position"
+    affine: Literal["own", "shared"] = "own"
+    branch: tuple[BranchEntry, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.branch) < 2 and not any("{index}" in entry.key for entry in self.branch):
+            raise ValueError("branch: expected at least two, or one with {index}.")
+
+
 def read_layout(path: Path) -> Layout:
-    """Read a layout of one's own.
+    """Read a layout that a user describes in a TOML file.
 
     Raises:
-        InputError: The file is not TOML, or its keys are not those of a layout.
+        InputError: The file is not TOML, or does not describe a layout.
     """
-    table = read_toml(path)
-    check_keys(table, ("name", "roles", "affine", "branch"), str(path), ("branch",))
-    for key in ("name", "roles", "affine"):
-        check_type(table.get(key, ""), str, f"{path}: {key}")
-    affine = table.get("affine", "own")
-    if affine not in ("own", "shared"):
-        raise InputError(f"{path}: affine: expected own or shared, got '{affine}'.")
-    check_type(table["branch"], list, f"{path}: branch")
-    places = [_place(entry, f"{path}: branch {i}") for i, entry in enumerate(table["branch"])]
-    numbered = [place for place in places if "{index}" in place.key]
-    if len(places) < 2 and not numbered:
-        raise InputError(f"{path}: branch: expected two at least, or one with {{index}}, got one.")
-    # the more specific of two patterns has to be tried first
-    ordered = sorted(
-        (Place(place.key, first) for first, place in enumerate(places)),
-        key=lambda place: -len(place.key),
-    )
+    file = read_toml(path, LayoutFile)
+    places = [Place(entry.key, first) for first, entry in enumerate(file.branch)]
     return Layout(
-        name=table.get("name", path.stem),
+        name=file.name or path.stem,
         writer=str(path),
         source=str(path),
-        roles=table.get("roles", "by position"),
-        places=tuple(ordered),
-        affine="shared" if affine == "shared" else "own",
+        roles=file.roles,
+        # the more specific of two patterns has to be tried first
+        places=tuple(sorted(places, key=lambda place: -len(place.key))),
+        affine=file.affine,
         automatic=False,
     )
 
 
-def _place(entry: Any, where: str) -> Place:
-    check_type(entry, dict, where)
-    check_keys(entry, ("key",), where, ("key",))
-    key = entry["key"]
-    check_type(key, str, f"{where}: key")
-    if not key.startswith("{layer}") or not key.endswith("{leaf}") or key.count("{") > 3:
-        raise InputError(
-            f"{where}: key: expected a pattern such as {{layer}}.norm_clean.{{leaf}}, got '{key}'."
-        )
-    return Place(key)
-
-
-def parse_roles(text: str | Mapping[str, Any]) -> dict[str, int]:
-    """Read `main=1,aux0=0`.
+def parse_roles(text: str | Mapping[str, int]) -> dict[str, int]:
+    """Return the position of each branch, read from `main=1,aux0=0` or a dictionary.
 
     Raises:
-        UsageError: It is not of this form.
+        UsageError: The text does not have this form.
     """
     pairs = (
         [tuple(part.partition("=")[::2]) for part in text.split(",")]

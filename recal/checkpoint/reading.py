@@ -13,16 +13,18 @@ from safetensors import safe_open
 from recal.checkpoint.safety import RECORD_GLOBALS, Record, vet_file
 from recal.errors import InputError, UsageError, reason
 from recal.files import require_file
+from recal.networks.spec import ModelOverrides
 from recal.networks.wrappers import strip_front
+from recal.schema import convert
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-# where training scripts put the weights, and where their moving average
+# keys under which training scripts store the weights and their moving average
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "params")
 AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "params_ema")
-# counters of weight averaging, losses and metrics, which are no part of the network
+# counters of weight averaging, losses and metrics, which are not part of the network
 STRAY = ("n_averaged",)
 STRAY_PARTS = ("criterion.", "loss.", "loss_fn.", "metrics.", "train_metrics.", "val_metrics.")
 
@@ -31,21 +33,26 @@ FACTS: dict[str, tuple[type, ...]] = {
     "std": (list, tuple), "size": (int,),
 }  # fmt: skip
 LARGEST = {"classes": 10**6, "size": 4096}
-# how training scripts name the same among their arguments
+# names of the same facts among the arguments of training scripts
 ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("img_size",),
              "mean": ("mean",), "std": ("std",)}  # fmt: skip
 ARGUMENT_TABLES = ("args", "hparams", "hyper_parameters", "config")
 
 
 def unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Find the weights in what a file holds.
+    """Return the weights among the content of a file.
+
+    Args:
+        content: What the file holds.
+        ema: Whether to return the moving average of the weights instead of the weights.
+        where: Name of the file, for messages.
 
     Returns:
-        The tensors by name, and notes on what was taken and left.
+        The tensors by name, and notes on what was used and left out.
 
     Raises:
-        InputError: There are none.
-        UsageError: The moving average is asked for and absent.
+        InputError: There are no weights.
+        UsageError: There is no moving average.
     """
     tables = _tables(content)
     plain = [name for name in WRAPPERS if name in tables]
@@ -80,7 +87,7 @@ def unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Tens
 
 
 def _tables(content: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the dictionaries that hold weights, one or two levels down, by name."""
+    """Return the dictionaries with weights in the content, at most two levels down, by name."""
     found = {}
     for name, value in content.items() if isinstance(content, dict) else ():
         inner = value
@@ -109,11 +116,11 @@ def _tensors(content: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def find_facts(content: Any) -> dict[str, Any]:
-    """Return what a file says of its network, as far as `FACTS` knows it."""
+def find_facts(content: Any) -> ModelOverrides:
+    """Return what the content of a file says about its network."""
     if not isinstance(content, dict):
-        return {}
-    facts: dict[str, Any] = {}
+        return ModelOverrides()
+    facts: dict[str, object] = {}
     for name in ARGUMENT_TABLES:
         table = content.get(name)
         arguments = table.state if isinstance(table, Record) else table
@@ -123,16 +130,17 @@ def find_facts(content: Any) -> dict[str, Any]:
             found = [arguments[key] for key in names if _is_fact(fact, arguments.get(key))]
             if found:
                 facts[fact] = found[0]
-    return facts | {key: content[key] for key in FACTS if _is_fact(key, content.get(key))}
+    facts |= {key: content[key] for key in FACTS if _is_fact(key, content.get(key))}
+    return convert(facts, ModelOverrides, "checkpoint")
 
 
 def _is_fact(name: str, value: Any) -> bool:
     if not isinstance(value, FACTS[name]) or isinstance(value, bool):
         return False
     if isinstance(value, (list, tuple)):
-        return len(value) == 3 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in value)
+        return len(value) == 3 and all(isinstance(v, int | float) and -1e6 < v < 1e6 for v in value)
     return (
-        len(value) < 200
+        len(value) < 200 and value.isprintable()
         if isinstance(value, str)
         else isinstance(value, int) and 0 < value <= LARGEST[name]
     )
@@ -147,7 +155,7 @@ def _describe(content: Any) -> str:
 
 METADATA_KEY = "recal.checkpoint"
 LONGEST_NAME = 500
-# tied weights share storage, but no network is many times as large as its file
+# tied weights share storage, but a network is not many times as large as its file
 MOST_TIMES_STORED = 16
 
 
@@ -156,13 +164,14 @@ class WeightFile:
     """The content of a checkpoint file.
 
     Attributes:
-        tensors: The tensors by name, without wrappers and common prefixes, in the file's order.
-        facts: What the file says of the network: any of arch, family, classes, mean, std, size.
-        notes: What was unwrapped, for people.
+        tensors: The tensors by name, without wrappers and common prefixes, in the order of the
+            file.
+        facts: What the file says about the network.
+        notes: Notes for people on what was unwrapped.
     """
 
     tensors: dict[str, torch.Tensor]
-    facts: dict[str, Any]
+    facts: ModelOverrides
     notes: tuple[str, ...]
 
 
@@ -170,12 +179,12 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     """Read a .pth or .safetensors checkpoint.
 
     Args:
-        path: The file; what it is is told from its content.
-        ema: Take the exponential moving average of the weights, not the weights themselves.
+        path: The file. Its format is detected from its content.
+        ema: Whether to read the exponential moving average of the weights instead of the weights.
 
     Raises:
-        InputError: It is no checkpoint, is damaged, holds no tensors, or wants to run code.
-        UsageError: It holds no moving average.
+        InputError: The file is not a checkpoint, is damaged, has no tensors, or contains code.
+        UsageError: The file has no moving average.
     """
     require_file(path, "a checkpoint")
     try:
@@ -195,7 +204,7 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
         notes.append(
             f"normalisation in front ({', '.join(front.normaliser)}) taken as mean and std"
         )
-        facts = {**facts, **front.facts}
+        facts = ModelOverrides(mean=front.mean, std=front.std).over(facts)
     _check_byte_order(path, front.tensors)
     return WeightFile(tensors=front.tensors, facts=facts, notes=tuple(notes))
 
@@ -207,7 +216,7 @@ def _is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelOverrides]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -219,7 +228,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except InputError:
         raise
-    except Exception as error:  # the reader raises several kinds for a damaged file
+    except Exception as error:  # the reader raises several kinds of error for a damaged file
         raise InputError(f"{path}: expected a whole safetensors file, got {error}.") from error
     try:
         record = json.loads(metadata.get(METADATA_KEY, "{}"))
@@ -233,10 +242,10 @@ def _read_torch(path: Path) -> Any:
     records: list[Any] = [(Record, name) for name in RECORD_GLOBALS]
     try:
         with torch.serialization.safe_globals(records), warnings.catch_warnings():
-            # of old formats and odd protocols, of which nothing follows for weights
+            # warnings about old formats and protocols, which do not affect weights
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file can raise anything in the reader
+    except Exception as error:  # a damaged file can raise any error in the reader
         raise InputError(
             f"{path}: expected a whole PyTorch checkpoint, got one that torch.load refuses "
             f"({reason(error)}). Save the state_dict() again with torch.save's defaults."
@@ -266,7 +275,7 @@ def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _check_byte_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse running variances that make sense only with their bytes reversed."""
+    """Refuse tensors whose running variances are plausible only with their bytes reversed."""
     found = [t for k, t in tensors.items() if k.endswith("running_var") and t.is_floating_point()]
     if not found:
         return

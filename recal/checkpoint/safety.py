@@ -1,9 +1,9 @@
-"""Looking through a PyTorch file before PyTorch reads it: names, sizes and checksums.
+"""Checking a PyTorch file before PyTorch reads it: names, sizes and checksums.
 
-`torch.load(weights_only=True)` runs no code, but trusts sizes and allocates what it is told to. So
-the pickle is first walked through without building anything: every global must be in a literal
-list, every storage must be as long as it says, and nothing may be nested so deeply that it costs
-time.
+`torch.load(weights_only=True)` runs no code, but it trusts the sizes in the file and allocates as
+much as they say. The pickle is therefore first walked through without building any object: every
+global has to be in a literal list, every storage has to be as long as it says, and nesting is
+limited.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 
-# real training checkpoints have some hundred thousand operations
+# training checkpoints have up to some hundred thousand operations
 MOST_OPERATIONS = 4_000_000
-# a tuple of itself twice, sixty times over, takes for ever to hash
+# a pair of the same pair, nested sixty times, has 2^60 values to hash
 MOST_NODES = 100_000
 
 ITEM_SIZES = {
@@ -36,10 +36,10 @@ ITEM_SIZES = {
 
 
 class Readable(Protocol):
-    """What a pickle is read from."""
+    """The stream that a pickle is read from."""
 
     def read(self, count: int, /) -> bytes:
-        """Return so many bytes, or what is left."""
+        """Return this number of bytes, or fewer at the end of the file."""
         ...
 
     def readline(self) -> bytes:
@@ -54,7 +54,7 @@ class Global(NamedTuple):
 
 
 class Items(NamedTuple):
-    """A tuple, and the number of values in it and in the tuples in it, counted as often as met."""
+    """A tuple, with the number of values in it and in the tuples inside, repetitions included."""
 
     values: tuple[Any, ...]
     nodes: int
@@ -70,8 +70,8 @@ class Walk:
     """The state of a walk through one pickle.
 
     Attributes:
-        names: The globals that the pickle names, in order.
-        storages: Length in bytes of the storages that it refers to, by key.
+        names: The globals that the pickle imports, in order.
+        storages: Lengths in bytes of the storages that the pickle refers to, by key.
     """
 
     def __init__(self) -> None:
@@ -83,10 +83,10 @@ class Walk:
         self._protocol = 0
 
     def run(self, stream: Readable) -> None:
-        """Walk to the end of the pickle, which is where the stream is left.
+        """Walk to the end of the pickle, and leave the stream there.
 
         Raises:
-            ValueError, IndexError, KeyError: It is no pickle, or not one that a checkpoint needs.
+            ValueError, IndexError, KeyError: The stream is not a pickle that a checkpoint needs.
         """
         operations = pickletools.genops(stream)  # type: ignore[arg-type]
         for count, (opcode, argument, _) in enumerate(operations):
@@ -102,7 +102,7 @@ class Walk:
         """Do nothing."""
 
     def protocol(self, argument: int) -> None:
-        """Note the version, by which the names of modules differ."""
+        """Store the version, because names of modules differ between versions."""
         self._protocol = argument
 
     def mark(self, _: Any) -> None:
@@ -110,30 +110,30 @@ class Walk:
         self._marks.append(len(self._stack))
 
     def take_marked(self, _: Any = None) -> list[Any]:
-        """Take what was put on the stack since the last mark."""
+        """Pop the values on the stack since the last mark."""
         return self._take(len(self._stack) - self._marks.pop())
 
     def import_name(self, argument: str) -> None:
-        """Name a global, module and name with a space between."""
+        """Record a global that is given as module and name."""
         module, _, name = argument.partition(" ")
         self._name(module, name)
 
     def import_stacked(self, _: Any) -> None:
-        """Name a global, module and name on the stack."""
+        """Record a global whose module and name are on the stack."""
         module, name = self._take(2)
         self._name(str(module), str(name))
 
     def import_extension(self, _: Any) -> None:
-        """Name a global by its number in a table of the process."""
+        """Record a global that is given by its number in a table of the process."""
         self._name("copyreg", "an extension")
 
     def instance(self, argument: str) -> None:
-        """Make an object, protocol 0."""
+        """Build an object as in protocol 0."""
         self.take_marked()
         self.import_name(argument)
 
     def tuple_of(self, size: int | None) -> None:
-        """Make a tuple of the last values, or of all since the mark."""
+        """Build a tuple of the last values, or of all values since the mark."""
         values = self.take_marked() if size is None else self._take(size)
         nodes = 1 + sum(getattr(value, "nodes", 1) for value in values)
         if nodes > MOST_NODES:
@@ -141,15 +141,15 @@ class Walk:
         self._stack.append(Items(tuple(values), nodes))
 
     def remember(self, argument: int | None) -> None:
-        """Put the last value into the memo."""
+        """Store the last value in the memo."""
         self._memo[len(self._memo) if argument is None else argument] = self._stack[-1]
 
     def recall(self, argument: int) -> None:
-        """Take a value out of the memo."""
+        """Push a value from the memo."""
         self._stack.append(self._memo[argument])
 
     def refer(self, _: Any) -> None:
-        """Ask for a storage."""
+        """Record a reference to a storage."""
         (reference,) = self._take(1)
         values = reference.values if isinstance(reference, Items) else ()
         if len(values) < 5 or values[0] != "storage" or not isinstance(values[1], Global):
@@ -163,7 +163,7 @@ class Walk:
         self._stack.append(Thing())
 
     def call(self, arguments: int) -> None:
-        """Call a global with so many values from the stack."""
+        """Call a global with this number of values from the stack."""
         function, *values = self._take(1 + arguments)
         _check_call(function, values[0])
         self._stack.append(Thing(sum(getattr(value, "nodes", 1) for value in values)))
@@ -175,7 +175,7 @@ class Walk:
         self._stack.append(Thing())
 
     def collect(self, _: Any) -> None:
-        """Make a list, dictionary or frozenset of the values since the mark."""
+        """Build a list, dictionary or frozenset of the values since the mark."""
         self.take_marked()
         self._stack.append(Thing())
 
@@ -188,7 +188,7 @@ class Walk:
         self._take(count)
 
     def empty(self, _: Any) -> None:
-        """Make an empty list, dictionary or set."""
+        """Push an empty list, dictionary or set."""
         self._stack.append(Thing())
 
     def _take(self, count: int) -> list[Any]:
@@ -250,10 +250,10 @@ STEPS: dict[str, Callable[[Walk, Any], Any]] = {
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PICKLES = 5
-# a version, or, in versions 0 and 1, a global, a tuple, dictionary or list
+# the first operation is a version, or in versions 0 and 1 a global, tuple, dictionary or list
 PICKLE_STARTS = (b"\x80", b"c", b"(", b"}", b"]")
 
-# what PyTorch needs for dense tensors; none allocates by itself or runs anything given
+# globals that dense tensors need; none of them allocates memory or runs code from the file
 TENSOR_GLOBALS = frozenset(
     {
         "collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.complex",
@@ -268,7 +268,7 @@ TENSOR_GLOBALS = frozenset(
     }
 )  # fmt: skip
 
-# what training scripts keep beside tensors; each is read as an inert `Record`, never as itself
+# types that training scripts store beside tensors; each is read as an inert `Record`
 RECORD_GLOBALS = (
     "argparse.Namespace",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
@@ -281,10 +281,10 @@ RECORD_GLOBALS = (
 
 
 class Record:
-    """Stands for an object of a harmless type, whose own code is never run.
+    """Replacement for an object of a harmless type, whose own code is never run.
 
     Attributes:
-        state: The attributes that were stored, where they are a dictionary.
+        state: The stored attributes, if they are a dictionary.
     """
 
     def __init__(self, *_: Any) -> None:
@@ -296,10 +296,10 @@ class Record:
 
 
 def vet_file(path: Path) -> None:
-    """Refuse a PyTorch file that is damaged, dishonest about sizes, or wants a global.
+    """Refuse a PyTorch file that is damaged, has wrong sizes, or imports a forbidden global.
 
     Raises:
-        InputError: It is one of these, or no PyTorch checkpoint at all.
+        InputError: The file is one of these, or is not a PyTorch checkpoint.
     """
     if _is_archive(path):
         _vet_archive(path)
@@ -311,7 +311,7 @@ def _is_archive(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
-        return True  # one with a broken end, which opening it will tell
+        return True  # an archive with a damaged end, which is reported when it is opened
 
 
 def _vet_archive(path: Path) -> None:
@@ -326,7 +326,7 @@ def _vet_archive(path: Path) -> None:
                     f"{path}: expected a PyTorch checkpoint, got a zip archive with "
                     f"{len(pickles)} data.pkl in it."
                 )
-            # reading an entry to its end checks its checksum
+            # the checksum is checked when an entry is read to its end
             for entry in entries:
                 with archive.open(entry) as file:
                     while file.read(1 << 20):
@@ -379,7 +379,7 @@ def _vet_legacy(path: Path) -> None:
             raise InputError(f"{path}: expected a checkpoint, got {_guess(path)}.")
         file.seek(0)
         stream = _Bounded(file, path.stat().st_size)
-        # a file from before PyTorch 1.6 is five pickles, then the storages; another pickle is one
+        # before PyTorch 1.6, files were five pickles and the storages; other files are one pickle
         pickles = LEGACY_PICKLES if _starts_with_magic(file) else 1
         total = 0
         for _ in range(pickles):
@@ -392,7 +392,7 @@ def _vet_legacy(path: Path) -> None:
 
 
 class _Bounded:
-    """A file whose reader is never asked, and so never makes room, for more than there is."""
+    """A file whose reader never allocates memory for more bytes than the file has."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.readline = file.readline
@@ -416,11 +416,11 @@ def _walk_or_refuse(path: Path, stream: Readable) -> dict[str, int]:
     walk, problem = Walk(), None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in damaged strings
+            warnings.simplefilter("ignore")  # warnings about odd escapes in damaged strings
             walk.run(stream)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         problem = error
-    # a global is the more telling reason, also where what follows it is strange
+    # a forbidden global is the better reason, even if the rest is damaged, too
     for name in walk.names:
         if name not in TENSOR_GLOBALS and name not in RECORD_GLOBALS:
             raise InputError(
@@ -435,7 +435,7 @@ def _walk_or_refuse(path: Path, stream: Readable) -> dict[str, int]:
     return walk.storages
 
 
-# how files of other kinds begin
+# first bytes of other kinds of files
 KINDS = (
     (b"\x89HDF\r\n", "an HDF5 file (Keras?). Convert it to PyTorch first"),
     (b"\x93NUMPY", "a NumPy array"),

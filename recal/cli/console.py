@@ -21,7 +21,7 @@ from recal.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from recal.report.tables import Layout
+    from recal.report.blocks import Block
 
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -39,30 +39,27 @@ def warn(text: str, *, kind: str = "warning") -> None:
 
 
 def print_document(
-    document: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    text: Callable[[Mapping[str, Any], Layout], str],
-    form: str,
+    document: object, rows: Sequence[Mapping[str, object]], blocks: Sequence[Block], form: str
 ) -> None:
-    """Print results as `--format` asks for.
+    """Print results in the format that `--format` names.
 
     Args:
-        document: For JSON.
-        rows: For CSV.
-        text: Makes a text of the document, given a layout of tables.
+        document: The content of JSON.
+        rows: The rows of CSV.
+        blocks: The tables, facts and sentences of plain text and Markdown.
         form: plain, markdown, csv or json.
     """
-    import json
+    import msgspec
 
-    from recal.report.tables import LAYOUTS
-    from recal.runs.store import csv_text
+    from recal.files import csv_text
+    from recal.report.blocks import MARKUPS
 
     if form == "json":
-        click.echo(json.dumps(document, indent=1))
+        click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1))
     elif form == "csv":
         click.echo(csv_text(rows), nl=False)
     else:
-        console.print(text(document, LAYOUTS[form]))
+        console.print(MARKUPS[form].text(blocks))
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.runs.summary import TargetRow
     from recal.variant.variant import Variant
 
 
@@ -36,10 +35,10 @@ def command(output: Path) -> None:
     from recal.cli.variants.inspect import show_inspection
     from recal.evaluation.evaluate import evaluate
     from recal.inspection.distances import inspect_checkpoint
+    from recal.report.blocks import MARKUPS
     from recal.report.page import write_report
-    from recal.report.plots import save_png, trade_off_figure
-    from recal.report.tables import LAYOUTS
-    from recal.report.text import run_text
+    from recal.report.plots import save_figure, trade_off_figure
+    from recal.report.summary import summary_blocks
     from recal.resources import sample_checkpoint, sample_images
 
     began = time.monotonic()
@@ -58,15 +57,15 @@ def command(output: Path) -> None:
             names, checkpoint=path, suite="sample", data=sample_images(),
             severities=[SEVERITY], output=output / "run", progress=bar,
         )  # fmt: skip
-    console.print(run_text(run.document, LAYOUTS["plain"]))
+    console.print(MARKUPS["plain"].text(summary_blocks(run.summary)))
 
-    best = max(run.document["summary"], key=_average)
+    best = max(run.summary.targets, key=_average)
     console.rule("4. export: the best average of clean and corrupted accuracy", align="left")
     model = output / "model.onnx"
-    chosen = variants.get(Path(best["target"]), best["target"])
+    chosen = variants.get(Path(best.target), best.target)
     _export(checkpoint, chosen, best, model, run.folder)
-    write_report(run.document, output / "report.html")
-    save_png(trade_off_figure(run.document), output / "trade-off.png")
+    write_report(run.summary, output / "report.html")
+    save_figure(trade_off_figure(run.summary), output / "trade-off.png")
 
     console.rule("done", align="left")
     console.print(
@@ -84,7 +83,7 @@ def _calibrate_all(checkpoint: Checkpoint, folder: Path) -> dict[Path, Variant]:
     from recal.calibration.calibrate import calibrate, usual_affine
     from recal.cli.console import console, progress_bar
     from recal.resources import sample_images
-    from recal.variant.variant import save_variant
+    from recal.variant.file import save_variant
 
     variants = {}
     for mode in MODES:
@@ -96,14 +95,12 @@ def _calibrate_all(checkpoint: Checkpoint, folder: Path) -> dict[Path, Variant]:
         variants[file] = variant
         console.print(
             f"{file}: weight and bias of {affine}, statistics of "
-            f"{variant.statistics['images']:,} {mode} images"
+            f"{variant.estimated.images:,} {mode} images"
         )
     return variants
 
 
-def _export(
-    checkpoint: Checkpoint, chosen: Any, best: Mapping[str, Any], model: Path, run: Path
-) -> None:
+def _export(checkpoint: Checkpoint, chosen: Any, best: TargetRow, model: Path, run: Path) -> None:
     from recal.cli.console import console
     from recal.data.normalise import normalise_array
     from recal.export.export import export_onnx
@@ -112,20 +109,20 @@ def _export(
     from recal.resources import sample_images
     from recal.runs.store import read_target_cell
 
-    spec = checkpoint.spec()
+    spec = checkpoint.spec
     pixels, what = comparison_images(spec, sample_images(), 10_000)
     proof = export_onnx(checkpoint, chosen, model, pixels).proof
     console.print(
-        f"{best['label']} -> {model}: on {what.split(' of ')[0]} the largest difference of a logit "
+        f"{best.label} -> {model}: on {what.split(' of ')[0]} the largest difference of a logit "
         f"from PyTorch's\nis {proof.difference:.1e} (at most {proof.tolerance:.1e})."
     )
     logits = OnnxNetwork(model).logits(normalise_array(pixels, spec.mean, spec.std))
-    cell = read_target_cell(run, best["target"], "clean")
+    cell = read_target_cell(run, best.target, "clean")
     equal = int((logits.argmax(axis=1) == cell["prediction"]).sum())
     console.print(
         f"ONNX Runtime predicts as the variant on {equal:,} of {len(logits):,} test images."
     )
 
 
-def _average(row: Mapping[str, Any]) -> float:
-    return float(row["clean_accuracy"] + row["corrupted_accuracy"])
+def _average(row: TargetRow) -> float:
+    return (row.clean_accuracy or 0.0) + (row.corrupted_accuracy or 0.0)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     import torch
+
+    from recal.networks.spec import ModelOverrides
 
 
 FORMATS = ("plain", "markdown", "csv", "json")
@@ -51,12 +52,12 @@ class Listed(click.ParamType[tuple[str, ...]]):
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for the fields of `ModelSpec`, passed to the command as one dict `asked`.
+    """Add the options for architecture and preprocessing, passed on as `overrides`.
 
-    What is not given is None there, and comes from the checkpoint or the family instead. Code that
-    only a recal.toml names is not run without `--trust`: a file's word alone never runs any.
+    They are `ModelOverrides`; what is not given is None there, and comes from the checkpoint or the
+    family instead. Code that only a recal.toml names is not run without `--trust`: a name in a
+    file never runs code.
     """
-    import functools
 
     @click.option(
         "--arch",
@@ -71,9 +72,13 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--size", type=click.IntRange(1), help="Side of the network's input in pixels.")
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        asked = {field: kwargs.pop(field) for field in SPEC_FIELDS}
-        _check_trust(asked["arch"], kwargs.pop("trust"))
-        return function(*args, asked=asked, **kwargs)
+        from recal.networks.spec import ModelOverrides
+        from recal.schema import convert
+
+        given = {field: kwargs.pop(field) for field in SPEC_FIELDS}
+        _check_trust(given["arch"], kwargs.pop("trust"))
+        overrides = convert(given, ModelOverrides, "options")
+        return function(*args, overrides=overrides, **kwargs)
 
     return wrapper
 
@@ -88,17 +93,14 @@ def _check_trust(arch: str | None, trust: bool) -> None:
         )
 
 
-def retyped(asked: Mapping[str, Any]) -> str:
-    """Return the model options of the command line once more, for a command that is to follow.
-
-    Args:
-        asked: As `model_options` passes it.
-    """
+def retyped() -> str:
+    """Return the model options of the command line once more, for a command that is to follow."""
     import shlex
 
     context, words = click.get_current_context(), [""]
-    for field, value in asked.items():
+    for field in SPEC_FIELDS:
         if context.get_parameter_source(field) is click.core.ParameterSource.COMMANDLINE:
+            value = context.params[field]
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words.append(f"--{field} {shlex.quote(text)}")
     return " ".join(words)
@@ -184,18 +186,28 @@ def default_workers() -> int:
     return min(8, cores_of_this_process() - 1)
 
 
-FIELDS = ("layout", "roles", "ema")
-
-
 def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--layout`, `--roles`, `--ema`, passed as one dict `reading` for `load_checkpoint`."""
+    """Add the options about a checkpoint, passed on as `reading`, a `ReadingOptions`.
+
+    They are `--layout`, `--roles`, `--ema` and those of `model_options`.
+    """
 
     @click.option("--layout", help="How the file spells its branches: a name, or a .toml file.")
     @click.option("--roles", help="Which position is which branch, such as main=1,aux0=0.")
     @click.option("--ema", is_flag=True, help="Take the averaged weights that the file holds.")
-    @wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        reading = {field: kwargs.pop(field) for field in FIELDS}
+    @model_options
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        layout: str | None,
+        roles: str | None,
+        ema: bool,
+        overrides: ModelOverrides,
+        **kwargs: Any,
+    ) -> Any:
+        from recal.checkpoint.options import ReadingOptions
+
+        reading = ReadingOptions(layout=layout, roles=roles, ema=ema, model=overrides)
         return function(*args, reading=reading, **kwargs)
 
     return wrapper

@@ -1,9 +1,8 @@
-"""What turns images into logits: ONNX Runtime, or PyTorch."""
+"""Predictors, which compute logits of images: by ONNX Runtime or by PyTorch."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,11 +10,13 @@ import numpy as np
 import torch
 
 from recal.calibration.hooks import autocasting
-from recal.errors import RecalError, UsageError, reason
-from recal.evaluation.adaptation import AdaptedPredictor
-from recal.export.trace import to_onnx, with_tensors
-from recal.networks.build import build
+from recal.errors import RecalError, reason
+from recal.evaluation.adaptation import adapt_layers
+from recal.evaluation.targets import OnnxTarget
+from recal.export.trace import to_onnx
+from recal.onnx_file.editing import with_arrays
 from recal.onnx_file.session import OnnxNetwork
+from recal.variant.build import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,41 +25,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from recal.evaluation.execution import Batch, Execution
-    from recal.evaluation.targets import Target
-    from recal.variant.variant import Variant
+    from recal.evaluation.targets import Target, VariantTarget
 
 
-# values that one thread of ONNX Runtime works on at a time: 8 images of 32 pixels
+# values that one thread of ONNX Runtime works on at a time: those of 8 images of 32 pixels
 PIECE_VALUES, SMALLEST_PIECE = 3 * 32**2 * 8, 4
 
 
 class Predictor(Protocol):
-    """Maps normalised images to logits."""
+    """Computes logits of images."""
 
     def __call__(self, images: Batch) -> NDArray[np.float32]:
-        """Map a batch to logits (N, K)."""
+        """Return the logits of a batch, float32 (N, K)."""
         ...
 
 
 class Predictors:
-    """One predictor a target, made when it is first needed.
+    """The predictors of several networks, each made when it is first used.
 
-    For ONNX Runtime each checkpoint is traced once; its other variants are the same graph with
-    other BatchNorm tensors.
+    For ONNX Runtime each checkpoint is traced once; its variants are the same graph with other
+    BatchNorm tensors.
 
     Args:
-        targets: What is to be run.
-        execution: How.
-
-    Raises:
-        UsageError: An ONNX file is to run by torch.
+        targets: The networks, with different identities.
+        execution: How they are run.
     """
 
     def __init__(self, targets: Sequence[Target], execution: Execution) -> None:
-        for target in targets:
-            if target.onnx is not None and execution.backend == "torch":
-                raise UsageError(f"{target.name}: an ONNX file runs by --backend onnxruntime only.")
-        self._targets = {target.name: target for target in targets}
+        self._targets = {target.sha256: target for target in targets}
         self._execution = execution
         self._traced: dict[tuple[str, str], onnx.ModelProto] = {}
         self._made: dict[str, Predictor] = {}
@@ -66,31 +60,31 @@ class Predictors:
         if execution.backend == "torch":
             torch.set_num_threads(execution.threads)
 
-    def __getitem__(self, name: str) -> Predictor:
-        """Return a target's predictor.
+    def __getitem__(self, sha256: str) -> Predictor:
+        """Return the predictor of the network with this identity.
 
         Raises:
-            RecalError: It cannot be made of this target; it is for others.
+            RecalError: The network cannot be built; the other ones can be used.
         """
-        if name not in self._made and name not in self._faults:
+        if sha256 not in self._made and sha256 not in self._faults:
             try:
-                self._made[name] = self._make(self._targets[name])
+                self._made[sha256] = self._make(self._targets[sha256])
             except RecalError as error:
-                self._faults[name] = str(error)
+                self._faults[sha256] = str(error)
             except (RuntimeError, ValueError, TypeError) as error:
-                self._faults[name] = f"the network cannot be built ({reason(error)})."
-        if name in self._faults:
-            raise RecalError(self._faults[name])
-        return self._made[name]
+                self._faults[sha256] = f"the network cannot be built ({reason(error)})."
+        if sha256 in self._faults:
+            raise RecalError(self._faults[sha256])
+        return self._made[sha256]
 
-    def begin(self, name: str, images: Batch) -> Callable[[], NDArray[np.float32]]:
-        """Start to map a batch by a target's network; return what waits for the logits.
+    def begin(self, sha256: str, images: Batch) -> Callable[[], NDArray[np.float32]]:
+        """Start to compute the logits of a batch; return a function that waits for them.
 
-        ONNX Runtime works on several batches and targets one after the other without a pause;
-        PyTorch begins when the logits are asked for. What fails is raised then, too.
+        ONNX Runtime works on several batches and networks one after the other without a pause.
+        PyTorch starts when the function is called, and errors are raised then.
         """
         try:
-            predictor = self[name]
+            predictor = self[sha256]
         except RecalError as error:
             return partial(_raise, error)
         if isinstance(predictor, _OnnxPredictor):
@@ -98,27 +92,26 @@ class Predictors:
         return partial(predictor, images)
 
     def begin_cell(self) -> None:
-        """Forget what was learnt of the images of another cell."""
+        """Set adapted networks back to their own statistics, as each cell does."""
         for predictor in self._made.values():
-            if isinstance(predictor, AdaptedPredictor):
+            if isinstance(predictor, _TorchPredictor):
                 predictor.reset()
 
     def _make(self, target: Target) -> Predictor:
-        if target.onnx is not None:
-            return _OnnxPredictor(OnnxNetwork(target.onnx, 1), target, self._pool)
-        assert target.checkpoint is not None
-        assert target.variant is not None
-        if self._execution.adaptation:
-            return AdaptedPredictor(target, self._execution)
-        if self._execution.backend == "torch":
+        if isinstance(target, OnnxTarget):
+            network = OnnxNetwork(target.path, 1)
+        elif self._execution.backend == "torch":
             return _TorchPredictor(target, self._execution)
+        else:
+            network = OnnxNetwork(self._model(target).SerializeToString(), 1)
+        return _OnnxPredictor(network, target, self._pool)
+
+    def _model(self, target: VariantTarget) -> onnx.ModelProto:
         key = (target.checkpoint.weights_sha256, target.spec.arch)
         if key not in self._traced:
-            # tensors that are equal would become one in the graph, and no variant could part them
-            network = build(target.checkpoint, _with_distinct_tensors(target.variant))
+            network = build(target.checkpoint, target.variant)
             self._traced[key] = to_onnx(network, target.spec.size, fold=False)
-        model = with_tensors(self._traced[key], dict(target.variant.tensors))
-        return _OnnxPredictor(OnnxNetwork(model.SerializeToString(), 1), target, self._pool)
+        return with_arrays(self._traced[key], dict(target.variant.tensors))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -126,11 +119,10 @@ class Predictors:
 
 
 class _OnnxPredictor:
-    """A session of one thread, that several threads run on pieces of a batch.
+    """A session of one thread, which several threads run on pieces of a batch.
 
-    The threads of one session wait for each other in every layer, which costs much where others use
-    the machine too; threads with pieces of their own do not. The numbers are the same to the last
-    bit (docs/evaluation.md has figures).
+    The threads of one session would wait for each other in every layer, which is slow when others
+    use the machine too. Numbers are the same to the last bit (docs/evidence.md has figures).
     """
 
     def __init__(self, network: OnnxNetwork, target: Target, pool: ThreadPoolExecutor) -> None:
@@ -143,7 +135,7 @@ class _OnnxPredictor:
         return self.begin(images)()
 
     def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
-        """Hand a batch's pieces to the threads; return what waits for their logits."""
+        """Pass the pieces of a batch to the threads; return a function that waits for logits."""
         if self._network.takes_pixels:
             inputs: NDArray[Any] = images.pixels
         else:
@@ -157,28 +149,24 @@ def _raise(error: RecalError) -> NDArray[np.float32]:
     raise error
 
 
-def _with_distinct_tensors(variant: Variant) -> Variant:
-    generator = torch.Generator().manual_seed(0)
-    distinct = {
-        name: torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5
-        for name, tensor in variant.tensors.items()
-    }
-    return replace(variant, tensors=distinct)
-
-
 class _TorchPredictor:
-    def __init__(self, target: Target, execution: Execution) -> None:
-        assert target.checkpoint is not None
-        assert target.variant is not None
-        self._device = torch.device(execution.device)
-        network = build(target.checkpoint, target.variant)
-        self._network = network.to(self._device).to(memory_format=torch.channels_last)
-        self._mean, self._std = target.spec.mean, target.spec.std
+    """A network of its own in PyTorch; with adaptation, its statistics follow the test images."""
+
+    def __init__(self, target: VariantTarget, execution: Execution) -> None:
+        self._spec, self._device = target.spec, torch.device(execution.device)
         self._autocast = execution.autocast
+        network = build(target.checkpoint, target.variant).to(self._device)
+        self._network = network.to(memory_format=torch.channels_last)
+        adaptation = execution.adaptation
+        self._adapted = [] if adaptation is None else adapt_layers(self._network, adaptation)
+
+    def reset(self) -> None:
+        for layer in self._adapted:
+            layer.reset()
 
     @torch.inference_mode()
     def __call__(self, images: Batch) -> NDArray[np.float32]:
-        batch = images.on_device(self._mean, self._std, self._device)
+        batch = images.on_device(self._spec.mean, self._spec.std, self._device)
         with autocasting(self._device, self._autocast):
             result = self._network(batch)
         logits: NDArray[np.float32] = result.float().cpu().numpy()

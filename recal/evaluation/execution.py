@@ -22,8 +22,45 @@ if TYPE_CHECKING:
 
 
 BACKENDS = ("auto", "onnxruntime", "torch")
-# values of a batch, 3 * size^2 an image: 256 images of 32 pixels, 64 of 224
+# values in a batch, 3 * size^2 per image: 256 images of 32 pixels, 64 of 224
 BATCH_VALUES, SMALLEST_BATCH, LARGEST_BATCH = 3 * 224**2 * 64, 16, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """How the user wants networks to be run.
+
+    Attributes:
+        backend: `onnxruntime`, `torch`, or `auto`: ONNX Runtime on a CPU, where it is faster, and
+            PyTorch elsewhere, with `autocast` or with `adaptation`.
+        device: Device of PyTorch.
+        batch_size: Number of images in a batch; None chooses by the size of the images.
+        threads: Threads of this process; None for its share of the machine's cores.
+        autocast: Reduced precision for the operations that torch lists as safe, or None.
+        adaptation: How statistics are taken from the test images; None to keep the network's own.
+            It takes PyTorch, and determines the batches.
+
+    Raises:
+        UsageError: There is no such backend, or options contradict one another.
+    """
+
+    backend: str = "auto"
+    device: str = "cpu"
+    batch_size: int | None = None
+    threads: int | None = None
+    autocast: torch.dtype | None = None
+    adaptation: Adaptation | None = None
+
+    def __post_init__(self) -> None:
+        pick(self.backend, BACKENDS, "--backend")
+        for option, value in (("--autocast", self.autocast), ("--adapt", self.adaptation)):
+            if value and self.backend == "onnxruntime":
+                raise UsageError(f"{option}: expected --backend torch, got onnxruntime.")
+        if self.adaptation and self.batch_size not in (None, self.adaptation.batch):
+            raise UsageError(
+                f"batch_size: expected None with an adaptation, got {self.batch_size}. Set "
+                "Adaptation.batch."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +69,11 @@ class Execution:
 
     Attributes:
         backend: `onnxruntime` or `torch`.
-        device: For torch.
-        batch_size: Images a batch.
-        threads: Of this process.
-        autocast: Precision to which torch may go down where it holds that to be safe, or None.
-        adaptation: How statistics come from the test images; None where they do not.
+        device: Device of PyTorch.
+        batch_size: Number of images in a batch.
+        threads: Threads of this process.
+        autocast: Reduced precision for the operations that torch lists as safe, or None.
+        adaptation: How statistics are taken from the test images, or None.
     """
 
     backend: str
@@ -48,7 +85,7 @@ class Execution:
 
     @property
     def identity(self) -> str:
-        """What a cell's numbers depend on; they do not on batch size or threads."""
+        """What the numbers of a cell depend on; threads, and for ONNX Runtime batches, do not."""
         if self.backend == "onnxruntime":
             return "onnxruntime"
         kind = self.device.partition(":")[0]
@@ -57,7 +94,7 @@ class Execution:
         return f"torch {kind} {self.batch_size}{half}{adapted}"
 
     def describe(self) -> str:
-        """Say it for people."""
+        """Return a description for people."""
         where = "" if self.backend == "onnxruntime" else f" on {self.device}"
         half = f", autocast to {self.autocast}" if self.autocast else ""
         plural = "s" * (self.threads != 1)
@@ -68,7 +105,7 @@ class Execution:
 
 
 class Batch:
-    """Images that several networks take: what they have in common is made once.
+    """Images for several networks: equal preparations are made once.
 
     Args:
         pixels: uint8 (N, H, W, 3).
@@ -89,7 +126,7 @@ class Batch:
     def on_device(
         self, mean: Sequence[float], std: Sequence[float], device: torch.device
     ) -> torch.Tensor:
-        """Return the same on a device, in channels_last."""
+        """Return the normalised images on a device, in channels_last."""
         key = (tuple(mean), tuple(std), device)
         if key not in self._made:
             if device.type == "cpu":
@@ -101,47 +138,24 @@ class Batch:
         return made
 
 
-def choose_execution(
-    backend: str,
-    device: str,
-    size: int,
-    *,
-    batch_size: int | None = None,
-    threads: int | None = None,
-    autocast: torch.dtype | None = None,
-    adaptation: Adaptation | None = None,
-) -> Execution:
-    """Return how networks are run, with what was not asked for chosen.
+def choose_execution(options: ExecutionOptions, size: int) -> Execution:
+    """Return how networks are run, with everything chosen that the options leave open.
 
     Args:
-        backend: `auto` is ONNX Runtime on a CPU, where it is faster, else PyTorch.
-        device: For torch.
+        options: What the user wants.
         size: Side of the networks' input in pixels; larger images come in smaller batches.
-        batch_size: Images a batch, or None.
-        threads: Of this process, or None for its share of the machine's cores.
-        autocast: See `Execution`.
-        adaptation: See `Execution`; it takes PyTorch, and decides on the batches.
-
-    Raises:
-        UsageError: There is no such backend, or `autocast` is asked of ONNX Runtime.
     """
-    backend = pick(backend, BACKENDS, "--backend")
+    backend, adaptation = options.backend, options.adaptation
     if backend == "auto":
-        fast = device == "cpu" and not autocast and adaptation is None
+        fast = options.device == "cpu" and not options.autocast and adaptation is None
         backend = "onnxruntime" if fast else "torch"
-    if autocast and backend != "torch":
-        raise UsageError("--autocast: expected --backend torch, got onnxruntime.")
-    if adaptation and backend != "torch":
-        raise UsageError("--adapt: expected --backend torch, got onnxruntime.")
-    if adaptation and batch_size not in (None, adaptation.batch):
-        raise UsageError(f"--batch-size: expected --adapt-batch to decide, got {batch_size} too.")
-    batch_size = adaptation.batch if adaptation else batch_size
+    batch_size = adaptation.batch if adaptation else options.batch_size
     fitting = BATCH_VALUES // (3 * size**2)
     return Execution(
         backend=backend,
-        device=device,
+        device=options.device,
         batch_size=batch_size or min(LARGEST_BATCH, max(SMALLEST_BATCH, fitting)),
-        threads=threads or cores_of_this_process(),
-        autocast=autocast,
+        threads=options.threads or cores_of_this_process(),
+        autocast=options.autocast,
         adaptation=adaptation,
     )

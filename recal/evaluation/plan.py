@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from recal.errors import RecalError
-from recal.evaluation.backends import Predictors
-from recal.evaluation.cells import cell_batches, score_batches
+from recal.evaluation.cells import Scorer
 from recal.progress import Progress, silent
 from recal.runs.store import cell_file
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from recal.suites.suite import Cell
 
 
-# batches that are timed, after one that is not
+# number of batches that are timed, after one that is not
 TIMED = 3
 
 
@@ -31,16 +30,19 @@ class Plan:
     """What an evaluation will take.
 
     Attributes:
-        targets: Number of networks.
-        cells: Of each network.
-        images: In all cells together, each read once for all networks.
-        forwards: Images times networks.
-        bytes: Read of the disk, about; 0 where everything is made of clean images.
-        kept: Cells of all networks that the run's folder holds already, if nothing has changed.
-        rates: Images a second of one process, by what was timed: `clean`, and every corruption.
+        targets: Number of targets.
+        cells: Number of cells of each target.
+        images: Number of images in all cells together, each read once for all targets.
+        forwards: Number of forward passes: images times networks; targets with equal tensors and
+            preprocessing are one network.
+        bytes: Approximate number of bytes read from the disk; 0 if everything is made of clean
+            images.
+        kept: Number of cells of all targets that the folder of the run already has, if nothing has
+            changed.
+        rates: Images per second of one process, for `clean` and every corruption.
         faults: Why a corruption or all targets would fail, by what was timed.
-        seconds: For all of it, by this many processes like this one.
-        processes: See there.
+        seconds: Time for all of it by `processes` processes like this one.
+        processes: Number of processes that `seconds` assumes.
     """
 
     targets: int
@@ -55,38 +57,33 @@ class Plan:
     processes: int
 
 
-def make_plan(
-    work: Work,
-    *,
-    processes: int = 1,
-    progress: Progress = silent,
-) -> Plan:
+def make_plan(work: Work, *, processes: int = 1, progress: Progress = silent) -> Plan:
     """Count an evaluation's work, and time a few batches of each corruption on this machine.
 
-    Nothing is written. What would fail is noted, and takes no time.
+    Nothing is written. Failures are collected, and their time is not counted.
 
     Args:
         work: The evaluation.
-        processes: That will share the work.
-        progress: Called with corruptions timed and to be timed.
+        processes: Number of processes that will share the work.
+        progress: Called with the number of corruptions timed and in total.
     """
     groups: dict[str, list[Cell]] = {}
     for cell in work.cells:
         groups.setdefault(cell.corruption or "clean", []).append(cell)
-    predictors = Predictors(work.targets, work.execution)
+    scorer = Scorer(work)
     rates: dict[str, float] = {}
     faults: dict[str, str] = {}
     seconds = 0.0
     for number, (name, cells) in enumerate(groups.items()):
         try:
-            rates[name] = _rate(work, cells[len(cells) // 2], predictors)
+            rates[name] = _rate(scorer, cells[len(cells) // 2], [*work.networks])
             seconds += sum(_count(work, cell) for cell in cells) / rates[name]
         except RecalError as error:
             faults[name] = str(error)
         progress(number + 1, len(groups))
     images = sum(_count(work, cell) for cell in work.cells)
     kept = sum(
-        cell_file(work.folder, target.sha256, cell.name).is_file()
+        cell_file(work.folder, target.sha256, cell).is_file()
         for target in work.targets
         for cell in work.cells
     )
@@ -94,7 +91,7 @@ def make_plan(
         targets=len(work.targets),
         cells=len(work.cells),
         images=images,
-        forwards=images * len(work.targets),
+        forwards=images * len(work.networks),
         bytes=sum(work.images.size_in_bytes(cell) for cell in work.cells),
         kept=kept,
         rates=rates,
@@ -104,27 +101,22 @@ def make_plan(
     )
 
 
-def _rate(work: Work, cell: Cell, predictors: Predictors) -> float:
-    """Return the images a second at which a cell is read, corrupted and scored by all targets."""
-    names = [target.name for target in work.targets]
-    batches = cell_batches(work, cell)[: 1 + TIMED]
+def _rate(scorer: Scorer, cell: Cell, networks: Sequence[str]) -> float:
+    """Return the images per second at which a cell is read, corrupted and scored."""
+    batches = scorer.batches(cell)[: 1 + TIMED]
     timed = batches[1:] or batches
-    _score(work, cell, names, predictors, batches[:1])
-    begun = time.perf_counter()
-    _score(work, cell, names, predictors, timed)
-    return sum(map(len, timed)) / (time.perf_counter() - begun)
+    _score(scorer, cell, networks, batches[:1])
+    started = time.perf_counter()
+    _score(scorer, cell, networks, timed)
+    return sum(map(len, timed)) / (time.perf_counter() - started)
 
 
 def _score(
-    work: Work,
-    cell: Cell,
-    names: Sequence[str],
-    predictors: Predictors,
-    batches: Sequence[NDArray[np.int64]],
+    scorer: Scorer, cell: Cell, networks: Sequence[str], batches: Sequence[NDArray[np.int64]]
 ) -> None:
-    part = score_batches(work, cell, names, predictors, dict(enumerate(batches)))
-    if part.unreadable or len(part.wrong) == len(names):
-        raise RecalError(part.unreadable or next(iter(part.wrong.values())))
+    share = scorer.score(cell, networks, dict(enumerate(batches)))
+    if share.unreadable or len(share.wrong) == len(networks):
+        raise RecalError(share.fault)
 
 
 def _count(work: Work, cell: Cell) -> int:

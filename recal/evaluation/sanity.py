@@ -1,4 +1,4 @@
-"""What is not wrong in itself but hardly meant: said, not refused."""
+"""Warnings about evaluations that run, but are probably misconfigured."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import numpy as np
 from recal.suites.classes import class_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from recal.evaluation.cells import Work
     from recal.evaluation.targets import Target
     from recal.runs.store import Columns
     from recal.suites.images import SuiteImages
-    from recal.suites.suite import Cell
+    from recal.suites.suite import Cell, Suite
 
 
+# number of images whose mean and standard deviation are computed
 LOOKED_AT = 64
-# of normalised pixels: natural images of the set that mean and std are of come near (0, 1)
+# of normalised pixels: natural images are near (0, 1) if mean and std are those of their data set
 LARGEST_MEAN, SMALLEST_STD, LARGEST_STD = 0.6, 0.6, 1.6
-# mean and std that networks are trained with whatever the images: as they are, and -1 to 1
+# mean and std of networks that take any images as they are, or from -1 to 1
 CONVENTIONS = ((0.0, 1.0), (0.5, 0.5))
-# standard deviations above guessing
+# standard deviations above chance
 CLEARLY = 3.0
 
 
-def odd_preparation(
+def preparation_warnings(
     images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Target]
 ) -> list[str]:
-    """Say which targets' mean and std do not fit the clean images."""
+    """Return a warning for every target whose mean and std do not fit the clean images."""
     if images.of_clean is None or not cells:
         return []
     indices = images.of_clean.indices
@@ -47,26 +47,46 @@ def odd_preparation(
     ]
 
 
-def odd_results(work: Work, columns: Mapping[tuple[str, Cell], Columns]) -> Iterator[str]:
-    """Say which targets are no better than guessing on clean images, or on all the others."""
-    chance = 1 / class_count(work.suite)
-    for target in work.targets:
-        right = [
-            columns[target.name, cell]["rank"] == 0
-            for cell in work.cells
-            if (target.name, cell) in columns
-        ]
-        if not right:
-            continue
-        # the first cell is the clean one where there is one; else all of them together
-        looked_at = right[0] if work.cells[0].corruption is None else np.concatenate(right)
-        accuracy = float(looked_at.mean())
-        noise = np.sqrt(chance * (1 - chance) / len(right[0]))
-        if accuracy < chance + CLEARLY * noise:
-            yield (
-                f"{target.label}: accuracy {accuracy:.1%} is that of guessing ({chance:.1%}). "
-                "Are the labels, the class order and the preprocessing right?"
-            )
+class ChanceCheck:
+    """Counts right answers as cells pass, and warns of targets that are no better than chance.
+
+    The clean cell decides where a target has one, otherwise all of its cells together.
+
+    Args:
+        suite: The benchmark, whose number of classes determines chance.
+        targets: The targets.
+    """
+
+    def __init__(self, suite: Suite, targets: Sequence[Target]) -> None:
+        self._chance = 1 / class_count(suite)
+        self._labels = {target.name: target.label for target in targets}
+        self._right = dict.fromkeys(self._labels, 0)
+        self._images = dict.fromkeys(self._labels, 0)
+        self._images_of_a_cell: dict[str, int] = {}
+        self._has_clean: set[str] = set()
+
+    def add(self, cell: Cell, columns: dict[str, Columns]) -> None:
+        """Count the right answers of a cell; the clean cell comes first."""
+        for name, of_target in columns.items():
+            if name in self._has_clean:
+                continue
+            if cell.corruption is None:
+                self._has_clean.add(name)
+            self._right[name] += int((of_target["rank"] == 0).sum())
+            self._images[name] += len(of_target["rank"])
+            self._images_of_a_cell.setdefault(name, len(of_target["rank"]))
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a warning for every target that is no better than chance."""
+        for name, count in self._images_of_a_cell.items():
+            accuracy = self._right[name] / self._images[name]
+            noise = np.sqrt(self._chance * (1 - self._chance) / count)
+            if accuracy < self._chance + CLEARLY * noise:
+                yield (
+                    f"{self._labels[name]}: accuracy {accuracy:.1%} is that of guessing "
+                    f"({self._chance:.1%}). Are the labels, the class order and the preprocessing "
+                    "right?"
+                )
 
 
 def _fits(target: Target, mean: NDArray[np.float64], std: NDArray[np.float64]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recal.errors import InputError, VerificationError
 from recal.export.forms import Float32, Form
@@ -17,12 +17,12 @@ from recal.onnx_file.record import (
     GraphOptions,
     HeldVariant,
     OnnxRecord,
-    versions_of,
+    with_onnx,
     write_record,
 )
 from recal.onnx_file.session import make_probe
 from recal.progress import Progress, silent
-from recal.variant.variant import Variant, branch_variant
+from recal.variant.variant import Variant, branch_variant, versions_with_torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,6 @@ def export_onnx(
     any_size: bool = False,
     class_names: Sequence[str] | None = None,
     accuracies: Accuracies | None = None,
-    overrides: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Evidence:
     """Export a variant and compare the file, in ONNX Runtime, with the network in PyTorch.
@@ -73,7 +72,6 @@ def export_onnx(
         any_size: Whether the file takes any height and width, as far as the network allows.
         class_names: Names of the classes in the order of the outputs, for the record.
         accuracies: Results of an evaluation, for the record.
-        overrides: With the name of a branch: fields of `ModelSpec` that override the file's.
         progress: Called with the numbers of images judged and in total, for an int8 file.
 
     Returns:
@@ -89,7 +87,7 @@ def export_onnx(
         opset=opset, uint8=uint8, softmax=softmax, batch=batch, any_size=any_size
     )
     if isinstance(variant, str):
-        variant = branch_variant(checkpoint, variant, checkpoint.spec(**(overrides or {})))
+        variant = branch_variant(checkpoint, variant)
     variants = variant if isinstance(variant, Mapping) else {variant.label: variant}
     spec = next(iter(variants.values())).spec
     if class_names is not None and len(class_names) != spec.classes:
@@ -105,14 +103,13 @@ def export_onnx(
         evidence = form.prove(content, subjects, options, progress)
     except VerificationError as error:
         raise VerificationError(f"{error} No file was written. {form.advice}") from error
-    first = subjects[0].variant.to_file()
     record = OnnxRecord(
         form=form.name,
         options=options,
         weights_sha256=checkpoint.weights_sha256,
-        model=spec.to_json(),
+        model=spec,
         variants=held_variants(subjects),
-        versions=versions_of(first),
+        versions=with_onnx(versions_with_torch()),
         probe=make_probe(content),
         checkpoint_sha256=_file_sha256(checkpoint.path),
         classes=None if class_names is None else tuple(class_names),
@@ -126,7 +123,7 @@ def export_onnx(
 
 def held_variants(subjects: Sequence[Subject]) -> tuple[HeldVariant, ...]:
     """Return what a file's record says of its variants."""
-    return tuple(HeldVariant.of(s.variant.to_file(), s.name) for s in subjects)
+    return tuple(HeldVariant.of(s.variant, s.name) for s in subjects)
 
 
 def _write(model: onnx.ModelProto, record: OnnxRecord, path: Path) -> None:

@@ -184,7 +184,7 @@ class Switchable(Float32):
         spec = subjects[0].spec
         unfolded = _traced(subjects[0], options, fold=False)
         normalised = msgspec.structs.replace(options, uint8=False)
-        arrays = [{k: t.numpy() for k, t in s.variant.tensors.items()} for s in subjects]
+        arrays = [subject.variant.tensors for subject in subjects]
         model = switchable(_dressed(unfolded, spec, normalised), arrays)
         if options.uint8:
             accept_uint8(model, spec.mean, spec.std)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,15 +16,16 @@ from recal.onnx_file.record import RangeImagesRecord
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, load_policy, policy_names
 from recal.policies.prepared import PreparedImages
+from recal.variant.statistics import EstimatedStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from recal.data.images import ImageSource
     from recal.networks.spec import ModelSpec
+    from recal.variant.statistics import Statistics
 
 
 RANGE_IMAGES = 128
@@ -63,20 +64,20 @@ class HeldOutImages:
     what: str
 
 
-def variant_policy(spec: ModelSpec, statistics: Mapping[str, Any]) -> Policy:
+def variant_policy(spec: ModelSpec, statistics: Statistics) -> Policy:
     """Return the policy that a variant's statistics are of; `clean` where they are of none.
 
     Raises:
         UsageError: The record does not hold the policy's text.
     """
-    if statistics.get("source") != "policy":
+    if not isinstance(statistics, EstimatedStatistics):
         return load_policy(spec.family, "clean")
-    name = statistics["policy"]
-    shipped = shipped_policy(spec, name, statistics["policy_sha256"])
+    name = statistics.policy
+    shipped = shipped_policy(spec, name, statistics.policy_sha256)
     if shipped is not None:
         return shipped
     try:
-        return Policy.from_text(name, statistics["policy_text"])
+        return Policy.from_text(name, statistics.policy_text)
     except InputError as error:
         raise UsageError(
             f"--int8: expected a record with the text of policy '{name}', got another text "
@@ -94,7 +95,7 @@ def shipped_policy(spec: ModelSpec, name: str, sha256: str) -> Policy | None:
 
 def range_images(
     spec: ModelSpec,
-    statistics: Mapping[str, Any],
+    statistics: Statistics,
     data: Path | None,
     *,
     policy: Policy | None = None,
@@ -116,7 +117,7 @@ def range_images(
     """
     policy = policy or variant_policy(spec, statistics)
     source = open_family_images(spec, data, TRAIN)
-    seed = int(statistics.get("seed", 0))
+    seed = statistics.seed if isinstance(statistics, EstimatedStatistics) else 0
     order = np.random.default_rng(seed).permutation(len(source))
     indices = even_over_classes(order, source.labels, count)
     record = RangeImagesRecord(

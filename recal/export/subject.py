@@ -11,10 +11,11 @@ from PIL import Image
 
 from recal.data.folders import TEST, open_images
 from recal.errors import InputError
-from recal.networks.build import build
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
 from recal.resources import sample_images
+from recal.variant.build import build
+from recal.variant.statistics import BranchStatistics
 from recal.variant.variant import Variant, branch_variant
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ def make_subjects(
 
 def _other_branches(checkpoint: Checkpoint, variant: Variant) -> dict[str, nn.Module]:
     return {
-        name: build(checkpoint, branch_variant(checkpoint, name, variant.spec))
+        name: build(checkpoint, branch_variant(checkpoint, name, spec=variant.spec))
         for name in checkpoint.branches
-        if variant.statistics != {"source": "branch", "branch": name} or variant.affine != name
+        if (variant.affine, variant.statistics) != (name, BranchStatistics(branch=name))
     }
 
 

@@ -12,9 +12,9 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recal.errors import InputError, UsageError, reason
-from recal.networks.plain import batch_norms
 from recal.onnx_file.editing import with_arrays
 from recal.onnx_file.record import OPSET, OPSETS
+from recal.variant.plain import batch_norms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,16 +123,10 @@ def to_onnx(
         ) from error
     model = onnx.load_model_from_string(buffer.getvalue())
     _use_plain_names(model, traced)
-    return model if fold else with_tensors(model, _batch_norm_tensors(network))
-
-
-def with_tensors(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> onnx.ModelProto:
-    """Return a copy of an unfolded model with these initialisers replaced by name.
-
-    Raises:
-        InputError: The model has no initialiser of a name, or one of another shape.
-    """
-    return with_arrays(model, {k: t.float().cpu().numpy() for k, t in tensors.items()})
+    if fold:
+        return model
+    tensors = _batch_norm_tensors(network)
+    return with_arrays(model, {name: t.float().cpu().numpy() for name, t in tensors.items()})
 
 
 def _check_exportable(network: nn.Module, opset: int) -> None:

@@ -19,11 +19,11 @@ from recal.export.int8_images import (
     shipped_policy,
 )
 from recal.export.subject import Subject, make_subjects
-from recal.networks.spec import ModelSpec
 from recal.onnx_file.reading import graph_bytes, read_model, tensor_digest
-from recal.onnx_file.record import OnnxRecord, check_digest, read_record, versions_of
+from recal.onnx_file.record import OnnxRecord, check_digest, read_record, with_onnx
 from recal.progress import silent
-from recal.variant.variant import branch_variant
+from recal.variant.statistics import BranchStatistics
+from recal.variant.variant import branch_variant, versions_with_torch
 from recal.wording import listed
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def verify_against(
         )
     evidence = form.prove(model.SerializeToString(), subjects, record.options, silent)
     same_bytes = graph_bytes(model) == graph_bytes(again)
-    if not same_bytes and record.versions == versions_of(variants[0].to_file()):
+    if not same_bytes and record.versions == with_onnx(versions_with_torch()):
         raise VerificationError(
             f"{path}: expected the bytes of the same export, got another graph with the same "
             "tensors: its nodes were changed."
@@ -118,16 +118,18 @@ def recorded_variants(record: OnnxRecord, checkpoint: Checkpoint, path: Path) ->
     Raises:
         UsageError: The statistics of one were estimated, so that its file is needed.
     """
-    spec = ModelSpec.from_json(record.model)
     found = []
     for held in record.variants:
-        if held.statistics["source"] != "branch":
+        if not isinstance(held.statistics, BranchStatistics):
             raise UsageError(
                 f"{path}: holds {held.name}, whose statistics only its variant file gives. Name it "
                 "with --variant (for a switchable file all of them, with commas between)."
             )
-        statistics = str(held.statistics["branch"])
-        found.append(branch_variant(checkpoint, held.affine, spec, statistics=statistics))
+        found.append(
+            branch_variant(
+                checkpoint, held.affine, statistics=held.statistics.branch, spec=record.model
+            )
+        )
     return found
 
 
@@ -153,7 +155,7 @@ def _check_claims(record: OnnxRecord, subjects: Sequence[Subject]) -> None:
     variant, where = subjects[0].variant, subjects[0].where
     claims = [
         ("weights_sha256", record.weights_sha256, variant.weights_sha256),
-        ("model", record.model, variant.spec.to_json()),
+        ("model", record.model, variant.spec),
     ]
     pairs = zip(record.variants, held_variants(subjects), strict=True)
     claims += [(f"variants {i}: sha256", h.sha256, o.sha256) for i, (h, o) in enumerate(pairs, 1)]

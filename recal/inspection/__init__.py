@@ -1,1 +1,1 @@
-"""What is wrong with a checkpoint, how far apart its branches are, how well each classifies."""
+"""Inspection of a checkpoint: findings, distances between branches, scores on images."""

@@ -1,31 +1,31 @@
-"""The doctor: how far the branches of a checkpoint are apart, and what is wrong with them."""
+"""Inspecting a checkpoint: distances between its branches, and findings about them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from recal.errors import UsageError
-from recal.inspection.findings import Finding, examine
+from recal.inspection.findings import examine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from recal.checkpoint.checkpoint import Checkpoint
+    from recal.checkpoint.checkpoint import Checkpoint, Finding
 
 
-# what PyTorch adds to a variance before it takes the root, unless a network says otherwise
+# PyTorch's default for the number that BatchNorm adds to a variance
 EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDistance:
-    """How far one layer of a branch is from the same layer of `main`.
+    """The distances of one layer of a branch from the same layer of `main`.
 
     Attributes:
-        layer: The plain layer's path.
+        layer: Plain path of the layer.
         mean_shift: Root mean square over channels of (mean - main's mean) / main's standard
             deviation.
         log_variance_ratio: Root mean square over channels of log(variance / main's variance).
@@ -44,13 +44,14 @@ class LayerDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class BranchReport:
-    """One branch.
+    """One branch of a checkpoint.
 
     Attributes:
-        name: `main`, `aux0` ...
+        name: Name of the branch: `main`, `aux0` ...
         layers: Number of BatchNorm layers.
         channels: Number of channels of all layers together.
-        trained_batches: What the layers counted as seen in training, the largest; None if not kept.
+        trained_batches: Largest number of training batches that a layer has counted, or None if
+            the file does not hold the counters.
         distances: Distance to `main` of each layer; empty for `main` itself.
     """
 
@@ -63,16 +64,16 @@ class BranchReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `recal inspect` says of a checkpoint.
+    """What `recal inspect` prints about a checkpoint.
 
     Attributes:
-        path: The file, as it was named.
+        path: The file, as it was given.
         layout: Name of the layout.
-        writer: Who writes this layout.
-        roles: Which images trained which branch, by that source's convention.
-        architecture: Name of the architecture, or None where the file does not tell.
+        writer: The software that writes this layout.
+        roles: Which images trained which branch, by the convention of that software.
+        architecture: Name of the architecture, or None if it cannot be determined.
         parameters: Number of values outside of the BatchNorm layers.
-        weights_sha256: The hash by which variants know their weights.
+        weights_sha256: SHA-256 of the weights, which variants record.
         branches: The branches, `main` first.
         notes: What was unwrapped or left out while reading.
         findings: What is wrong or doubtful, and what follows from it.
@@ -89,23 +90,15 @@ class Inspection:
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `recal inspect --json` prints; warnings are sentences."""
-        content = asdict(self)
-        content["warnings"] = [finding.sentence for finding in self.findings]
-        content["findings"] = [asdict(finding) for finding in self.findings]
-        return content
 
-
-def inspect_checkpoint(checkpoint: Checkpoint, *, arch: str | None = None) -> Inspection:
-    """Measure the branches of a checkpoint against `main` and look for faults.
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """Compare the branches of a checkpoint with `main` and look for faults.
 
     Needs no architecture. Statistics are compared in float64, with 1e-5 added to variances as
     BatchNorm itself does.
 
     Args:
-        checkpoint: The branches.
-        arch: The architecture, where the user says; it is not built.
+        checkpoint: The checkpoint with the branches.
     """
     main = checkpoint.branches["main"]
     return Inspection(
@@ -113,7 +106,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, *, arch: str | None = None) -> In
         layout=checkpoint.layout.name,
         writer=checkpoint.layout.writer,
         roles=checkpoint.layout.roles,
-        architecture=arch or _architecture(checkpoint),
+        architecture=_architecture(checkpoint),
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
         weights_sha256=checkpoint.weights_sha256,
         branches=tuple(
@@ -136,7 +129,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, *, arch: str | None = None) -> In
 def layer_distance(
     layer: str, branch: Mapping[str, torch.Tensor], main: Mapping[str, torch.Tensor]
 ) -> LayerDistance:
-    """Measure one layer of a branch against the same layer of `main`; NaN where values are NaN."""
+    """Return the distances of one layer of a branch from that of `main`; NaN if values are NaN."""
     mean_shift, log_variance_ratio, symmetric_kl = gaussian_distances(
         branch[f"{layer}.running_mean"],
         branch[f"{layer}.running_var"],
@@ -161,10 +154,10 @@ def gaussian_distances(
     """Compare the Gaussians of two sets of statistics, channel by channel.
 
     Args:
-        mean: Shape (C,), any floating type; likewise the others.
-        variance: Of the same values.
-        base_mean: Mean that it is compared with.
-        base_variance: Variance that it is compared with.
+        mean: Mean of each channel, (C,), any floating type.
+        variance: Variance of each channel, (C,).
+        base_mean: Mean to compare with, (C,).
+        base_variance: Variance to compare with, (C,).
 
     Returns:
         Root mean square of the shift in the base's standard deviations; root mean square of the log
@@ -194,7 +187,9 @@ def _trained_batches(tensors: Mapping[str, torch.Tensor]) -> int | None:
 
 
 def _architecture(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.overrides.arch is not None:
+        return checkpoint.overrides.arch
     try:
-        return checkpoint.spec().arch
+        return checkpoint.spec.arch
     except UsageError:
         return None

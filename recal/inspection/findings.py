@@ -1,18 +1,17 @@
-"""What can be wrong with the branches of a checkpoint, one function a fault.
+"""What can be wrong with the branches of a checkpoint, one function per fault.
 
-To add one: write a function from a checkpoint to findings and add one line to the table at the
-foot.
+To add a fault, write a function from a checkpoint to findings and add it to `CHECKS`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from recal.errors import printable
+from recal.checkpoint.checkpoint import Finding
+from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,37 +19,12 @@ if TYPE_CHECKING:
     from recal.checkpoint.checkpoint import Checkpoint
 
 
-SHOWN = 3
-# below this a channel's variance is nothing beside the 1e-5 that BatchNorm adds to it
+# a smaller variance is negligible beside the 1e-5 that BatchNorm adds to it
 VANISHING = 1e-12
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Something wrong or doubtful.
-
-    Attributes:
-        kind: A word for programs, such as `never-trained`.
-        branch: The branch, or None where it concerns the whole file.
-        layers: The plain paths of the layers concerned.
-        what: What was found.
-        follows: What follows from it.
-    """
-
-    kind: str
-    branch: str | None
-    layers: tuple[str, ...]
-    what: str
-    follows: str
-
-    @property
-    def sentence(self) -> str:
-        """What was found and what follows from it, for people."""
-        return printable(f"{f'{self.branch}: ' if self.branch else ''}{self.what}. {self.follows}")
-
-
 def examine(checkpoint: Checkpoint) -> tuple[Finding, ...]:
-    """Look for every known fault."""
+    """Return the findings of every check."""
     return tuple(finding for check in CHECKS for finding in check(checkpoint))
 
 
@@ -71,7 +45,7 @@ def _never_trained(checkpoint: Checkpoint) -> Iterator[Finding]:
             layers=layers,
             what="never trained: mean 0 and variance 1 throughout"
             if whole
-            else f"{_named(layers)} never trained: mean 0 and variance 1 in every channel",
+            else f"{listed(layers)} never trained: mean 0 and variance 1 in every channel",
             follows="Its outputs mean nothing; do not deploy it, or estimate its statistics first "
             "(recal calibrate).",
         )
@@ -86,7 +60,7 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
                 kind="not-finite",
                 branch=name,
                 layers=layers,
-                what=f"NaN or infinity in {_named(layers)}",
+                what=f"NaN or infinity in {listed(layers)}",
                 follows="Every output through this branch is NaN; training diverged, or the file "
                 "is damaged.",
             )
@@ -100,7 +74,7 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
             kind="not-finite",
             branch=None,
             layers=broken,
-            what=f"NaN or infinity in the shared weights {_named(broken)}",
+            what=f"NaN or infinity in the shared weights {listed(broken)}",
             follows="No branch can give finite outputs; training diverged, or the file is damaged.",
         )
 
@@ -117,7 +91,7 @@ def _negative_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
                 kind="negative-variance",
                 branch=name,
                 layers=layers,
-                what=f"negative variances in {_named(layers)}",
+                what=f"negative variances in {listed(layers)}",
                 follows="Their root is NaN or wrong; estimate the statistics again "
                 "(recal calibrate).",
             )
@@ -135,7 +109,7 @@ def _vanishing_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
                 kind="vanishing-variance",
                 branch=name,
                 layers=layers,
-                what=f"{sum(small.values())} channels of variance 0 in {_named(layers)}",
+                what=f"{sum(small.values())} channels of variance 0 in {listed(layers)}",
                 follows="Their input is constant: a unit before them is dead. Any input that does "
                 "move there is multiplied by 1 / sqrt(epsilon), usually 316.",
             )
@@ -154,7 +128,7 @@ def _dead_channels(checkpoint: Checkpoint) -> Iterator[Finding]:
                 kind="dead-channels",
                 branch=name,
                 layers=layers,
-                what=f"{sum(dead.values())} channels of weight 0 in {_named(layers)}",
+                what=f"{sum(dead.values())} channels of weight 0 in {listed(layers)}",
                 follows="They pass on a constant whatever the statistics: pruned, or never left a "
                 "zero initialisation.",
             )
@@ -179,7 +153,6 @@ def _equal_branches(checkpoint: Checkpoint) -> Iterator[Finding]:
                 yield Finding(
                     kind="equal-branches",
                     branch=second,
-                    layers=(),
                     what=f"the same {'values' if equal['affine'] else 'statistics'} as {first}",
                     follows="The auxiliary BatchNorm was never used in training, or one was copied "
                     "from the other."
@@ -189,9 +162,7 @@ def _equal_branches(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _roles(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for doubt in checkpoint.doubts:
-        what, _, follows = doubt.partition(". ")
-        yield Finding(kind="roles", branch=None, layers=(), what=what, follows=f"{follows}.")
+    yield from checkpoint.doubts
 
 
 def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -201,8 +172,6 @@ def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
     ):
         yield Finding(
             kind="lost-activations",
-            branch=None,
-            layers=(),
             what="timm's split BatchNorm in an EfficientNet or MobileNet, whose BatchNorm layers "
             "carry the activations",
             follows="timm before 1.0.31 dropped these when it split the layers: weights trained "
@@ -213,14 +182,15 @@ def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _adversarial_preprocessing(checkpoint: Checkpoint) -> Iterator[Finding]:
     """EfficientNet's AdvProp weights were trained with Inception's mean and deviation."""
-    names = f"{checkpoint.facts.get('arch', '')} {checkpoint.path.name}".lower()
+    names = f"{checkpoint.facts.arch or ''} {checkpoint.path.name}".lower()
     stem = checkpoint.weights.keys() & {"conv_stem.weight", "_conv_stem.weight"}
-    told = checkpoint.facts.get("mean")
-    if stem and re.search(r"(^|[-_. ])(ap|adv|advprop)([-_. ]|$)", names) and told is None:
+    if (
+        stem
+        and re.search(r"(^|[-_. ])(ap|adv|advprop)([-_. ]|$)", names)
+        and checkpoint.facts.mean is None
+    ):
         yield Finding(
             kind="ap-preprocessing",
-            branch=None,
-            layers=(),
             what="by its name an EfficientNet trained with AdvProp ('AP')",
             follows="Those weights expect Inception's preprocessing: --mean 0.5,0.5,0.5 --std "
             "0.5,0.5,0.5. With ImageNet's usual numbers they work, some points worse.",
@@ -232,17 +202,10 @@ def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
     if checkpoint.layout.name in ("dubn", "dubin") and len(checkpoint.branches) > 2:
         yield Finding(
             kind="width-collision",
-            branch=None,
-            layers=(),
             what=f"{len(checkpoint.branches)} branches under the names of DuBN, which has two",
             follows="Slimmable networks number their widths so; equal channel counts speak against "
             "that here. Say --layout plain if they are layers used one after the other.",
         )
-
-
-def _named(layers: tuple[str, ...]) -> str:
-    more = f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else ""
-    return f"{', '.join(layers[:SHOWN])}{more}"
 
 
 CHECKS: tuple[Callable[[Checkpoint], Iterator[Finding]], ...] = (

@@ -1,33 +1,33 @@
-"""Scoring branches on images: which one is the clean one, and how far off each is."""
+"""Scoring branches on images: how accurate each is, and how far its statistics are from theirs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from recal.calibration.moments import Moments
+from recal.calibration.estimators import merge_found
+from recal.calibration.hooks import Found, Listener
 from recal.data.batches import Batches
 from recal.data.folders import find_images
 from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
 from recal.errors import InputError
 from recal.inspection.distances import gaussian_distances
-from recal.networks.build import build
-from recal.networks.plain import batch_norms
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
+from recal.progress import Progress, silent
+from recal.variant.build import build
+from recal.variant.plain import batch_norms
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
 
     from recal.checkpoint.checkpoint import Checkpoint
-    from recal.progress import Progress
 
 
 BATCH = 100
@@ -35,17 +35,17 @@ BATCH = 100
 
 @dataclass(frozen=True, kw_only=True)
 class BranchScore:
-    """How one branch does on clean images.
+    """The results of one branch on clean images.
 
     Attributes:
-        branch: Its name.
+        branch: Name of the branch.
         images: Number of images.
-        accuracy: Top-1 accuracy as a fraction, or None where the images have no labels.
-        data_distance: Symmetric KL, mean over channels, in nats, between the branch's statistics
-            and those of the same images as this branch's network in eval mode sees them; median
-            over layers.
-        furthest: The layer where it is largest.
-        furthest_distance: And how large it is there.
+        accuracy: Top-1 accuracy in [0, 1], or None if the images have no labels.
+        data_distance: Symmetric KL divergence between the branch's statistics and those of the
+            images as this branch's network in eval mode sees them, in nats, mean over channels,
+            median over layers.
+        furthest: The layer with the largest distance.
+        furthest_distance: The distance of that layer.
     """
 
     branch: str
@@ -63,24 +63,25 @@ def score_branches(
     *,
     samples: int = 2000,
     seed: int = 0,
-    progress: Progress | None = None,
-    **asked: Any,
+    progress: Progress = silent,
 ) -> tuple[BranchScore, ...]:
     """Send the same clean images through every branch.
 
     Args:
-        checkpoint: The branches.
-        data: A folder of images, with or without labels; its test images where it has a split.
-        samples: How many images at most, drawn by the seed.
-        seed: Draws the images.
-        progress: Called with the images done and their total number, over all branches.
-        **asked: Fields of `ModelSpec` that the file does not give.
+        checkpoint: The checkpoint with the branches.
+        data: A folder of images, with or without labels; if it has splits, its test images.
+        samples: Largest number of images, which the seed chooses.
+        seed: Seed of the choice of images.
+        progress: Called with the numbers of images done and in total, over all branches.
+
+    Returns:
+        The scores in the order of the branches.
 
     Raises:
-        InputError: No images, or labels beyond the network's classes.
-        UsageError: The architecture cannot be told.
+        InputError: There are no images, or labels beyond the network's classes.
+        UsageError: The architecture cannot be determined.
     """
-    spec = checkpoint.spec(**asked)
+    spec = checkpoint.spec
     source = find_images(data, (), "test", classes=None, what="images to score the branches on")
     chosen = seeded_batches(len(source), samples, BATCH, seed)
     labels = None if source.labels is None else torch.from_numpy(source.labels)
@@ -94,19 +95,19 @@ def score_branches(
     done, total = 0, sum(map(len, chosen)) * len(checkpoint.branches)
     scores = []
     for name in checkpoint.branches:
-        network = build(checkpoint, name, **asked)
-        moments = _watch(network)
+        listener = Listener(build(checkpoint, name), by_batch=False)
+        moments: Found = {}
         correct = 0
         for indices, (pixels,) in zip(chosen, batches, strict=True):
-            batch = normalise(pixels, spec.mean, spec.std, torch.device("cpu"))
-            predicted = network(batch).argmax(1)
+            found = listener(normalise(pixels, spec.mean, spec.std, torch.device("cpu")))
+            moments = merge_found([moments, found])
             done += len(indices)
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
             if labels is not None:
+                predicted = listener.output.argmax(1)
                 correct += int((predicted == labels[indices]).sum())
         count = sum(map(len, chosen))
-        distances = _distances(network, moments)
+        distances = _distances(listener.network, moments)
         furthest = max(distances, key=lambda layer: distances[layer])
         scores.append(
             BranchScore(
@@ -121,23 +122,7 @@ def score_branches(
     return tuple(scores)
 
 
-def _watch(network: nn.Module) -> dict[str, Moments]:
-    """Collect the moments of what reaches each BatchNorm layer."""
-    moments: dict[str, Moments] = {}
-
-    def collect(name: str, values: torch.Tensor) -> None:
-        found = Moments.of(values)
-        moments[name] = moments[name].merge(found) if name in moments else found
-
-    def watch(name: str, layer: _BatchNorm) -> None:
-        layer.register_forward_pre_hook(lambda _, inputs: collect(name, inputs[0]))
-
-    for name, layer in batch_norms(network).items():
-        watch(name, layer)
-    return moments
-
-
-def _distances(network: nn.Module, moments: dict[str, Moments]) -> dict[str, float]:
+def _distances(network: nn.Module, moments: Found) -> dict[str, float]:
     layers = batch_norms(network)
     result = {}
     for name, found in moments.items():

@@ -1,1 +1,1 @@
-"""From a name to a module, and from weights and a variant to a plain-BN module."""
+"""Architectures: from a name to a network with fresh weights, and what preprocessing it needs."""

@@ -1,7 +1,6 @@
-"""ResNeXt-29 for 32x32 images, with the names that AugMix and RobustBench use.
+"""Networks for images of 32 x 32 pixels: WRN, ResNet, pre-activation ResNet and ResNeXt-29.
 
-Source: Xie et al., "Aggregated Residual Transformations for Deep Neural Networks",
-arXiv 1611.05431.
+Their tensors have the names that AugMix and RobustBench use.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, C', H / stride, W / stride)."""
         active = F.relu(self.bn1(x))
-        # where the width changes, the shortcut too starts from the activated input
+        # if the width changes, the shortcut starts from the activated input, too
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return shortcut + out  # type: ignore[no-any-return]
@@ -249,7 +248,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, grouped 3x3 and 1x1 convolution, each followed by BN, added to the input."""
+    """1x1, grouped 3x3 and 1x1 convolutions, each followed by BN, added to the input."""
 
     def __init__(self, width_in: int, width: int, groups: int, base: int, stride: int) -> None:
         super().__init__()

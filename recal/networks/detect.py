@@ -1,7 +1,7 @@
-"""Telling an architecture from the names and shapes of its tensors, or from a name in a file.
+"""Detecting an architecture from the names and shapes of its tensors, or from a name in a file.
 
-A candidate is proposed by names, then proven: the network is made without memory and must have
-exactly these tensors.
+Candidates are proposed from names and then proven: the network is built on the meta device and has
+to have exactly these tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 COUNTER = ".num_batches_tracked"
-# stage sizes and whether blocks have three convolutions: depth of a ResNet
+# depth of a ResNet by its stage sizes and whether blocks have three convolutions
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50,
     ((3, 4, 23, 3), True): 101, ((3, 8, 36, 3), True): 152,
@@ -30,11 +30,12 @@ def architecture_of(named: str | None, shapes: Shapes) -> str:
     """Return the architecture that a file names, or that its tensors determine.
 
     Args:
-        named: What the file says, such as `wrn16_1`, `timm:resnet50` or a bare `resnet50`.
+        named: The name in the file, such as `wrn16_1`, `timm:resnet50` or `resnet50`; None if it
+            has none.
         shapes: Shape of every tensor of the plain network, by name.
 
     Raises:
-        UsageError: Neither tells.
+        UsageError: The architecture cannot be determined.
     """
     options = _readings(named) if named else []
     if len(options) == 1:
@@ -59,16 +60,16 @@ def architecture_of(named: str | None, shapes: Shapes) -> str:
 
 
 def _readings(named: str) -> list[str]:
-    """Return the known names that a name in a file can stand for; never one that runs code."""
+    """Return the known architectures that a name in a file can mean, without any that runs code."""
     if ":" in named:
         return [named] if named.partition(":")[0] in HARMLESS_ORIGINS and is_known(named) else []
     if is_known(named):
-        return [named]  # recal's own, without importing the others
+        return [named]  # one of recal's own networks, for which nothing else is imported
     return [name for name in (f"timm:{named}", f"torchvision:{named}") if is_known(name)]
 
 
 def fits(name: str, shapes: Shapes) -> bool:
-    """Tell whether a network has exactly these tensors; it is made without memory."""
+    """Return whether a network has exactly these tensors; it is built on the meta device."""
     expected = plain_shapes(shapes)
     matrices = [shape for shape in expected.values() if len(shape) == 2]
     classes = matrices[-1][0] if matrices else 1000
@@ -99,7 +100,7 @@ def plain_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def _stages(shapes: Shapes, pattern: str, first: str) -> tuple[int, ...]:
-    """Count the blocks of each stage: matches of a pattern with a stage and a block number."""
+    """Return the number of blocks of each stage, from keys that match a pattern."""
     blocks: dict[int, int] = {}
     for key in shapes:
         match = re.fullmatch(pattern + first, key)
@@ -155,7 +156,7 @@ def _imagenet_resnets(shapes: Shapes) -> list[str]:
 
 
 def _efficientnets(shapes: Shapes) -> list[str]:
-    """Propose both of timm's kinds, of different padding and epsilon: the user has to say which."""
+    """Propose both of timm's kinds, which differ in padding and epsilon; the user has to choose."""
     head = shapes.get("conv_head.weight", (0,))[0]
     sizes = [i for i, width in enumerate(HEADS) if width == head]
     names = [f"timm:{kind}efficientnet_b{i}" for i in sizes for kind in ("", "tf_")]

@@ -1,4 +1,4 @@
-"""Turning an architecture's name into a network with fresh weights; nothing is downloaded."""
+"""Networks with fresh weights by name; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Modu
     """Build a network with randomly initialised weights.
 
     Args:
-        name: `recal:NAME` or `NAME` for recal's own, `timm:NAME`, `torchvision:NAME`,
+        name: `recal:NAME` or `NAME` for recal's own networks, `timm:NAME`, `torchvision:NAME`,
             `robustbench:DATASET/THREAT/NAME`, `python:FILE.py:CALLABLE` or
             `python:MODULE:CALLABLE`.
         classes: Number of classes, K.
-        trusted: Whether a person gave the name. One that was found in a checkpoint, variant or ONNX
-            file may not select `python:` or `robustbench:`, which import other people's code.
+        trusted: Whether the user gave the name. A name found in a checkpoint, variant or ONNX file
+            cannot select `python:` or `robustbench:`, which import other people's code.
 
     Raises:
-        UsageError: The name is unknown, or not allowed.
+        UsageError: The name is unknown, or is not allowed.
     """
     origin, target = split_name(name)
     if not trusted and origin not in HARMLESS_ORIGINS:
@@ -46,7 +46,7 @@ def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Modu
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return origin and target of an architecture's name.
+    """Return the origin of an architecture's name, and the name without it.
 
     Raises:
         UsageError: The origin is unknown.
@@ -60,7 +60,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether a harmless name exists, without building the network."""
+    """Return whether a network of a harmless origin exists, without building it."""
     origin, target = name.partition(":")[::2] if ":" in name else ("", name)
     if origin in ("", "recal"):
         return any(re.fullmatch(pattern, target) for pattern in OWN)
@@ -119,7 +119,7 @@ def _resnext29(groups: str, width: str, classes: int) -> nn.Module:
 def _timm(name: str, classes: int) -> nn.Module:
     import timm
 
-    # timm would also take hf-hub: and local-dir: names, which fetch or run what they are told
+    # timm also accepts hf-hub: and local-dir: names, which download or load other files
     if not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name):
         near = did_you_mean(name, timm.list_models())
         raise UsageError(f"--arch: timm has no model '{name}'.{near}")
@@ -134,7 +134,7 @@ def _torchvision(name: str, classes: int) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
-    # networks with auxiliary classifiers would initialise for half a minute unless told
+    # networks with auxiliary classifiers would take half a minute to initialise
     arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     network: nn.Module = models.get_model(
         pick(name, known, "--arch torchvision"), weights=None, num_classes=classes, **arguments
@@ -154,7 +154,8 @@ def _python(target: str, classes: int) -> nn.Module:
     return create(target, classes)
 
 
-# pattern: maker, called with the groups of the match and the number of classes
+# functions that build a network, by pattern of the name; called with the groups of the match
+# and the number of classes
 OWN: dict[str, Callable[..., nn.Module]] = {
     r"wrn(\d{2,3})_(\d{1,2})": _wide_resnet,
     r"cifar_resnet(\d{2,4})": _cifar_resnet,

@@ -1,8 +1,8 @@
-"""The one place that touches RobustBench, an optional extra: networks, reader, accuracy.
+"""Networks of RobustBench's model zoo. RobustBench is an optional extra.
 
-Release 1.1.1 does not import as installed: it wants `pkg_resources`, which setuptools 81 dropped,
-and `autoattack`, while its dependency installs `pyautoattack`. Both names are lent to it while it
-is imported.
+Release 1.1.1 cannot be imported as installed: it needs `pkg_resources`, which setuptools 81
+removed, and `autoattack`, which its dependency installs as `pyautoattack`. Both names are provided
+while it is imported.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recal.errors import UsageError
+from recal.networks.spec import ModelOverrides
 from recal.networks.wrappers import strip_front
 from recal.wording import pick
 
@@ -42,7 +43,7 @@ def create(name: str) -> nn.Module:
         name: `DATASET/THREAT/NAME`, such as `cifar10/corruptions/Hendrycks2020AugMix_WRN`.
 
     Raises:
-        UsageError: There is none of this name, or RobustBench is not installed.
+        UsageError: There is no network of this name, or RobustBench is not installed.
     """
     from torch import nn
 
@@ -60,15 +61,19 @@ def create(name: str) -> nn.Module:
 
 
 @functools.lru_cache
-def preprocessing(name: str) -> dict[str, Any]:
-    """Return what a network of the zoo expects: images in [0, 1], which it normalises itself.
+def preprocessing(name: str) -> ModelOverrides:
+    """Return the preprocessing of a network of the zoo.
 
-    Where it keeps mean and deviation as buffers, recal applies them instead.
+    The networks take images in [0, 1] and normalise them themselves. If a network has mean and
+    standard deviation as buffers, recal applies them in its place.
     """
     dataset = name.partition("/")[0]
-    facts = strip_front(create(name).state_dict()).facts
-    family = "imagenet" if dataset == "imagenet" else "cifar"
-    return {"family": family, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} | facts
+    front = strip_front(create(name).state_dict())
+    return ModelOverrides(
+        family="imagenet" if dataset == "imagenet" else "cifar",
+        mean=front.mean or (0.0, 0.0, 0.0),
+        std=front.std or (1.0, 1.0, 1.0),
+    )
 
 
 def load_cifar10c(
@@ -105,7 +110,7 @@ def _zoo() -> Any:
 
 def _module(name: str) -> types.ModuleType:
     with _borrowed_names(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it imports timm by names that timm deprecates
+        warnings.simplefilter("ignore")  # it imports timm by deprecated names
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -119,7 +124,7 @@ def _module(name: str) -> types.ModuleType:
 
 @contextmanager
 def _borrowed_names() -> Iterator[None]:
-    """Lend RobustBench the module names that it imports and nobody installs any more."""
+    """Provide the module names that RobustBench imports but that no package installs."""
     lent: dict[str, types.ModuleType] = {}
     if importlib.util.find_spec("autoattack") is None:
         for name in ("autoattack", "autoattack.state"):

@@ -1,6 +1,6 @@
-"""Networks out of the user's own code: `python:FILE.py:CALLABLE`, `python:PACKAGE.MODULE:CALLABLE`.
+"""Networks from the user's own code: `python:FILE.py:CALLABLE`, `python:PACKAGE.MODULE:CALLABLE`.
 
-This runs that code, so it is reached only for names that a person gave.
+The code is run, so only names that the user gave come here.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-# what callables name the number of classes
+# names of the parameter for the number of classes
 CLASSES = ("num_classes", "classes", "n_classes", "nb_classes")
 
 
 def create(target: str, classes: int) -> nn.Module:
-    """Call the user's callable and return the network that it makes.
+    """Call the user's callable and return its network.
 
     Args:
-        target: What follows `python:`.
-        classes: Passed on if the callable takes an argument called num_classes, classes, n_classes
-            or nb_classes.
+        target: The part of the name after `python:`.
+        classes: Number of classes, passed on if the callable has a parameter named num_classes,
+            classes, n_classes or nb_classes.
 
     Raises:
-        UsageError: There is no such file, module or callable, it fails, or makes no network.
+        UsageError: There is no such file, module or callable; or it fails or returns no network.
     """
     where = f"--arch python:{target}"
     place, colon, name = target.rpartition(":")
@@ -50,7 +50,7 @@ def create(target: str, classes: int) -> nn.Module:
         network = maker(**_arguments(maker, classes))
     except UsageError:
         raise
-    except Exception as error:  # the user's code can raise anything
+    except Exception as error:  # the user's code can raise any error
         raise UsageError(
             f"{where}: its code raised {type(error).__name__}: {error}. Try it alone, or see the "
             "traceback with recal --debug."
@@ -64,14 +64,14 @@ def _from_file(path: Path, where: str) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"{where}: expected a file, got nothing at {path}.")
-    # a name of its own for every path, so that two files called model.py are two modules
+    # the name depends on the path, so that two files named model.py are two modules
     name = f"_recal_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))  # for the files beside it
+    sys.path.insert(0, str(path.parent))  # so that the file can import its neighbours
     try:
         spec.loader.exec_module(module)
     finally:

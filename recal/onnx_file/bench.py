@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recal.errors import UsageError
-from recal.networks.spec import ModelSpec
 from recal.onnx_file.session import OnnxNetwork
 
 if TYPE_CHECKING:
@@ -109,4 +108,4 @@ def _interleaved(sessions: Sequence[OnnxNetwork], batch: int, runs: int) -> NDAr
 
 def _side(session: OnnxNetwork) -> int:
     """Return the side of images for a network that takes any: as its record says, else `SIDE`."""
-    return ModelSpec.from_json(session.record.model).size if session.record else SIDE
+    return session.record.model.size if session.record else SIDE

@@ -19,11 +19,11 @@ from recal.onnx_file.record import (
     check_digest,
     parse_record,
     read_entries,
-    versions_of,
+    with_onnx,
     write_record,
 )
 from recal.onnx_file.session import folding_difference, make_probe, noise_difference
-from recal.variant.file import VariantFile, read_variant
+from recal.variant.file import load_variant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from recal.variant.variant import Variant
+
 
 FOREIGN = "onnx:"
 TOLERANCE = 1e-3
 
 
-def patch_file(path: Path, variant: Path, output: Path) -> VariantFile:
+def patch_file(path: Path, variant: Path, output: Path) -> Variant:
     """Write a copy of a patchable ONNX file that holds another variant.
 
     The graph is, byte for byte, that of a fresh patchable export of the variant.
@@ -53,16 +55,14 @@ def patch_file(path: Path, variant: Path, output: Path) -> VariantFile:
         InputError: The file is not patchable, or the variant belongs to other weights.
         VerificationError: The base file was changed, or ONNX Runtime does not run the new tensors.
     """
-    model, found = read_model(path), read_variant(variant)
+    model, found = read_model(path), load_variant(variant)
     patched = patch_model(model, found, str(path), str(variant))
     check_model(patched, str(output))
     write_whole(output, patched.SerializeToString(deterministic=True))
     return found
 
 
-def patch_model(
-    model: onnx.ModelProto, variant: VariantFile, where: str, what: str
-) -> onnx.ModelProto:
+def patch_model(model: onnx.ModelProto, variant: Variant, where: str, what: str) -> onnx.ModelProto:
     """Return a copy of a model with a variant's BatchNorm tensors and record.
 
     Args:
@@ -77,10 +77,10 @@ def patch_model(
     """
     record = require_patchable(model, where)
     own = record.weights_sha256 if record else weights_identity(model)
-    if variant.record["weights_sha256"] != own:
+    if variant.weights_sha256 != own:
         raise InputError(
             f"{what}: expected a variant for the weights in {where} ({_short(own)}), got one for "
-            f"others ({_short(variant.record['weights_sha256'])})."
+            f"others ({_short(variant.weights_sha256)})."
         )
     if record is not None:
         _check_preprocessing(variant, record, where, what)
@@ -90,9 +90,9 @@ def patch_model(
         form="patchable",
         options=record.options if record else GraphOptions(),
         weights_sha256=own,
-        model=variant.record["model"],
+        model=variant.spec,
         variants=(HeldVariant.of(variant),),
-        versions=versions_of(variant),
+        versions=with_onnx(variant.versions),
         probe=make_probe(patched.SerializeToString()),
         checkpoint_sha256=record.checkpoint_sha256 if record else None,
         classes=record.classes if record else None,
@@ -152,7 +152,7 @@ def weights_identity(model: onnx.ModelProto) -> str:
 
 
 def _by_initialiser(
-    model: onnx.ModelProto, variant: VariantFile, where: str, what: str
+    model: onnx.ModelProto, variant: Variant, where: str, what: str
 ) -> dict[str, NDArray[np.float32]]:
     names = layer_tensors(model.graph)
     odd = sorted(names.keys() ^ variant.tensors.keys())
@@ -162,11 +162,11 @@ def _by_initialiser(
     return {name: variant.tensors[key] for key, name in names.items()}
 
 
-def _check_preprocessing(variant: VariantFile, record: OnnxRecord, where: str, what: str) -> None:
+def _check_preprocessing(variant: Variant, record: OnnxRecord, where: str, what: str) -> None:
     """Refuse a variant that does not fit the part of the preprocessing inside the graph."""
     inside = ("size", "classes", *(("mean", "std") if record.options.uint8 else ()))
     for key in inside:
-        ours, theirs = record.model.get(key), variant.record["model"].get(key)
+        ours, theirs = getattr(record.model, key), getattr(variant.spec, key)
         if ours != theirs:
             raise InputError(
                 f"{what}: expected {key} {ours}, which is part of the graph of {where}, got "

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recal.data.images import IMAGE_SUFFIXES, FileSource
 from recal.errors import BrokenImageError, InputError, UsageError
-from recal.networks.spec import ModelSpec, complete_spec
+from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
 from recal.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,22 +62,26 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def network_spec(network: OnnxNetwork, asked: Mapping[str, Any], where: str) -> ModelSpec:
-    """Return how images are prepared for a network: as asked, else as its file says.
+def network_spec(network: OnnxNetwork, overrides: ModelOverrides, where: str) -> ModelSpec:
+    """Return how images are prepared for a network: as its file says, unless overridden.
+
+    Args:
+        network: The network of an ONNX file.
+        overrides: Fields that override what the file says.
+        where: Name of the file, for messages.
 
     Raises:
         UsageError: recal did not write the file, and the preprocessing is not given.
     """
     if network.record is not None:
-        return ModelSpec.from_json(network.record.model).overridden(asked)
-    known = {key: value for key, value in asked.items() if value is not None}
-    if "family" not in known and not {"mean", "std"} <= known.keys():
+        return network.record.model.overridden(overrides)
+    if overrides.family is None and (overrides.mean is None or overrides.std is None):
         raise UsageError(
             f"{where}: was not written by recal, so that its preprocessing is unknown. Give "
             "--family, or --mean and --std."
         )
-    usual = {"arch": "onnx", "classes": network.classes, "size": network.size}
-    return complete_spec({**usual, **known}, {}, {})
+    known = ModelOverrides(arch="onnx", classes=network.classes, size=network.size)
+    return complete_spec(overrides.over(known), ModelOverrides(), {}, where)
 
 
 def predict(

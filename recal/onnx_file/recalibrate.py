@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from recal.calibration.error_bounds import LayerError, with_bounds
+from recal.calibration.error_bounds import with_bounds
 from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
 from recal.data.normalise import normalise_array
 from recal.errors import InputError
@@ -20,7 +20,8 @@ from recal.onnx_file.patch import require_patchable, weights_identity
 from recal.onnx_file.session import filled, open_session, run_session
 from recal.policies.prepared import PreparedImages
 from recal.progress import Progress, silent
-from recal.variant.file import FORMAT, VariantFile, estimated_statistics
+from recal.variant.statistics import EstimatedStatistics, LayerError
+from recal.variant.variant import Variant
 from recal.version import __version__
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def recalibrate(
     min_images: int = MIN_IMAGES,
     skip_broken: bool = False,
     progress: Progress = silent,
-) -> VariantFile:
+) -> Variant:
     """Estimate the statistics that the network in an ONNX file itself sees, layer by layer.
 
     The same definition as the estimator `consistent`, images and draws included: each pass takes
@@ -255,27 +256,25 @@ def recalibrate(
         current = with_arrays(current, _statistics(current.graph, merged, where))
     names = layer_tensors(current.graph)
     arrays = {tensor.name: tensor for tensor in current.graph.initializer}
-    return VariantFile(
+    return Variant(
         tensors={key: numpy_helper.to_array(arrays[name]) for key, name in names.items()},
-        record={
-            "format": FORMAT,
-            "weights_sha256": record.weights_sha256 if record else weights_identity(model),
-            "model": spec.to_json(),
-            "affine": record.variants[0].affine if record else "main",
-            "statistics": estimated_statistics(
-                policy,
-                errors,
-                data_sha256=source.fingerprint(drawn.tolist()),
-                images=len(drawn),
-                skipped=list(skipped),
-                batch_size=batch_size,
-                estimator="consistent",
-                passes=len(levels),
-                seed=seed,
-                layers_without_data=[],
-            ),
-            "versions": {"recal": __version__, "onnxruntime": onnxruntime.__version__},
-        },
+        weights_sha256=record.weights_sha256 if record else weights_identity(model),
+        spec=spec,
+        affine=record.variants[0].affine if record else "main",
+        statistics=EstimatedStatistics(
+            policy=policy.name,
+            policy_sha256=policy.sha256,
+            policy_text=policy.text,
+            data_sha256=source.fingerprint(drawn.tolist()),
+            images=len(drawn),
+            skipped=tuple(skipped),
+            batch_size=batch_size,
+            estimator="consistent",
+            passes=len(levels),
+            seed=seed,
+            errors=errors if len(drawn) > 1 else {},
+        ),
+        versions={"recal": __version__, "onnxruntime": onnxruntime.__version__},
     )
 
 

@@ -13,17 +13,19 @@ import onnx
 from msgspec import Meta
 
 from recal.errors import InputError, VerificationError
+from recal.networks.spec import ModelSpec
 from recal.onnx_file.reading import graph_bytes
 from recal.schema import Record, convert, read_json, to_json
-from recal.variant.file import VariantFile, check_statistics
+from recal.variant.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from recal.variant.variant import Variant
+
 
 PREFIX = "recal."
 DIGEST = "sha256"
-FORMAT = 1
 OPSETS = range(13, 21)  # BatchNormalization was another operator before 13; 21 cannot be traced
 OPSET = 18
 
@@ -223,22 +225,16 @@ class HeldVariant(Record, frozen=True, kw_only=True):
     name: str
     sha256: str
     affine: str
-    statistics: dict[str, object]
-
-    def __post_init__(self) -> None:
-        try:
-            check_statistics(self.statistics, "statistics")
-        except InputError as error:
-            raise ValueError(str(error)) from error
+    statistics: Statistics
 
     @classmethod
-    def of(cls, variant: VariantFile, name: str | None = None) -> HeldVariant:
+    def of(cls, variant: Variant, name: str | None = None) -> HeldVariant:
         """Describe a variant, by default under its label."""
         return cls(
             name=variant.label if name is None else name,
             sha256=variant.sha256,
-            affine=variant.record["affine"],
-            statistics=dict(variant.record["statistics"]),
+            affine=variant.affine,
+            statistics=variant.statistics,
         )
 
 
@@ -263,11 +259,11 @@ class OnnxRecord(Record, frozen=True, kw_only=True):
         sha256: Hash of the graph and of all other entries.
     """
 
-    format: int = FORMAT
+    format: Literal[1] = 1
     form: FormName
     options: GraphOptions
     weights_sha256: str
-    model: dict[str, object]
+    model: ModelSpec
     variants: Annotated[tuple[HeldVariant, ...], Meta(min_length=1)]
     versions: dict[str, str]
     probe: Probe
@@ -290,10 +286,9 @@ class OnnxRecord(Record, frozen=True, kw_only=True):
         return ", ".join(variant.name for variant in self.variants)
 
 
-def versions_of(variant: VariantFile) -> dict[str, str]:
-    """Return the versions of the libraries that made a variant and write its ONNX file."""
-    made = {name: str(version) for name, version in variant.record["versions"].items()}
-    return {**made, "onnx": onnx.__version__}
+def with_onnx(versions: Mapping[str, str]) -> dict[str, str]:
+    """Return the versions of the libraries that made a network, and of onnx."""
+    return {**versions, "onnx": onnx.__version__}
 
 
 TEXTS = ("form", "weights_sha256", "checkpoint_sha256", "sha256")
@@ -329,10 +324,6 @@ def parse_record(entries: Mapping[str, str], where: str) -> OnnxRecord | None:
         key: value if key in TEXTS else read_json(value, object, f"{where}: {PREFIX}{key}")
         for key, value in own.items()
     }
-    if isinstance(content["format"], int) and content["format"] > FORMAT:
-        raise InputError(
-            f"{where}: expected format {FORMAT}, got {content['format']}. Use a newer recal."
-        )
     return convert(content, OnnxRecord, where)
 
 

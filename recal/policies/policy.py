@@ -57,11 +57,7 @@ class PolicyFile(Record, frozen=True, kw_only=True):
     part: tuple[PolicyPart, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express.
-
-        Raises:
-            ValueError: There are both ops and parts, or shares that do not add up to 1.
-        """
+        """Check what the annotations cannot express."""
         if self.op and self.part:
             raise ValueError("expected [[op]] or [[part]], got both. Mix whole policies.")
         if self.part and abs(sum(part.share for part in self.part) - 1) > 1e-6:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from recal.runs.store import Columns, SavedRun, SavedTarget
+    from recal.runs.store import Columns, RunTarget, SavedRun
     from recal.suites.suite import Cell
 
 
@@ -28,13 +28,13 @@ class Measured:
     Attributes:
         target: The target.
         cells: The cells that the run holds for it.
-        correct: For each cell, whether it is right on each image, bool (N,).
+        correct: For each cell, whether the prediction is right for each image, bool (N,).
         value: The metrics over all images, float64 (1, C, 5).
         resampled: The metrics in each bootstrap resample, float64 (R, C, 5). Cells of the same
             images share their resamples, and so do all targets of a run: differences are paired.
     """
 
-    target: SavedTarget
+    target: RunTarget
     cells: tuple[Cell, ...]
     correct: tuple[NDArray[np.bool_], ...]
     value: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Measured:
         return [len(right) for right in self.correct]
 
     def over(self, cells: Sequence[Cell]) -> Measured:
-        """Return the same for a part of the cells."""
+        """Return the metrics in some of the cells only."""
         if tuple(cells) == self.cells:
             return self
         rows = [self.cells.index(cell) for cell in cells]
@@ -57,15 +57,15 @@ class Measured:
 
 
 def measure(
-    run: SavedRun, target: SavedTarget, *, seed: int = 0, half: int | None = None
+    run: SavedRun, target: RunTarget, *, seed: int = 0, half: int | None = None
 ) -> Measured | None:
     """Read a target's cells, one after the other, and compute its metrics.
 
     Args:
         run: The run.
         target: One of its targets.
-        seed: Of the resampling, and of the halves.
-        half: 0 or 1 for one half of the images, even over the classes; None for all.
+        seed: Seed of the resampling and of the halves.
+        half: 0 or 1 for one half of the images, even over the classes; None for all of them.
 
     Returns:
         The metrics in the cells that the run holds; None where it holds none.
@@ -75,16 +75,26 @@ def measure(
 
 
 def measure_columns(
-    target: SavedTarget,
+    target: RunTarget,
     columns_of_cells: Iterable[tuple[Cell, Columns]],
     *,
     seed: int = 0,
     half: int | None = None,
 ) -> Measured | None:
-    """Compute a target's metrics from cells as they come; None where none comes."""
+    """Compute a target's metrics from an iterator of cells, which are not kept.
+
+    Args:
+        target: The target.
+        columns_of_cells: The cells and their columns.
+        seed: Seed of the resampling and of the halves.
+        half: 0 or 1 for one half of the images, even over the classes; None for all of them.
+
+    Returns:
+        The metrics; None without any cell.
+    """
     cells: list[Cell] = []
     correct: list[NDArray[np.bool_]] = []
-    # the clean cell may be of other images than the corrupted ones: each set is resampled alone
+    # clean and corrupted cells may be of different images: each set has resamples of its own
     sets: dict[str, _Sums] = {}
     for number, (cell, whole) in enumerate(columns_of_cells):
         rows = slice(None) if half is None else halves(whole["label"], seed)[half]
@@ -115,10 +125,10 @@ def halves(labels: NDArray[Any], seed: int) -> tuple[NDArray[np.int64], NDArray[
     """Return the rows of each half of the images, drawn at random, even over the classes.
 
     Raises:
-        InputError: There is but one image.
+        InputError: There is only one image.
     """
     if len(labels) < 2:
-        raise InputError("expected two images or more to be halved, got one.")
+        raise InputError("expected two images or more to split into halves, got one.")
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     return np.sort(order[::2]), np.sort(order[1::2])
@@ -139,7 +149,7 @@ class _Sums:
         self._gaps: list[NDArray[Any]] = []
 
     def add(self, number: int, columns: Columns) -> None:
-        """Add a cell."""
+        """Add a cell's images to the sums."""
         groups, values = len(self.sizes), per_image(columns)
         place = self._group * ECE_BINS + confidence_bins(columns)
         gaps = np.bincount(place, confidence_gaps(columns), minlength=groups * ECE_BINS)

@@ -1,42 +1,42 @@
-"""Whether targets of a run differ beyond noise, on the same images."""
+"""Comparing targets of a run on the same images: differences, intervals and tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recal.errors import InputError, UsageError
 from recal.runs.bootstrap import measure
-from recal.runs.quantities import parts_of, quantities_of
+from recal.runs.quantities import cell_groups, quantities_of
 from recal.runs.statistics import ALPHA, holm, mcnemar, paired_mean
 from recal.runs.store import open_run
+from recal.schema import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
 
     from recal.runs.bootstrap import Measured
-    from recal.runs.store import SavedRun, SavedTarget
+    from recal.runs.store import SavedRun
     from recal.suites.suite import Cell
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A difference, the second target's value minus the first's, with its 95 % interval.
+class Difference(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A difference between two targets, the second's value minus the first's.
 
     Attributes:
         of_first: The first target's value.
-        of_second: The second's.
-        value: What was found.
-        low: Lower end of the interval of a paired bootstrap over images.
-        high: Its upper end.
-        p: Of no difference; None where it was not tested.
-        p_holm: The same, corrected for all the tests of its family: clean and corrupted accuracy of
+        of_second: The second target's value.
+        value: The difference.
+        low: Lower end of its 95 % interval, by a bootstrap that is paired over images.
+        high: Upper end of that interval.
+        p: p-value of no difference; None where it was not tested.
+        p_holm: The p-value corrected for all tests of its family: clean and corrupted accuracy of
             every pair, or the corruptions of every pair.
+        beyond_noise: Whether the corrected test finds a difference.
     """
 
     of_first: float
@@ -46,132 +46,72 @@ class Difference:
     high: float
     p: float | None = None
     p_holm: float | None = None
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the corrected test finds a difference."""
-        return self.p_holm is not None and self.p_holm < ALPHA
+    beyond_noise: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellTest:
+class CellTest(Record, frozen=True, kw_only=True):
     """McNemar's test of two targets in one cell.
 
     Attributes:
-        cell: The cell.
-        only_first: Images on which the first target alone is right.
-        only_second: Images on which the second alone is.
-        difference: Of the accuracies, second minus first.
-        p: Exact, two-sided.
-        p_holm: Corrected for all cells of all pairs.
+        corruption: The cell's corruption; None for clean images.
+        severity: Its severity; None for clean images.
+        only_first: Number of images on which only the first target is right.
+        only_second: Number of images on which only the second target is right.
+        difference: Difference of the accuracies, second minus first.
+        p: Exact two-sided p-value.
+        p_holm: The p-value corrected for all cells of all pairs.
+        beyond_noise: Whether the corrected test finds a difference.
     """
 
-    cell: Cell
+    corruption: str | None
+    severity: int | None
     only_first: int
     only_second: int
     difference: float
     p: float
     p_holm: float
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the corrected test finds a difference."""
-        return self.p_holm < ALPHA
+    beyond_noise: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
+class Pair(Record, frozen=True, kw_only=True):
     """Two targets, over the cells that the run holds for both.
 
     Attributes:
-        first: The target that the other is compared with.
-        second: The other.
-        images: How many there are.
-        differences: By name of the quantity. The accuracies `clean`, `corrupted` and those of each
-            corruption are tested.
-        cells: One test a cell.
+        first: Name of the target that the other one is compared with.
+        second: Name of the other target.
+        first_label: Label of the first target.
+        second_label: Label of the second target.
+        images: Number of images.
+        beyond_noise: Whether any test finds a difference.
+        differences: Differences by name of the quantity. The accuracies `clean`, `corrupted` and
+            those of each corruption are tested.
+        cells: One test for each cell.
     """
 
-    first: SavedTarget
-    second: SavedTarget
+    first: str
+    second: str
+    first_label: str
+    second_label: str
     images: int
-    differences: Mapping[str, Difference]
+    beyond_noise: bool
+    differences: dict[str, Difference]
     cells: tuple[CellTest, ...]
 
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether anything tested differs."""
-        return any(d.beyond_noise for d in self.differences.values()) or any(
-            test.beyond_noise for test in self.cells
-        )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Pairs of targets of a run.
+class Comparison(Record, frozen=True, kw_only=True):
+    """Pairs of targets of a run, compared on the same images.
 
     Attributes:
-        run: The run.
-        pairs: In the order in which they were asked for.
+        suite: Name of the suite.
+        title: Title of the suite.
+        provenance: Origin of the corrupted images; None for a clean suite.
+        pairs: The pairs, in the order of the request.
     """
 
-    run: SavedRun
+    suite: str
+    title: str
+    provenance: str | None
     pairs: tuple[Pair, ...]
-
-    def document(self) -> dict[str, Any]:
-        """Return it for programs."""
-        return {
-            "suite": self.run.suite,
-            "title": self.run.title,
-            "provenance": self.run.provenance,
-            "pairs": [_pair_document(pair) for pair in self.pairs],
-        }
-
-
-def _pair_document(pair: Pair) -> dict[str, Any]:
-    return {
-        "first": pair.first.name,
-        "second": pair.second.name,
-        "first_label": pair.first.label,
-        "second_label": pair.second.label,
-        "images": pair.images,
-        "beyond_noise": pair.beyond_noise,
-        "differences": {
-            name: {
-                "of_first": difference.of_first,
-                "of_second": difference.of_second,
-                **difference_document(difference),
-            }
-            for name, difference in pair.differences.items()
-        },
-        "cells": [
-            {
-                "corruption": test.cell.corruption,
-                "severity": test.cell.severity,
-                "only_first": test.only_first,
-                "only_second": test.only_second,
-                "difference": test.difference,
-                "p": test.p,
-                "p_holm": test.p_holm,
-                "beyond_noise": test.beyond_noise,
-            }
-            for test in pair.cells
-        ],
-    }
-
-
-def difference_document(difference: Difference) -> dict[str, Any]:
-    """Return a difference for programs; p-values only where it was tested."""
-    found: dict[str, Any] = {
-        "value": difference.value, "low": difference.low, "high": difference.high,
-    }  # fmt: skip
-    if difference.p is not None:
-        found |= {
-            "p": difference.p,
-            "p_holm": difference.p_holm,
-            "beyond_noise": difference.beyond_noise,
-        }
-    return found
 
 
 def compare(
@@ -184,14 +124,14 @@ def compare(
     """Compare targets of a run, each with the first of them.
 
     Args:
-        folder: The run's, or the run that `evaluate` returned.
-        targets: Names or labels, two or more; all of the run's by default.
-        every_pair: Compare each with each.
-        seed: Of the bootstrap.
+        folder: The folder of a run, or the run that `evaluate` returned.
+        targets: Names or labels of two or more targets; by default all of the run's.
+        every_pair: Compare each target with each.
+        seed: Seed of the bootstrap.
 
     Raises:
-        InputError: The folder is no run, or the run holds no cell that two targets share.
-        UsageError: Fewer than two targets, or an unknown one.
+        InputError: The folder is no run, or two targets share no cell.
+        UsageError: Fewer than two targets are given, or an unknown one.
     """
     run = open_run(Path(folder))
     chosen = run.pick(targets)
@@ -204,22 +144,28 @@ def compare(
         missing = {target.label for target in chosen} - {m.target.label for m in measured}
         raise InputError(
             f"{run.folder}: expected cells of every target, got none of "
-            f"{', '.join(sorted(missing))}. Say its `recal eval` again."
+            f"{', '.join(sorted(missing))}. Run `recal eval` for them again."
         )
     pairs = list(combinations(measured, 2)) if every_pair else [
         (measured[0], other) for other in measured[1:]
     ]  # fmt: skip
-    return Comparison(run=run, pairs=compare_measured(run, pairs))
+    record = run.record
+    return Comparison(
+        suite=record.suite,
+        title=record.title,
+        provenance=record.provenance,
+        pairs=compare_measured(run, pairs),
+    )
 
 
 def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) -> tuple[Pair, ...]:
-    """Compare targets whose metrics are known; tests are corrected for all of the pairs.
+    """Compare pairs of targets by their metrics; tests are corrected for all of the pairs.
 
     Raises:
         InputError: Two targets share no cell.
     """
     compared = [_Compared(run, *pair) for pair in pairs]
-    # three families of tests: what is said of a target, of its corruptions, and of its cells
+    # three families of tests: whole targets, their corruptions, their cells
     headlines, corruptions, cells = (
         iter(holm(np.concatenate([[], *families])).tolist())
         for families in (
@@ -229,15 +175,10 @@ def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) 
         )
     )
     return tuple(
-        Pair(
-            first=c.first.target,
-            second=c.second.target,
-            images=max(c.first.images),
-            differences=c.tested(
-                {name: (p, next(headlines)) for name, p in c.headlines.items()}
-                | {name: (p, next(corruptions)) for name, p in c.corruptions.items()}
-            ),
-            cells=c.cell_tests(cells),
+        c.pair(
+            {name: (p, next(headlines)) for name, p in c.headlines.items()}
+            | {name: (p, next(corruptions)) for name, p in c.corruptions.items()},
+            cells,
         )
         for c in compared
     )
@@ -251,7 +192,7 @@ class _Compared:
         if not shared:
             raise InputError(
                 f"{run.folder}: expected cells of both {first.target.label} and "
-                f"{second.target.label}, got none. Say their `recal eval` again."
+                f"{second.target.label}, got none. Run `recal eval` for both again."
             )
         self.run, self.first, self.second = run, first.over(shared), second.over(shared)
         both = zip(self.first.correct, self.second.correct, strict=True)
@@ -266,41 +207,71 @@ class _Compared:
                 return float(self.p[rows[0]])
             return paired_mean(np.mean([gained[row] for row in rows], axis=0))
 
-        parts = parts_of(run, shared)
+        groups = cell_groups(run, shared)
         self.headlines = {
-            f"{part.name}_accuracy": p_of(part.cells)
-            for part in parts
-            if part.by in ("clean", "corrupted")
+            f"{group.name}_accuracy": p_of(group.cells)
+            for group in groups
+            if group.by in ("clean", "corrupted")
         }
         self.corruptions = {
-            f"{part.name}_accuracy": p_of(part.cells) for part in parts if part.by == "corruption"
+            f"{group.name}_accuracy": p_of(group.cells)
+            for group in groups
+            if group.by == "corruption"
         }
 
-    def tested(self, p_values: Mapping[str, tuple[float, float]]) -> dict[str, Difference]:
-        """Return every difference, with the p-values of those that were tested."""
+    def pair(self, tests: Mapping[str, tuple[float, float]], corrected: Iterator[float]) -> Pair:
+        """Return the pair with its corrected tests.
+
+        Args:
+            tests: p-values of accuracies, before and after correction.
+            corrected: Corrected p-values of cells; as many are taken as there are cells.
+        """
+        differences, cells = self._differences(tests), self._cell_tests(corrected)
+        return Pair(
+            first=self.first.target.name,
+            second=self.second.target.name,
+            first_label=self.first.target.label,
+            second_label=self.second.target.label,
+            images=max(self.first.images),
+            beyond_noise=any(found.beyond_noise for found in differences.values())
+            or any(test.beyond_noise for test in cells),
+            differences=differences,
+            cells=cells,
+        )
+
+    def _differences(self, tests: Mapping[str, tuple[float, float]]) -> dict[str, Difference]:
         value = self.second.value - self.first.value
         resampled = self.second.resampled - self.first.resampled
         differences = {}
         for name, quantity in quantities_of(self.run, self.first.cells).items():
             found, (low, high) = quantity.difference(value, resampled)
-            p, p_holm = p_values.get(name, (None, None))
+            p, p_holm = tests.get(name, (None, None))
             differences[name] = Difference(
                 of_first=float(quantity.of(self.first.value)[0]),
                 of_second=float(quantity.of(self.second.value)[0]),
-                value=found, low=low, high=high, p=p, p_holm=p_holm,
-            )  # fmt: skip
+                value=found,
+                low=low,
+                high=high,
+                p=p,
+                p_holm=p_holm,
+                beyond_noise=None if p_holm is None else p_holm < ALPHA,
+            )
         return differences
 
-    def cell_tests(self, corrected: Iterator[float]) -> tuple[CellTest, ...]:
-        """Return the cells' tests; takes as many corrected p-values as there are cells."""
-        return tuple(
-            CellTest(
-                cell=cell,
-                only_first=int(self.only_first[i]),
-                only_second=int(self.only_second[i]),
-                difference=float(self.only_second[i] - self.only_first[i]) / self.first.images[i],
-                p=float(self.p[i]),
-                p_holm=next(corrected),
+    def _cell_tests(self, corrected: Iterator[float]) -> tuple[CellTest, ...]:
+        tests = []
+        for i, (cell, p_holm) in enumerate(zip(self.first.cells, corrected, strict=False)):
+            gained = float(self.only_second[i] - self.only_first[i])
+            tests.append(
+                CellTest(
+                    corruption=cell.corruption,
+                    severity=cell.severity,
+                    only_first=int(self.only_first[i]),
+                    only_second=int(self.only_second[i]),
+                    difference=gained / self.first.images[i],
+                    p=float(self.p[i]),
+                    p_holm=p_holm,
+                    beyond_noise=p_holm < ALPHA,
+                )
             )
-            for i, cell in enumerate(self.first.cells)
-        )
+        return tuple(tests)

@@ -1,17 +1,16 @@
-"""The small language of `recal select`: weighted sums of quantities, and limits on them.
+"""The language of `recal select`: weighted sums of a run's quantities, and limits on them.
 
-    limit    = sum ("<=" | ">=" | "<" | ">") sum
-    sum      = ["-"] product (("+" | "-") product)*
-    product  = factor (("*" | "/") factor)*
-    factor   = number | name | "(" sum ")"
-
-A product of two quantities, and a quotient by one, are no weighted sums and are refused.
+It is Python's syntax for arithmetic with names, numbers, parentheses, `+ - * /`, and one of
+`<= >= < >` in a limit. Whatever is not a weighted sum, such as the product of two quantities, is
+refused.
 """
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,187 +25,160 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)|([A-Za-z_]\w*)|(<=|>=|[-+*/()<>]))")
-DEEPEST = 20
-LONGEST = 1000
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A weighted sum of quantities: weights by name, and a constant."""
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    constant: float = 0.0
-
-    def quantity(self, known: Mapping[str, Quantity]) -> Quantity:
-        """Return it as one quantity."""
-        shape = next(iter(known.values())).weights.shape
-        total = Quantity(np.zeros(shape), self.constant)
-        for name, weight in self.weights.items():
-            total = total + known[name] * weight
-        return total
+LONGEST = 1000  # characters
+DEEPEST = 200  # operators within each other; a sum of as many terms nests so deep
+OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit on a weighted sum: it holds where `margin` is 0 or more, or above 0 if strict."""
+    """A limit on a quantity: it holds where `margin` is 0 or more, or above 0 if it is strict.
+
+    Attributes:
+        text: The limit as it was written.
+        left_text: The text left of the relation.
+        left: The quantity left of the relation.
+        margin: The side that has to be larger minus the other one.
+        strict: Whether the relation excludes equality.
+    """
 
     text: str
     left_text: str
-    left: Sum
-    margin: Sum
+    left: Quantity
+    margin: Quantity
     strict: bool
 
     def holds(self, margin: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Tell where it holds."""
+        """Return for each value of the margin whether the limit holds."""
         return margin > 0 if self.strict else margin >= 0
 
 
-def parse_sum(text: str, known: Mapping[str, Quantity], where: str) -> Sum:
-    """Read a weighted sum.
+def parse_sum(text: str, known: Mapping[str, Quantity], where: str) -> Quantity:
+    """Read a weighted sum of quantities.
 
     Args:
         text: Such as `0.5*clean + 0.5*corrupted`.
         known: The run's quantities; `fog` stands for `fog_accuracy`.
-        where: What the text was given for.
+        where: The option that the text was given for.
 
     Raises:
-        UsageError: It is none, or names a quantity that the run does not have.
+        UsageError: It is no weighted sum, or names a quantity that the run does not have.
     """
-    parser = _Parser(text, known, where)
-    found = parser.sum()
-    parser.expect_end()
-    if not found.weights:
-        raise UsageError(f"{where}: expected a quantity of the run, got '{text}'.")
-    return found
+    reader = _Reader(text, known, where)
+    return reader.quantity(reader.value(reader.tree()))
 
 
 def parse_limit(text: str, known: Mapping[str, Quantity], where: str) -> Limit:
     """Read a limit, such as `mean_corruption_error <= 0.25`.
 
+    Args:
+        text: Two weighted sums with `<=`, `>=`, `<` or `>` between them.
+        known: The run's quantities; `fog` stands for `fog_accuracy`.
+        where: The option that the text was given for.
+
     Raises:
-        UsageError: It is none, or names a quantity that the run does not have.
+        UsageError: It is no limit, or names a quantity that the run does not have.
     """
-    parser = _Parser(text, known, where)
-    left = parser.sum()
-    relation = parser.take("<=", ">=", "<", ">")
-    if not relation:
-        raise UsageError(f"{where}: expected such as 'corrupted>=0.7', got '{text}'.")
-    right = parser.sum()
-    parser.expect_end()
-    upper, lower = (right, left) if relation.startswith("<") else (left, right)
-    margin = _added(upper, lower, -1.0)
-    if not margin.weights:
-        raise UsageError(f"{where}: expected a quantity of the run, got '{text}'.")
-    return Limit(text, text[: text.index(relation)].strip(), left, margin, len(relation) == 1)
+    reader = _Reader(text, known, where)
+    match reader.tree():
+        case ast.Compare(ops=[ast.LtE() | ast.GtE() | ast.Lt() | ast.Gt() as relation]) as tree:
+            left, right = reader.value(tree.left), reader.value(tree.comparators[0])
+        case _:
+            raise UsageError(f"{where}: expected such as 'corrupted>=0.7', got '{text}'.")
+    at_most = isinstance(relation, ast.LtE | ast.Lt)
+    margin = reader.quantity(right - left if at_most else left - right)
+    return Limit(
+        text=text,
+        left_text=re.split("[<>]", text)[0].strip(),
+        left=left if isinstance(left, Quantity) else margin * 0.0 + left,
+        margin=margin,
+        strict=isinstance(relation, ast.Lt | ast.Gt),
+    )
 
 
-class _Parser:
-    def __init__(self, text: str, known: Mapping[str, Quantity], where: str) -> None:
-        self.text, self.known, self.where = text, known, where
-        self.tokens = self._split()
-        self.place = 0
-        self.depth = 0
+@dataclass(frozen=True)
+class _Reader:
+    text: str
+    known: Mapping[str, Quantity]
+    where: str
 
-    def _split(self) -> list[str]:
-        text = self.text.strip()
-        if len(text) > LONGEST:
+    def tree(self) -> ast.expr:
+        if len(self.text) > LONGEST:
             raise UsageError(f"{self.where}: expected at most {LONGEST} characters, got more.")
-        tokens, start = [], 0
-        while start < len(text):
-            found = TOKEN.match(text, start)
-            if found is None:
-                raise UsageError(
-                    f"{self.where}: expected numbers, names and + - * / ( ) <= >=, got "
-                    f"'{text[start:].strip()}'."
-                )
-            tokens.append(found.group().strip())
-            start = found.end()
-        return tokens
+        try:
+            return ast.parse(self.text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            raise self._refused() from error
 
-    def take(self, *wanted: str) -> str:
-        """Take the next token if it is one of those, else return an empty text."""
-        if self.place < len(self.tokens) and self.tokens[self.place] in wanted:
-            self.place += 1
-            return self.tokens[self.place - 1]
-        return ""
+    def quantity(self, value: Quantity | float) -> Quantity:
+        if isinstance(value, float):
+            raise UsageError(f"{self.where}: expected a quantity of the run, got '{self.text}'.")
+        return value
 
-    def expect_end(self) -> None:
-        if self.place < len(self.tokens):
+    def value(self, node: ast.expr, depth: int = 0) -> Quantity | float:
+        if depth > DEEPEST:
+            raise self._refused()
+        try:
+            with np.errstate(all="raise", under="ignore"):
+                return self._value(node, depth + 1)
+        except (TypeError, ZeroDivisionError) as error:
             raise UsageError(
-                f"{self.where}: expected the end of '{self.text}', got '{self.tokens[self.place]}'."
-            )
-
-    def sum(self) -> Sum:
-        sign = -1.0 if self.take("-") else 1.0
-        total = _added(Sum(), self.product(), sign)
-        while operator := self.take("+", "-"):
-            total = _added(total, self.product(), 1.0 if operator == "+" else -1.0)
-        return total
-
-    def product(self) -> Sum:
-        total = self.factor()
-        while operator := self.take("*", "/"):
-            other = self.factor()
-            if operator == "*" and not total.weights:
-                total, other = other, total
-            if other.weights or (operator == "/" and other.constant == 0):
-                raise UsageError(
-                    f"{self.where}: expected a weighted sum, got '{self.text}'. Multiply a "
-                    "quantity by a number, or divide it by one other than 0."
-                )
-            factor = other.constant if operator == "*" else 1 / other.constant
-            total = _added(Sum(), total, factor)
-        return total
-
-    def factor(self) -> Sum:
-        word = self.tokens[self.place] if self.place < len(self.tokens) else "nothing"
-        self.place += 1
-        if word == "(" and self.depth < DEEPEST:
-            self.depth += 1
-            found = self.sum()
-            self.depth -= 1
-            if not self.take(")"):
-                raise UsageError(f"{self.where}: expected ')' in '{self.text}'.")
-            return found
-        if word[0].isdigit() or word[0] == ".":
-            if not np.isfinite(float(word)):
-                raise UsageError(f"{self.where}: expected a finite number, got {word}.")
-            return Sum(constant=float(word))
-        if not re.fullmatch(r"[A-Za-z_]\w*", word) or self.place > len(self.tokens):
+                f"{self.where}: expected a weighted sum, got '{self.text}'. Multiply a quantity by "
+                "a number, or divide it by one other than 0."
+            ) from error
+        except (OverflowError, FloatingPointError) as error:
             raise UsageError(
-                f"{self.where}: expected a number or a name in '{self.text}', got {word}."
-            )
-        return Sum({self.resolve(word): 1.0})
+                f"{self.where}: expected finite numbers, got '{self.text}'."
+            ) from error
 
-    def resolve(self, name: str) -> str:
-        for candidate in (name, f"{name}_accuracy"):
-            if candidate in self.known:
-                return candidate
-        if name in ABSENT:
-            raise UsageError(f"{self.where}: the run has no {name}: {ABSENT[name]}.")
-        parts = [
-            key.removesuffix("_accuracy") for key in self.known
-            if key.endswith("_accuracy") and not key.endswith("_top5_accuracy")
-        ]  # fmt: skip
+    def _value(self, node: ast.expr, depth: int) -> Quantity | float:
+        match node:
+            case ast.Name(id=name):
+                return self._named(name)
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return _finite(float(number))
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -self.value(operand, depth)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                sides = self.value(left, depth), self.value(right, depth)
+                return _finite(OPERATORS[type(op)](*sides))
+        raise self._refused()
+
+    def _named(self, word: str) -> Quantity:
+        for name in (word, f"{word}_accuracy"):
+            if name in self.known:
+                return self.known[name]
+        if word in ABSENT:
+            raise UsageError(f"{self.where}: the run has no {word}: {ABSENT[word]}.")
+        groups = [
+            name.removesuffix("_accuracy")
+            for name in self.known
+            if name.endswith("_accuracy") and not name.endswith("_top5_accuracy")
+        ]
         raise UsageError(
-            f"{self.where}: expected one of {', '.join(parts)}, or such as clean_nll, got '{name}'."
-            f"{did_you_mean(name, [*parts, *self.known])}"
+            f"{self.where}: expected one of {', '.join(groups)}, or such as clean_nll, got "
+            f"'{word}'.{did_you_mean(word, [*groups, *self.known])}"
+        )
+
+    def _refused(self) -> UsageError:
+        return UsageError(
+            f"{self.where}: expected numbers, names and + - * / ( ) <= >=, got '{self.text}'."
         )
 
 
-def _added(a: Sum, b: Sum, factor: float) -> Sum:
-    weights = dict(a.weights)
-    for name, weight in b.weights.items():
-        weights[name] = weights.get(name, 0.0) + factor * weight
-    return Sum(weights, a.constant + factor * b.constant)
+def _finite(value: Quantity | float) -> Quantity | float:
+    if isinstance(value, float) and not np.isfinite(value):
+        raise OverflowError
+    return value
 
 
 ABSENT = {
-    "mean_corruption_error": "that is of every corruption and severity of a suite. Take corrupted, "
-    "the accuracy over those that there are",
-    "mce": "that is of a whole suite with reference errors. Take mean_corruption_error",
+    "mean_corruption_error": "it needs every corruption and severity of a suite. Use corrupted, "
+    "the accuracy over those that were evaluated",
+    "mce": "that is of a whole suite with reference errors. Use mean_corruption_error",
     "relative_mce": "that is of a whole suite with reference errors and clean images",
     "clean": "no target has the cell of clean images",
-    "corrupted": "no corrupted cell is there for every target",
+    "corrupted": "the targets have no corrupted cell in common",
 }

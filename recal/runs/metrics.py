@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recal.schema import Record
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -13,20 +15,40 @@ if TYPE_CHECKING:
 
 
 ECE_BINS = 15
-METRICS = ("accuracy", "top5_accuracy", "nll", "brier", "ece")
+
+
+class Metrics(Record, frozen=True, kw_only=True):
+    """Metrics over a set of images.
+
+    Attributes:
+        accuracy: Share of images whose label is the prediction.
+        top5_accuracy: Share of images whose label is among the five largest logits.
+        nll: Mean negative log-likelihood of the labels, in nats.
+        brier: Mean Brier score, summed over classes, 0 to 2.
+        ece: Expected calibration error, in [0, 1].
+    """
+
+    accuracy: float
+    top5_accuracy: float
+    nll: float
+    brier: float
+    ece: float
+
+
+METRICS = Metrics.__struct_fields__
 
 
 def score(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-    """Reduce logits to what every metric can be computed from.
+    """Reduce logits to columns from which every metric can be computed.
 
     Args:
         logits: (N, K), finite.
         labels: (N,), 0 to K - 1.
 
     Returns:
-        Columns of length N: `prediction` (the first of the largest logits), `rank` (of the label: 0
-        is top-1), `confidence` (softmax of the prediction), `nll` (negative log-likelihood of the
-        label, in nats), `sum_p2` (sum of the squared probabilities).
+        Columns of length N: `prediction` (the first of the largest logits), `rank` (rank of the
+        label; 0 is top-1), `confidence` (softmax of the prediction), `nll` (negative log-likelihood
+        of the label, in nats), `sum_p2` (sum of the squared probabilities).
     """
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
@@ -34,7 +56,7 @@ def score(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, N
     rows = np.arange(len(labels))
     prediction = values.argmax(axis=1)
     of_label = values[rows, labels][:, None]
-    # ties go to the lower class, as argmax has it
+    # ties go to the lower class, as in argmax
     before = (values == of_label) & (np.arange(values.shape[1]) < labels[:, None])
     return {
         "prediction": prediction.astype(np.int32),
@@ -45,21 +67,16 @@ def score(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, N
     }
 
 
-def summarise(columns: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
-    """Compute the metrics of one cell.
-
-    Returns:
-        `accuracy`, `top5_accuracy`, `nll`, `brier` (sum over classes, 0 to 2) and `ece`, all but
-        nll and brier fractions in [0, 1].
-    """
-    means = per_image(columns).mean(axis=0)
+def metrics_of(columns: Mapping[str, NDArray[np.generic]]) -> Metrics:
+    """Compute the metrics of columns as `score` returns them."""
+    accuracy, top5_accuracy, nll, brier = per_image(columns).mean(axis=0).tolist()
     gap = np.bincount(confidence_bins(columns), weights=confidence_gaps(columns))
-    ece = np.abs(gap).sum() / len(columns["rank"])
-    return dict(zip(METRICS, [*means.tolist(), float(ece)], strict=True))
+    ece = float(np.abs(gap).sum() / len(columns["rank"]))
+    return Metrics(accuracy=accuracy, top5_accuracy=top5_accuracy, nll=nll, brier=brier, ece=ece)
 
 
 def per_image(columns: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
-    """Return what all metrics but the calibration error are means of: (N, 4), in their order."""
+    """Return the values whose means are the first four of METRICS, float64 (N, 4)."""
     rank, nll = columns["rank"].astype(np.int64), columns["nll"].astype(np.float64)
     brier = columns["sum_p2"].astype(np.float64) - 2 * np.exp(-nll) + 1
     return np.stack([rank == 0, rank < 5, nll, brier], axis=1)

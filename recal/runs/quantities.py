@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from recal.runs.bootstrap import Measured
     from recal.runs.statistics import Interval
     from recal.runs.store import SavedRun
     from recal.suites.suite import Cell
 
 
-ACCURACY, ECE = METRICS.index("accuracy"), METRICS.index("ece")
+ECE = METRICS.index("ece")
+# metrics that are a share of the images
+SHARES = (METRICS.index("accuracy"), METRICS.index("top5_accuracy"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,39 +40,32 @@ class Quantity:
 
     def of(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the quantity for metrics of cells, (R, C, 5) to (R,)."""
-        # sums over no cell more than are needed: most quantities are of a few
+        # sums only over the cells that count: most quantities are of a few
         cells = np.flatnonzero(self.weights.any(axis=1))
         total = np.tensordot(measured[:, cells], self.weights[cells], axes=2)
         return np.asarray(total) + self.constant
 
-    def interval(
-        self, value: NDArray[np.float64], resampled: NDArray[np.float64], images: Sequence[int]
-    ) -> Interval:
-        """Return its 95 % interval.
+    def interval(self, measured: Measured) -> Interval:
+        """Return its 95 % interval for a target.
 
-        The share of images that are right in a single cell has Wilson's, what holds a calibration
-        error the bootstrap's standard error, everything else its percentiles.
-
-        Args:
-            value: Metrics of the cells, (1, C, 5).
-            resampled: The same in each bootstrap resample, (R, C, 5).
-            images: How many images each cell has.
+        The accuracy in a single cell has Wilson's interval. A sum that holds a calibration error
+        has 1.96 standard errors of the bootstrap on each side. Everything else has the bootstrap's
+        percentiles.
         """
-        found = float(self.of(value)[0])
-        drawn = self.of(resampled)
+        found = float(self.of(measured.value)[0])
         if self.weights[:, ECE].any():
-            low, high = normal_interval(found, drawn)
+            low, high = normal_interval(found, self.of(measured.resampled))
             # no metric is below 0
             never_negative = self.constant >= 0 and bool((self.weights >= 0).all())
             return (max(low, 0.0), high) if never_negative else (low, high)
         used = np.flatnonzero(self.weights)
-        if len(used) == 1 and used[0] % len(METRICS) < 2:
+        if len(used) == 1 and used[0] % len(METRICS) in SHARES:
             scale = float(self.weights.flat[used[0]])
-            count = images[used[0] // len(METRICS)]
+            count = measured.images[used[0] // len(METRICS)]
             ends = wilson_interval((found - self.constant) / scale, count)
             low, high = sorted(self.constant + scale * end for end in ends)
             return low, high
-        return percentile_interval(drawn)
+        return percentile_interval(self.of(measured.resampled))
 
     def difference(
         self, value: NDArray[np.float64], resampled: NDArray[np.float64]
@@ -78,33 +74,49 @@ class Quantity:
 
         Args:
             value: Differences of the cells' metrics, (1, C, 5).
-            resampled: The same in each bootstrap resample, (R, C, 5).
+            resampled: Differences in each bootstrap resample, (R, C, 5).
         """
-        proportional = Quantity(self.weights)
-        found = float(proportional.of(value)[0])
-        drawn = proportional.of(resampled)
+        linear = Quantity(self.weights)  # constants cancel
+        found, drawn = float(linear.of(value)[0]), linear.of(resampled)
         if self.weights[:, ECE].any():
             return found, normal_interval(found, drawn)
         return found, percentile_interval(drawn)
 
-    def __add__(self, other: Quantity) -> Quantity:
-        return Quantity(self.weights + other.weights, self.constant + other.constant)
+    def __add__(self, other: Quantity | float) -> Quantity:
+        if isinstance(other, Quantity):
+            return Quantity(self.weights + other.weights, self.constant + other.constant)
+        return Quantity(self.weights, self.constant + other)
 
-    def __sub__(self, other: Quantity) -> Quantity:
+    __radd__ = __add__
+
+    def __sub__(self, other: Quantity | float) -> Quantity:
         return self + other * -1.0
 
+    def __rsub__(self, other: float) -> Quantity:
+        return -self + other
+
     def __mul__(self, factor: float) -> Quantity:
+        if not isinstance(factor, float):
+            return NotImplemented
         return Quantity(self.weights * factor, self.constant * factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Quantity:
+        return self * (1 / divisor) if isinstance(divisor, float) else NotImplemented
+
+    def __neg__(self) -> Quantity:
+        return self * -1.0
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some cells of a run that are looked at together.
+class CellGroup:
+    """Cells of a run that a mean is taken over.
 
     Attributes:
-        name: `clean`, `corrupted`, a corruption, a group of corruptions, or such as `severity_3`.
-        by: What the name is one of: clean, corrupted, corruption, group, severity.
-        cells: Whose mean is taken.
+        name: `clean`, `corrupted`, a corruption, a kind of corruptions, or such as `severity_3`.
+        by: What the cells have in common: clean, corrupted, corruption, group or severity.
+        cells: The cells.
     """
 
     name: str
@@ -112,53 +124,64 @@ class Part:
     cells: tuple[Cell, ...]
 
 
-def parts_of(run: SavedRun, cells: Sequence[Cell]) -> list[Part]:
-    """Return the parts of the cells that there are.
+def cell_groups(run: SavedRun, cells: Sequence[Cell]) -> list[CellGroup]:
+    """Return the groups that these cells form, without empty ones.
 
-    `corrupted`, groups and severities are over the corruptions that the suite's mean is over: extra
-    ones stand for themselves alone.
+    `corrupted`, kinds and severities are over the corruptions that the suite's mean is over; other
+    corruptions form only groups of their own.
     """
     standard = [cell for cell in cells if cell in run.standard]
     corruptions = {cell.corruption: None for cell in cells if cell.corruption is not None}
-    parts = [
-        Part("clean", "clean", tuple(cell for cell in cells if cell.corruption is None)),
-        Part("corrupted", "corrupted", tuple(standard)),
+    groups = [
+        CellGroup("clean", "clean", tuple(cell for cell in cells if cell.corruption is None)),
+        CellGroup("corrupted", "corrupted", tuple(standard)),
         *(
-            Part(name, "corruption", tuple(cell for cell in cells if cell.corruption == name))
+            CellGroup(name, "corruption", tuple(c for c in cells if c.corruption == name))
             for name in corruptions
         ),
         *(
-            Part(group, "group", tuple(cell for cell in standard if cell.corruption in names))
-            for group, names in GROUPS.items()
-            if group not in corruptions
+            CellGroup(kind, "group", tuple(cell for cell in standard if cell.corruption in names))
+            for kind, names in CORRUPTION_KINDS.items()
+            if kind not in corruptions
         ),
         *(
-            Part(f"severity_{s}", "severity", tuple(c for c in standard if c.severity == s))
+            CellGroup(f"severity_{s}", "severity", tuple(c for c in standard if c.severity == s))
             for s in sorted({cell.severity for cell in standard if cell.severity is not None})
         ),
     ]
-    return [part for part in parts if part.cells]
+    return [group for group in groups if group.cells]
+
+
+def cell_metric(cells: Sequence[Cell], of: Sequence[Cell], metric: str) -> Quantity:
+    """Return the mean of a metric over some of the cells.
+
+    Args:
+        cells: The C cells that quantities are of.
+        of: Those of them that the mean is over.
+        metric: One of METRICS.
+    """
+    weights = np.zeros((len(cells), len(METRICS)))
+    weights[[cells.index(cell) for cell in of], METRICS.index(metric)] = 1 / len(of)
+    return Quantity(weights)
 
 
 def quantities_of(run: SavedRun, cells: Sequence[Cell]) -> dict[str, Quantity]:
     """Return every quantity that the cells allow.
 
-    `<part>_<metric>` is a metric's mean over the cells of a part, such as `clean_accuracy` or
-    `fog_nll`. `mean_corruption_error` is there for a whole suite, `mce` and `relative_mce` besides
-    where it declares reference errors:
+    `<group>_<metric>` is a metric's mean over the cells of a group, such as `clean_accuracy` or
+    `fog_nll`. A whole suite has `mean_corruption_error`, and with reference errors also `mce` and
+    `relative_mce`:
 
         mce = mean over corruptions c of (sum_s E_sc / sum_s Eref_sc)
         relative_mce = mean over c of (sum_s (E_sc - E_clean) / sum_s (Eref_sc - Eref_clean))
 
     Source: Hendrycks and Dietterich, arXiv 1903.12261, section 4.
     """
-    place = {cell: i for i, cell in enumerate(cells)}
-    found: dict[str, Quantity] = {}
-    for part in parts_of(run, cells):
-        for k, metric in enumerate(METRICS):
-            weights = np.zeros((len(cells), len(METRICS)))
-            weights[[place[cell] for cell in part.cells], k] = 1 / len(part.cells)
-            found[f"{part.name}_{metric}"] = Quantity(weights)
+    found = {
+        f"{group.name}_{metric}": cell_metric(cells, group.cells, metric)
+        for group in cell_groups(run, cells)
+        for metric in METRICS
+    }
     if run.standard and set(run.standard) <= set(cells):
         found["mean_corruption_error"] = _error(found["corrupted_accuracy"])
         found |= _relative_to_reference(run, found)
@@ -166,13 +189,13 @@ def quantities_of(run: SavedRun, cells: Sequence[Cell]) -> dict[str, Quantity]:
 
 
 def _relative_to_reference(run: SavedRun, found: Mapping[str, Quantity]) -> dict[str, Quantity]:
-    if run.reference is None:
+    if run.record.reference is None:
         return {}
     names = list(dict.fromkeys(cell.corruption or "" for cell in run.standard))
     errors = {name: _error(found[f"{name}_accuracy"]) for name in names}
-    reference, share = run.reference.errors, 1 / len(names)
+    reference, share = run.record.reference.errors, 1 / len(names)
     whole = {"mce": _sum([errors[name] * (share / reference[name]) for name in names])}
-    clean = run.reference.clean_error
+    clean = run.record.reference.clean_error
     if clean is None or "clean_accuracy" not in found:
         return whole
     at_first = _error(found["clean_accuracy"])
@@ -192,7 +215,7 @@ def _sum(quantities: Sequence[Quantity]) -> Quantity:
 
 
 # Source: Hendrycks and Dietterich, arXiv 1903.12261, section 3 and appendix B.
-GROUPS = {
+CORRUPTION_KINDS = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
     "weather": ("snow", "frost", "fog", "brightness", "spatter"),

@@ -1,4 +1,4 @@
-"""Tests of whether two targets differ on the same images, and the correction for many of them."""
+"""Intervals, and tests of whether two targets differ on the same images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 RESAMPLES = 2000
-GROUPS = 2000
+MOST_GROUPS = 2000
 
 Interval = tuple[float, float]
 
@@ -25,8 +25,8 @@ def wilson_interval(share: float, n: float) -> Interval:
     """Return Wilson's score interval of a share of n independent cases.
 
     Args:
-        share: What was found, in [0, 1].
-        n: Cases, 1 or more; need not be whole.
+        share: The observed share, in [0, 1].
+        n: Number of cases, 1 or more; need not be an integer.
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927), 209-212.
     """
@@ -42,10 +42,10 @@ def wilson_interval(share: float, n: float) -> Interval:
 def bounded_mean_interval(values: NDArray[np.float64]) -> Interval:
     """Return the interval of a mean of independent values in [0, 1].
 
-    It is Wilson's with the number of yes-or-no cases that would have the variance found. For
-    values of 0 and 1 that is their number; an image's mean over several cells varies less and
-    counts for more, less what the variance of few images is uncertain by. Values without any spread
-    count once each.
+    It is Wilson's interval for the number of yes-or-no cases that would have the observed variance.
+    For values of 0 and 1 that is their number. An image's mean over several cells varies less and
+    counts for more, with a correction for the uncertainty of the variance of few images. Values
+    without any spread count once each.
 
     Source: the effective sample size of Korn and Graubard, Survey Methodology 24 (1998), 193-201.
     """
@@ -59,7 +59,7 @@ def bounded_mean_interval(values: NDArray[np.float64]) -> Interval:
 
 
 def mean_interval(values: NDArray[np.float64]) -> Interval:
-    """Return Student's interval of a mean of independent values; a single one has no spread."""
+    """Return Student's interval of a mean of independent values; that of one value is the value."""
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, mean
@@ -69,7 +69,6 @@ def mean_interval(values: NDArray[np.float64]) -> Interval:
 
 def _student(degrees: int) -> float:
     """Return the quantile of Student's distribution that bounds the interval."""
-    # imported here, because evaluation alone need not pay for it
     from scipy import special
 
     return float(special.stdtrit(degrees, (1 + LEVEL) / 2))
@@ -78,18 +77,18 @@ def _student(degrees: int) -> float:
 def deal(n: int, *, seed: int = 0) -> NDArray[np.int64]:
     """Return a group number for each of n images: as many groups as images, but at most 2,000.
 
-    Groups of independent images are independent, too, and what is resampled are groups: the
-    intervals are as those of single images, at a cost that does not grow with their number.
+    The bootstrap resamples groups. Groups of independent images are independent too: intervals are
+    those of single images, at a cost that does not grow with their number.
     """
-    groups = min(n, GROUPS)
+    groups = min(n, MOST_GROUPS)
     return np.random.default_rng(seed).permutation(np.arange(n) % groups)
 
 
 def bootstrap_counts(groups: int, *, seed: Sequence[int]) -> NDArray[np.float64]:
     """Return how often each group is drawn in each resample, (R, groups); rows sum to `groups`.
 
-    They are the same for the same arguments, so that whatever is computed from them for several
-    targets is paired.
+    Equal arguments give equal counts: values that are computed from them for several targets are
+    paired.
     """
     drawn = np.random.default_rng(seed).integers(0, groups, (RESAMPLES, groups))
     drawn += np.arange(RESAMPLES)[:, None] * groups
@@ -104,11 +103,11 @@ def percentile_interval(resampled: NDArray[np.float64]) -> Interval:
 
 
 def normal_interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    """Return the interval of a statistic that is biased, such as the calibration error.
+    """Return the interval of a biased statistic, such as the calibration error.
 
-    A resample has the bias of a sample once more, so that percentiles would carry it twice. This
-    is the value with 1.96 standard errors on each side: it covers what runs of as many images give
-    on average.
+    Resamples have the bias of the sample once more, which percentiles would count twice. The
+    interval is 1.96 standard errors on each side of the value: it covers the average over runs of
+    as many images.
     """
     half = float(Z * resampled.std(ddof=1))
     return value - half, value + half
@@ -120,17 +119,17 @@ ALPHA = 0.05
 def mcnemar(only_first: NDArray[np.int64], only_second: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the two-sided p-values of McNemar's test, by the exact binomial distribution.
 
-    The mid-p variant is a little more powerful, but promises no level; far in the tail, where
-    Holm's correction looks, only the exact one does.
+    The exact test keeps its level far in the tail, where Holm's correction needs it. The mid-p
+    variant is a little more powerful there, but does not guarantee its level.
 
     Args:
-        only_first: For each pair, the images on which the first target alone is right.
-        only_second: The same for the second.
+        only_first: Number of images on which only the first target is right, int64 (P,).
+        only_second: Number of images on which only the second target is right, int64 (P,).
 
     Source: McNemar, Psychometrika 12 (1947), 153-157; on mid-p, Fagerland, Lydersen and Laake, BMC
     Medical Research Methodology 13 (2013), 91.
     """
-    # imported here, because it takes 60 MB and most of a second that evaluation alone need not pay
+    # 60 MB and most of a second, which evaluation does not need
     from scipy import stats
 
     tail = stats.binom.cdf(np.minimum(only_first, only_second), only_first + only_second, 0.5)
@@ -140,8 +139,8 @@ def mcnemar(only_first: NDArray[np.int64], only_second: NDArray[np.int64]) -> ND
 def paired_mean(differences: NDArray[np.float64]) -> float:
     """Return the two-sided p-value of no difference, from each image's difference.
 
-    Student's test; but never below what a test of signs alone could give for as many images as
-    differ at all, because few of them make no normal distribution.
+    It is Student's test, bounded below by the smallest p-value of a sign test over the images that
+    differ: means of few images are not normally distributed.
     """
     n, differing = len(differences), int(np.count_nonzero(differences))
     if differing == 0:
@@ -157,7 +156,7 @@ def paired_mean(differences: NDArray[np.float64]) -> float:
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p-values adjusted so that any false finding among them has at most their level.
+    """Return p-values adjusted for several tests, which bounds the chance of any false finding.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979), 65-70.
     """

@@ -1,245 +1,218 @@
-"""From a run's folder to the document that people and programs read."""
+"""The results of a run as classes, and the files in its folder that hold them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
+import msgspec
 
-from recal.runs.bootstrap import measure
-from recal.runs.compare import compare_measured, difference_document
-from recal.runs.metrics import METRICS, per_image
-from recal.runs.quantities import parts_of, quantities_of
-from recal.runs.statistics import (
-    bounded_mean_interval,
-    mean_interval,
-    normal_interval,
-    percentile_interval,
-    wilson_interval,
-)
+from recal.errors import InputError
+from recal.files import csv_text, write_whole
+from recal.runs.compare import Difference
+from recal.runs.metrics import METRICS
+from recal.runs.statistics import Interval
 from recal.runs.store import open_run
+from recal.schema import Record, read_json_file, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from recal.runs.bootstrap import Measured
-    from recal.runs.compare import Pair
-    from recal.runs.quantities import Quantity
-    from recal.runs.statistics import Interval
-    from recal.runs.store import Columns, SavedRun, SavedTarget
+    from pathlib import Path
 
 
-# the calibration error is none of them: among the images of one class, how often the network is
-# right is its recall, which its confidence does not claim to be
-OF_A_CLASS = METRICS[:4]
+class CellRow(Record, frozen=True, kw_only=True):
+    """The metrics of a target in a cell; fractions, but nll in nats and brier from 0 to 2.
 
-
-def class_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """Compute the metrics of each class; nothing but the run's folder is needed.
-
-    Args:
-        folder: The run's.
-
-    Returns:
-        One row a target, part (`clean`, or `corrupted`: the mean over the suite's corrupted cells)
-        and class: `target`, `part`, `class`, `n` (images) and accuracy, top-5 accuracy, NLL and
-        Brier score with 95 % intervals, each as `<metric>`, `<metric>_low`, `<metric>_high`.
-
-    Raises:
-        InputError: The folder is no run.
+    Attributes:
+        target: Name of the target.
+        corruption: The cell's corruption; None for clean images.
+        severity: Its severity; None for clean images.
+        n: Number of images.
+        intervals: 95 % intervals of the metrics, by name.
     """
-    run = open_run(Path(folder))
-    return [row for target in run.targets for row in _rows_of(run, target)]
+
+    target: str
+    corruption: str | None
+    severity: int | None
+    n: int
+    accuracy: float
+    top5_accuracy: float
+    nll: float
+    brier: float
+    ece: float
+    intervals: dict[str, Interval]
 
 
-@dataclass
-class _Means:
-    """Each image's metrics, the mean over cells."""
+class PartRow(Record, frozen=True, kw_only=True):
+    """The mean metrics of a target over a corruption, a kind of corruptions, or a severity.
 
-    labels: NDArray[Any] = field(default_factory=lambda: np.empty(0, np.int64))
-    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, len(OF_A_CLASS))))
-    cells: int = 0
+    Attributes:
+        target: Name of the target.
+        by: What the cells have in common: corruption, group or severity.
+        part: Name of the group of cells, such as `fog`, `weather` or `severity_3`.
+        intervals: 95 % intervals of the metrics, by name.
+    """
 
-    def add(self, columns: Columns) -> None:
-        self.labels = columns["label"]
-        self.sums = self.sums + per_image(columns)
-        self.cells += 1
-
-
-def _rows_of(run: SavedRun, target: SavedTarget) -> list[dict[str, Any]]:
-    means = {"clean": _Means(), "corrupted": _Means()}
-    for cell in run.cells:
-        if cell.corruption is not None and cell not in run.standard:
-            continue
-        columns = run.columns(target, cell)
-        if columns is not None:
-            means["clean" if cell.corruption is None else "corrupted"].add(columns)
-    rows = []
-    for part, of in means.items():
-        for label in np.unique(of.labels):
-            values = of.sums[of.labels == label] / of.cells
-            row = {"target": target.name, "part": part, "class": int(label), "n": len(values)}
-            rows.append(row | _with_intervals(values))
-    return rows
+    target: str
+    by: str
+    part: str
+    accuracy: float
+    top5_accuracy: float
+    nll: float
+    brier: float
+    ece: float
+    intervals: dict[str, Interval]
 
 
-def _with_intervals(values: NDArray[np.float64]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for k, name in enumerate(OF_A_CLASS):
-        share = name.endswith("accuracy")
-        low, high = (bounded_mean_interval if share else mean_interval)(values[:, k])
-        found |= {name: float(values[:, k].mean()), f"{name}_low": low, f"{name}_high": high}
-    return found
+class ClassRow(Record, frozen=True, kw_only=True, rename={"label": "class"}):
+    """The metrics of a target on the images of one class.
+
+    Attributes:
+        target: Name of the target.
+        part: `clean`, or `corrupted` for the mean over the suite's corrupted cells.
+        label: Number of the class; `class` in CSV.
+        n: Number of images.
+        intervals: 95 % intervals of the metrics, by name.
+    """
+
+    target: str
+    part: str
+    label: int
+    n: int
+    accuracy: float
+    top5_accuracy: float
+    nll: float
+    brier: float
+    intervals: dict[str, Interval]
 
 
-# of a target, in the summary; those that a run does not allow are null there
-HEADLINES = (
-    *(f"{part}_{metric}" for part in ("clean", "corrupted") for metric in METRICS),
-    "mean_corruption_error",
-    "mce",
-    "relative_mce",
+class TargetRow(Record, frozen=True, kw_only=True):
+    """A target over the whole run; None for quantities that its cells do not allow.
+
+    Attributes:
+        target: Name of the target.
+        label: Its label.
+        adaptation: How it was adapted to the test images; None if it never saw them.
+        intervals: 95 % intervals, by name of the quantity.
+        clean_difference: Difference of the clean accuracy from the first target's.
+        corrupted_difference: Difference of the mean accuracy over corrupted cells.
+    """
+
+    target: str
+    label: str
+    adaptation: str | None
+    clean_accuracy: float | None = None
+    clean_top5_accuracy: float | None = None
+    clean_nll: float | None = None
+    clean_brier: float | None = None
+    clean_ece: float | None = None
+    corrupted_accuracy: float | None = None
+    corrupted_top5_accuracy: float | None = None
+    corrupted_nll: float | None = None
+    corrupted_brier: float | None = None
+    corrupted_ece: float | None = None
+    mean_corruption_error: float | None = None
+    mce: float | None = None
+    relative_mce: float | None = None
+    intervals: dict[str, Interval] = msgspec.field(default_factory=dict)
+    clean_difference: Difference | None = None
+    corrupted_difference: Difference | None = None
+
+
+class Summary(Record, frozen=True, kw_only=True):
+    """Every metric of a run: the content of `summary.json` and of `recal eval --json`.
+
+    Attributes:
+        suite: Name of the suite.
+        title: Title of the suite.
+        provenance: Origin of the corrupted images; None for a clean suite.
+        reference: Source of the errors that mCE is relative to, or None.
+        images: Number of images of the largest cell.
+        cells_done: Number of different cells that any target has.
+        cells_of_suite: Number of cells of the whole suite.
+        cells: One row for each target and cell.
+        parts: One row for each target and group of corrupted cells.
+        targets: One row for each target; `summary` in JSON.
+        execution: How networks were run, for people.
+        warnings: What is odd about the images, the preprocessing or the results.
+    """
+
+    suite: str
+    title: str
+    provenance: str | None
+    reference: str | None = None
+    images: int = 0
+    cells_done: int = 0
+    cells_of_suite: int = 0
+    cells: tuple[CellRow, ...] = ()
+    parts: tuple[PartRow, ...] = ()
+    targets: tuple[TargetRow, ...] = msgspec.field(name="summary", default=())
+    execution: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+# the quantities of a target's row
+HEADLINES = tuple(
+    name
+    for name in TargetRow.__struct_fields__
+    if name.startswith(("clean_", "corrupted_", "mean_", "mce", "relative_"))
+    and not name.endswith("_difference")
 )
 
 
-def summarise_run(folder: str | Path, *, seed: int = 0) -> dict[str, Any]:
-    """Compute every metric of a run from its cells; nothing but its folder is needed.
+def write_results(folder: Path, summary: Summary, classes: Sequence[ClassRow]) -> None:
+    """Write `summary.json`, `summary.csv` (a row for each cell) and `classes.csv` into a folder."""
+    write_whole(folder / "summary.json", to_json(summary, indent=1) + "\n")
+    write_whole(folder / "summary.csv", csv_text([flat(row) for row in summary.cells]))
+    write_whole(folder / "classes.csv", csv_text([flat(row) for row in classes]))
 
-    Args:
-        folder: The run's.
-        seed: Of the bootstrap.
 
-    Returns:
-        The document of `summary.json` and `recal eval --json`: `cells`, one row a target and cell;
-        `parts`, one row a target and corruption, group of corruptions or severity; `summary`, one
-        row a target, with the differences from the first over the cells that both have. Values are
-        fractions (nll in nats, brier 0 to 2); `intervals` holds their 95 % intervals by name.
+def read_summary(folder: Path) -> Summary:
+    """Read the summary of a finished run.
 
     Raises:
-        InputError: The folder is no run.
+        InputError: The folder is no finished run, or its `summary.json` is of another version.
     """
-    run = open_run(Path(folder))
-    measured = {t.name: found for t in run.targets if (found := measure(run, t, seed=seed))}
-    first = measured.get(run.targets[0].name)
-    others = [m for m in list(measured.values()) if first is not None and m is not first]
-    pairs: dict[str, Pair] = {}
-    if first is not None:
-        comparable = [m for m in others if set(m.cells) & set(first.cells)]
-        found_pairs = compare_measured(run, [(first, m) for m in comparable])
-        pairs = {pair.second.name: pair for pair in found_pairs}
-    rows = [row for m in measured.values() for row in _cell_rows(m)]
-    return {
-        "suite": run.suite,
-        "title": run.title,
-        "provenance": run.provenance,
-        "reference": None if run.reference is None else run.reference.source,
-        "images": max((max(m.images) for m in measured.values()), default=0),
-        "cells_done": len({(row["corruption"], row["severity"]) for row in rows}),
-        "cells_of_suite": len(run.standard) + 1,
-        "cells": rows,
-        "parts": [row for m in measured.values() for row in _part_rows(run, m)],
-        "summary": [_summary_row(run, t, measured.get(t.name), pairs) for t in run.targets],
-    }
-
-
-def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows for a table of numbers: intervals and differences become columns of their own."""
-    flattened = []
-    for row in rows:
-        plain: dict[str, Any] = {}
-        intervals = row.get("intervals", {})
-        for name, value in row.items():
-            if name == "intervals":
-                continue
-            if name.endswith("_difference"):
-                found = value or {}
-                plain |= {name: found.get("value")}
-                plain |= {f"{name}_{end}": found.get(end) for end in ("low", "high", "p_holm")}
-                continue
-            plain[name] = value
-            if name in METRICS or name in HEADLINES:
-                low, high = intervals.get(name, (None, None))
-                plain |= {f"{name}_low": low, f"{name}_high": high}
-        flattened.append(plain)
-    return flattened
-
-
-def _cell_rows(measured: Measured) -> list[dict[str, Any]]:
-    rows = []
-    for i, cell in enumerate(measured.cells):
-        values = measured.value[0, i].tolist()
-        rows.append(
-            {
-                "target": measured.target.name,
-                "corruption": cell.corruption,
-                "severity": cell.severity,
-                "n": measured.images[i],
-                **dict(zip(METRICS, values, strict=True)),
-                "intervals": {
-                    name: list(
-                        _interval(name, value, measured.resampled[:, i, k], measured.images[i])
-                    )
-                    for k, (name, value) in enumerate(zip(METRICS, values, strict=True))
-                },
-            }
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: expected the folder of a finished run of `recal eval`, got no summary.json "
+            "in it."
         )
-    return rows
+    return read_json_file(path, Summary)
 
 
-def _interval(name: str, value: float, resampled: Any, images: int) -> Interval:
-    if name.endswith("accuracy"):
-        return wilson_interval(value, images)
-    if name == "ece":
-        low, high = normal_interval(value, resampled)
-        return max(low, 0.0), high
-    return percentile_interval(resampled)
+def find_network(folder: Path, sha256: str) -> tuple[Summary, TargetRow]:
+    """Return the summary of a finished run, and the row of the network with this hash.
+
+    Raises:
+        InputError: The folder is no finished run, or the network was not evaluated in it.
+    """
+    run, summary = open_run(folder), read_summary(folder)
+    names = [target.name for target in run.targets if target.sha256 == sha256]
+    for row in summary.targets:
+        if row.target in names:
+            return summary, row
+    known = ", ".join(target.name for target in run.targets)
+    raise InputError(
+        f"{folder}: expected a run of the variant that is exported, got one of {known}. Evaluate "
+        "it, or omit --run."
+    )
 
 
-def _part_rows(run: SavedRun, measured: Measured) -> list[dict[str, Any]]:
-    quantities = quantities_of(run, measured.cells)
-    rows = []
-    for part in parts_of(run, measured.cells):
-        if part.by in ("clean", "corrupted"):
-            continue  # they are in the summary
-        found = {metric: quantities[f"{part.name}_{metric}"] for metric in METRICS}
-        rows.append(
-            {
-                "target": measured.target.name,
-                "by": part.by,
-                "part": part.name,
-                **_values(found, measured),
-            }
-        )
-    return rows
-
-
-def _values(quantities: Mapping[str, Quantity], measured: Measured) -> dict[str, Any]:
-    values = {name: float(q.of(measured.value)[0]) for name, q in quantities.items()}
-    intervals = {
-        name: list(q.interval(measured.value, measured.resampled, measured.images))
-        for name, q in quantities.items()
-    }
-    return {**values, "intervals": intervals}
-
-
-def _summary_row(
-    run: SavedRun, target: SavedTarget, measured: Measured | None, pairs: Mapping[str, Pair]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "target": target.name,
-        "label": target.label,
-        "adaptation": target.adaptation,
-        **dict.fromkeys(HEADLINES),
-        "intervals": {},
-    }
-    if measured is not None:
-        quantities = quantities_of(run, measured.cells)
-        row |= _values({n: quantities[n] for n in HEADLINES if n in quantities}, measured)
-    differences = pairs[target.name].differences if target.name in pairs else {}
-    for part in ("clean", "corrupted"):
-        difference = differences.get(f"{part}_accuracy")
-        row[f"{part}_difference"] = difference and difference_document(difference)
-    return row
+def flat(row: Record) -> dict[str, object]:
+    """Return a row as columns of numbers and text: intervals and differences become columns."""
+    columns: dict[str, object] = {}
+    intervals: Mapping[str, Interval] | None = getattr(row, "intervals", None)
+    for name, key in zip(row.__struct_fields__, row.__struct_encode_fields__, strict=True):
+        value = getattr(row, name)
+        if name == "intervals":
+            continue
+        if name.endswith("_difference"):
+            columns[key] = None if value is None else value.value
+            for end in ("low", "high", "p_holm"):
+                columns[f"{key}_{end}"] = None if value is None else getattr(value, end)
+            continue
+        columns[key] = value
+        if intervals is not None and name in (*METRICS, *HEADLINES):
+            columns[f"{key}_low"], columns[f"{key}_high"] = intervals.get(name, (None, None))
+    return columns

@@ -76,11 +76,7 @@ class CleanSet(Record, frozen=True, kw_only=True):
     images: Count = 0
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express.
-
-        Raises:
-            ValueError: The data set is unknown, or there are not two arrays.
-        """
+        """Check what the annotations cannot express."""
         if self.data:
             _one_of(self.data, catalogue(), "data")
         if len(self.arrays) not in (0, 2):
@@ -115,12 +111,7 @@ class CorruptedSet(Record, frozen=True, kw_only=True):
     corruptions: Annotated[tuple[str, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express.
-
-        Raises:
-            ValueError: Names are unknown or occur twice, severities do not rise, or the images can
-                neither be found nor made.
-        """
+        """Check what the annotations cannot express."""
         if self.data:
             _one_of(self.data, catalogue(), "data")
         names, severities = self.corruptions, list(self.severities)
@@ -188,11 +179,7 @@ class SuiteFile(Record, frozen=True, kw_only=True):
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express.
-
-        Raises:
-            ValueError: The family is unknown, or the reference is of other corruptions.
-        """
+        """Check what the annotations cannot express."""
         _one_of(self.family, family_names(), "family")
         if self.reference is not None:
             names, known = self.reference.errors, self.corrupted.corruptions

@@ -1,1 +1,1 @@
-"""Variants: one choice of affine and one of statistics, mixed, converted and kept in files."""
+"""Variants: one choice of affine and one of statistics; their files, networks and mixes."""

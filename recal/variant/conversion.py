@@ -1,20 +1,20 @@
-"""Writing one variant of a checkpoint as an ordinary checkpoint."""
+"""Writing a variant of a checkpoint as an ordinary checkpoint."""
 
 from __future__ import annotations
 
 import io
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
 
 from recal.checkpoint.reading import METADATA_KEY
-from recal.errors import InputError, UsageError, VerificationError
+from recal.errors import UsageError, VerificationError
 from recal.files import write_whole
-from recal.networks.build import build
 from recal.networks.names import create_network
-from recal.variant.variant import Variant
+from recal.schema import to_json
+from recal.variant.build import build
+from recal.variant.variant import Variant, check_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,41 +34,39 @@ def plain_state(checkpoint: Checkpoint, variant: Variant | str) -> dict[str, tor
 
     Tensors keep the types in which they are stored.
 
+    Args:
+        checkpoint: The checkpoint with the weights.
+        variant: A variant, or the name of a branch.
+
     Raises:
         InputError: The variant belongs to other weights.
         UsageError: There is no such branch.
     """
+    tensors: Mapping[str, torch.Tensor]
     if isinstance(variant, str):
-        tensors: Mapping[str, torch.Tensor] = checkpoint.branch(variant)
-    elif variant.weights_sha256 == checkpoint.weights_sha256:
-        tensors = variant.tensors
+        tensors = checkpoint.branch(variant)
     else:
-        raise InputError(
-            f"{checkpoint.path}: expected the weights that the variant was made for "
-            f"({variant.weights_sha256[:12]}), got others ({checkpoint.weights_sha256[:12]})."
-        )
+        check_weights(checkpoint, variant)
+        tensors = variant.torch_tensors()
     counters = {f"{layer}.{COUNTER}": torch.tensor(0) for layer in checkpoint.layers}
     state = {**checkpoint.weights, **counters, **tensors}
     return {key: tensor.clone().contiguous() for key, tensor in state.items()}
 
 
-def convert(
-    checkpoint: Checkpoint, variant: Variant | str, output: Path, **asked: Any
-) -> tuple[str, ...]:
-    """Write a variant as a plain checkpoint, and load it again where the architecture is known.
+def convert(checkpoint: Checkpoint, variant: Variant | str, output: Path) -> tuple[str, ...]:
+    """Write a variant as a plain checkpoint, and load it again if the architecture is known.
 
     Args:
-        checkpoint: Lends the weights.
+        checkpoint: The checkpoint with the weights.
         variant: A variant, or the name of a branch.
-        output: A name that ends in .safetensors (with a record of architecture and preprocessing)
-            or .pth (a bare state_dict, as torchvision's own code expects it).
-        **asked: Fields of `ModelSpec` that the file does not give.
+        output: The file to write. Its name ends in .safetensors (with a record of architecture and
+            preprocessing) or .pth (a bare state_dict, as torchvision's own code expects it).
 
     Returns:
         Notes for people, such as how it was checked.
 
     Raises:
-        UsageError: The name ends otherwise, or there is no such branch or architecture.
+        UsageError: The file's suffix is another, or there is no such branch or architecture.
         InputError: Variant, weights and architecture do not fit.
         VerificationError: The file does not give the variant's outputs.
     """
@@ -76,15 +74,15 @@ def convert(
     if suffix not in FORMATS:
         raise UsageError(f"-o: expected a name in {', '.join(FORMATS)}, got '{output.name}'.")
     state = plain_state(checkpoint, variant)
-    spec, notes = _spec(checkpoint, variant, asked)
+    spec, notes = _spec(checkpoint, variant)
     if spec is not None:
-        notes.append(_check(checkpoint, variant, state, spec, asked))
+        notes.append(_check(checkpoint, variant, state, spec))
         notes.append(
             f"it expects images in [0, 1] with mean {_numbers(spec.mean)} and std "
             f"{_numbers(spec.std)}, {spec.size} pixels"
         )
     if suffix == ".safetensors":
-        record = json.dumps(spec.to_json() if spec else {}, sort_keys=True)
+        record = to_json(spec or {})
         write_whole(output, save(state, metadata={METADATA_KEY: record}))
     else:
         buffer = io.BytesIO()
@@ -93,15 +91,13 @@ def convert(
     return tuple(notes)
 
 
-def _spec(
-    checkpoint: Checkpoint, variant: Variant | str, asked: Mapping[str, Any]
-) -> tuple[ModelSpec | None, list[str]]:
-    if isinstance(variant, Variant) and not asked.get("arch"):
+def _spec(checkpoint: Checkpoint, variant: Variant | str) -> tuple[ModelSpec | None, list[str]]:
+    if isinstance(variant, Variant) and checkpoint.overrides.arch is None:
         return variant.spec, []
     try:
-        return checkpoint.spec(**asked), []
+        return checkpoint.spec, []
     except UsageError as error:
-        if asked.get("arch"):
+        if checkpoint.overrides.arch is not None:
             raise
         return None, [f"not loaded again, because {error}"]
 
@@ -112,10 +108,9 @@ def _check(
     variant: Variant | str,
     state: Mapping[str, torch.Tensor],
     spec: ModelSpec,
-    asked: Mapping[str, Any],
 ) -> str:
     """Load the state with strict=True into the architecture and compare with what recal builds."""
-    built = build(checkpoint, variant, **asked)
+    built = build(checkpoint, variant)
     network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
     try:
         network.load_state_dict(dict(state), strict=True)

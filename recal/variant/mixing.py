@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from recal.errors import InputError, UsageError
+from recal.variant.statistics import MixedPart, MixedStatistics
 from recal.variant.variant import AFFINE, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 
 TOTAL_TOLERANCE = 1e-6
@@ -22,15 +26,15 @@ def mix(variants: Sequence[Variant], weights: Sequence[float]) -> Variant:
     """Mix variants: affine linearly, statistics as the moments of the mixture.
 
     With weights w_i: mean = sum w_i mean_i, var = sum w_i (var_i + mean_i^2) - mean^2, computed in
-    float64 as sum w_i (var_i + (mean_i - mean)^2). So the statistics of two sets of images, mixed
-    by the sets' shares, are the statistics of all the images.
+    float64 as sum w_i (var_i + (mean_i - mean)^2). The statistics of two sets of images, mixed
+    by the sets' shares of the images, are therefore the statistics of all the images.
 
     Args:
-        variants: Of the same weights and architecture.
-        weights: Not negative, of sum 1.
+        variants: Variants of the same weights and architecture.
+        weights: Share of each variant; at least 0, with sum 1.
 
     Raises:
-        UsageError: The weights are others.
+        UsageError: The shares are negative or do not sum to 1.
         InputError: The variants belong to different weights.
     """
     if len(weights) != len(variants) or not variants:
@@ -40,64 +44,61 @@ def mix(variants: Sequence[Variant], weights: Sequence[float]) -> Variant:
         shown = ", ".join(f"{w:g}" for w in weights)
         raise UsageError(f"mix: expected weights >= 0 of sum 1, got {shown}.")
     _check_same_network(variants)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, NDArray[np.float64]] = {}
     for name in variants[0].tensors:
-        if name.endswith((*AFFINE, ".running_mean")):
+        if not name.endswith(".running_var"):
             tensors[name] = _weighted([v.tensors[name] for v in variants], weights)
     for name in variants[0].tensors:
         if name.endswith(".running_var"):
             mean_name = f"{name.removesuffix('.running_var')}.running_mean"
             mean = tensors[mean_name]
             second = [
-                v.tensors[name].double() + (v.tensors[mean_name].double() - mean).square()
+                v.tensors[name].astype(np.float64)
+                + np.square(v.tensors[mean_name].astype(np.float64) - mean)
                 for v in variants
             ]
             tensors[name] = _weighted(second, weights)
-    label = " + ".join(f"{w:g} {v.label}" for v, w in zip(variants, weights, strict=True))
-    return _mixed(variants, tensors, {"label": label, "weights": list(weights)})
+    return _mixed(variants, tensors, weights)
 
 
 def blend_with_prior(source: Variant, adapted: Variant, prior: float) -> Variant:
     """Shrink statistics from n images towards those of the source domain.
 
-    lambda = N / (N + n); mean and variance are each linear, lambda of the source's, without the
-    variance between the two means. The affine is the source's.
+    With lambda = N / (N + n), mean and variance are each linear: lambda times the source's plus
+    (1 - lambda) times the adapted, without the variance between the two means. The affine is the
+    source's.
 
     Args:
         source: The variant whose statistics are the prior.
         adapted: A variant whose statistics were estimated on n images.
-        prior: N, the number of images that the prior counts for; not negative.
+        prior: N, the number of images that the prior counts for; at least 0.
 
     Raises:
-        UsageError: `prior` is negative, or `adapted` does not say how many images it is from.
+        UsageError: `prior` is negative, or the statistics of `adapted` were not estimated on
+            images.
         InputError: The variants belong to different weights.
 
     Source: Schneider et al., arXiv 2006.16971, section 3.
     """
-    images = adapted.statistics.get("images")
-    if not isinstance(images, int):
-        raise UsageError(
-            f"--prior: expected statistics estimated on images, got '{adapted.label}'. Put the "
-            "calibrated variant second."
-        )
+    images = adapted.estimated.images
     if not (math.isfinite(prior) and prior >= 0):
         raise UsageError(f"--prior: expected a number of images >= 0, got {prior:g}.")
     _check_same_network([source, adapted])
     share = prior / (prior + images)
     tensors = {
-        name: tensor.double()
+        name: tensor.astype(np.float64)
         if name.endswith(AFFINE)
         else _weighted([tensor, adapted.tensors[name]], [share, 1 - share])
         for name, tensor in source.tensors.items()
     }
-    label = f"{adapted.label}, prior {prior:g}"
-    return _mixed([source, adapted], tensors, {"label": label, "prior": prior})
+    return _mixed([source, adapted], tensors, [share, 1 - share], prior)
 
 
-def _weighted(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    # a weight of zero leaves a tensor out even where it holds NaN
-    parts = [w * t.double() for t, w in zip(tensors, weights, strict=True) if w]
-    return torch.stack(parts).sum(0)
+def _weighted(tensors: Sequence[NDArray[Any]], weights: Sequence[float]) -> NDArray[np.float64]:
+    # a weight of zero leaves a tensor out even if it holds NaN
+    parts = [w * t.astype(np.float64) for t, w in zip(tensors, weights, strict=True) if w]
+    total: NDArray[np.float64] = np.sum(parts, axis=0)
+    return total
 
 
 def _check_same_network(variants: Sequence[Variant]) -> None:
@@ -119,13 +120,19 @@ def _check_same_network(variants: Sequence[Variant]) -> None:
 
 
 def _mixed(
-    variants: Sequence[Variant], tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]
+    variants: Sequence[Variant],
+    tensors: Mapping[str, NDArray[np.float64]],
+    weights: Sequence[float],
+    prior: float | None = None,
 ) -> Variant:
-    parts = [{"affine": v.affine, "statistics": dict(v.statistics)} for v in variants]
-    return Variant(
-        tensors={name: tensor.float() for name, tensor in tensors.items()},
-        weights_sha256=variants[0].weights_sha256,
-        spec=variants[0].spec,
-        affine=MIX if len({v.affine for v in variants}) > 1 else variants[0].affine,
-        statistics={"source": MIX, **record, "parts": parts},
+    affines = {variant.affine for variant in variants}
+    return replace(
+        variants[0],
+        tensors={name: tensor.astype(np.float32) for name, tensor in tensors.items()},
+        affine=MIX if len(affines) > 1 else variants[0].affine,
+        statistics=MixedStatistics(
+            parts=tuple(MixedPart(affine=v.affine, statistics=v.statistics) for v in variants),
+            weights=tuple(map(float, weights)),
+            prior=prior,
+        ),
     )

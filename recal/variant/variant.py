@@ -1,116 +1,174 @@
-"""A variant: one choice of affine and one of statistics, kept as a small file of its own."""
+"""A variant: one choice of affine and one of statistics for a checkpoint's weights."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 
-from recal.variant.file import FORMAT, VariantFile, label_of, read_variant, write_variant
+from recal.errors import InputError, UsageError
+from recal.networks.spec import ModelSpec
+from recal.schema import Record, to_json
+from recal.variant.statistics import BranchStatistics, EstimatedStatistics, Statistics
 from recal.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
+    from numpy.typing import NDArray
+
     from recal.checkpoint.checkpoint import Checkpoint
-    from recal.networks.spec import ModelSpec
 
 
 AFFINE = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
 
 
-@dataclass(frozen=True, kw_only=True)
+class VariantRecord(Record, frozen=True, kw_only=True):
+    """What a variant's file says beside its tensors.
+
+    Attributes:
+        format: Version of the format.
+        weights_sha256: SHA-256 of the tensors that belong to no BatchNorm layer, the only weights
+            that the variant fits.
+        model: Architecture and preprocessing.
+        affine: The branch that weight and bias come from.
+        statistics: Where the statistics come from.
+        versions: Versions of the software that made the variant, by package.
+    """
+
+    format: Literal[1] = 1
+    weights_sha256: str
+    model: ModelSpec
+    affine: str
+    statistics: Statistics
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Variant:
     """BatchNorm tensors for one set of weights, and where they come from.
 
     Attributes:
         tensors: `<layer>.weight`, `.bias`, `.running_mean`, `.running_var`, float32 (C,); layers
             without affine have only the last two.
-        weights_sha256: Hash of the other tensors, the only ones that the variant fits.
+        weights_sha256: SHA-256 of the tensors that belong to no BatchNorm layer, the only weights
+            that the variant fits.
         spec: Architecture and preprocessing.
-        affine: The branch that lends weight and bias, `mix` where it is of several.
-        statistics: Where the statistics come from: `{"source": "branch", "branch": ...}`,
-            `{"source": "policy", ...}` with all that is needed to estimate them again, or
-            `{"source": "mix", ...}` with what was mixed.
+        affine: The branch that weight and bias come from, or `mix` for several.
+        statistics: Where the statistics come from.
+        versions: Versions of the software that made the variant, by package.
     """
 
-    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    tensors: Mapping[str, NDArray[np.float32]] = field(repr=False)
     weights_sha256: str
     spec: ModelSpec
     affine: str
-    statistics: Mapping[str, Any]
+    statistics: Statistics
+    versions: Mapping[str, str]
 
     @property
     def label(self) -> str:
-        """A short name for tables, such as `main` or `aux0, weak statistics`."""
-        return label_of(self.affine, self.statistics)
+        """A short name, such as `main`, `aux0, weak statistics` or `0.7 main + 0.3 aux0`."""
+        return self.statistics.label(self.affine)
+
+    @property
+    def estimated(self) -> EstimatedStatistics:
+        """The statistics of a variant that was calibrated.
+
+        Raises:
+            UsageError: The statistics were not estimated on images.
+        """
+        if not isinstance(self.statistics, EstimatedStatistics):
+            raise UsageError(
+                f"expected statistics estimated on images, got '{self.label}'. Give a variant that "
+                "`recal calibrate` wrote."
+            )
+        return self.statistics
+
+    @property
+    def layers(self) -> list[str]:
+        """Paths of the BatchNorm layers."""
+        suffix = ".running_mean"
+        return [name.removesuffix(suffix) for name in self.tensors if name.endswith(suffix)]
 
     @property
     def sha256(self) -> str:
-        """Hash of the network that the variant makes: weights, BatchNorm and preprocessing."""
-        return self.to_file().sha256
+        """SHA-256 of the network that the variant makes: weights, BatchNorm and preprocessing."""
+        digest = hashlib.sha256(self.weights_sha256.encode())
+        digest.update(to_json(self.spec).encode())
+        for name in sorted(self.tensors):
+            digest.update(name.encode() + np.ascontiguousarray(self.tensors[name]).tobytes())
+        return digest.hexdigest()
 
-    def record(self) -> dict[str, Any]:
-        """Return what the file says beside the tensors; the same request gives the same record."""
-        return {
-            "format": FORMAT,
-            "weights_sha256": self.weights_sha256,
-            "model": self.spec.to_json(),
-            "affine": self.affine,
-            "statistics": dict(self.statistics),
-            "versions": {"recal": __version__, "torch": torch.__version__},
-        }
+    @property
+    def record(self) -> VariantRecord:
+        """What the variant's file says beside the tensors."""
+        return VariantRecord(
+            weights_sha256=self.weights_sha256,
+            model=self.spec,
+            affine=self.affine,
+            statistics=self.statistics,
+            versions=dict(self.versions),
+        )
 
-    def to_file(self) -> VariantFile:
-        """Return what the variant's file holds."""
-        tensors = {name: tensor.float().cpu().numpy() for name, tensor in self.tensors.items()}
-        return VariantFile(tensors=tensors, record=self.record())
+    def torch_tensors(self) -> dict[str, torch.Tensor]:
+        """Return copies of the tensors for torch, float32 on the CPU."""
+        import torch
+
+        return {name: torch.tensor(array) for name, array in self.tensors.items()}
 
 
 def branch_variant(
-    checkpoint: Checkpoint, affine: str, spec: ModelSpec, *, statistics: str | None = None
+    checkpoint: Checkpoint,
+    affine: str,
+    *,
+    statistics: str | None = None,
+    spec: ModelSpec | None = None,
 ) -> Variant:
     """Return the variant with a branch's affine and the stored statistics of that or another one.
 
+    Args:
+        checkpoint: The checkpoint that has the branches.
+        affine: The branch that weight and bias come from.
+        statistics: The branch that the statistics come from; by default that of the affine.
+        spec: Architecture and preprocessing; by default the checkpoint's.
+
     Raises:
-        UsageError: The checkpoint has no such branch.
+        UsageError: The checkpoint has no such branch, or its architecture cannot be determined.
     """
     statistics = statistics or affine
     lender, source = checkpoint.branch(affine), checkpoint.branch(statistics)
-    tensors = {k: t.float() for k, t in lender.items() if k.endswith(AFFINE)}
-    tensors |= {k: t.float() for k, t in source.items() if k.endswith(STATISTICS)}
+    tensors = {name: tensor for name, tensor in lender.items() if name.endswith(AFFINE)}
+    tensors |= {name: tensor for name, tensor in source.items() if name.endswith(STATISTICS)}
     return Variant(
-        tensors=tensors,
+        tensors={name: tensor.float().cpu().numpy() for name, tensor in tensors.items()},
         weights_sha256=checkpoint.weights_sha256,
-        spec=spec,
+        spec=spec or checkpoint.spec,
         affine=affine,
-        statistics={"source": "branch", "branch": statistics},
+        statistics=BranchStatistics(branch=statistics),
+        versions=versions_with_torch(),
     )
 
 
-def save_variant(variant: Variant, path: str | Path) -> None:
-    """Write a variant; equal variants give equal bytes.
+def check_weights(checkpoint: Checkpoint, variant: Variant) -> None:
+    """Refuse a variant of other weights.
 
     Raises:
-        RecalError: The file cannot be written.
+        InputError: The variant belongs to other weights than the checkpoint's.
     """
-    write_variant(variant.to_file(), Path(path))
+    if variant.weights_sha256 != checkpoint.weights_sha256:
+        raise InputError(
+            f"{checkpoint.path}: expected the weights that the variant was made for "
+            f"({variant.weights_sha256[:12]}), got others ({checkpoint.weights_sha256[:12]})."
+        )
 
 
-def load_variant(path: str | Path) -> Variant:
-    """Read a variant.
+def versions_with_torch() -> dict[str, str]:
+    """Return the versions of recal and torch, for the record of what torch computed."""
+    import torch
 
-    Raises:
-        InputError: The file is no variant, damaged, or of a newer format.
-    """
-    file = read_variant(Path(path))
-    return Variant(
-        tensors={name: torch.from_numpy(array) for name, array in file.tensors.items()},
-        weights_sha256=str(file.record["weights_sha256"]),
-        spec=file.spec,
-        affine=str(file.record["affine"]),
-        statistics=dict(file.record["statistics"]),
-    )
+    return {"recal": __version__, "torch": str(torch.__version__)}

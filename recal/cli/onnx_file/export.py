@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from recal.cli.options import model_options, reading_options
+from recal.cli.options import reading_options
 
 if TYPE_CHECKING:
-    from recal.checkpoint.checkpoint import Checkpoint
+    from recal.checkpoint.options import ReadingOptions
     from recal.export.forms import Evidence, Int8
     from recal.onnx_file.record import Accuracies, FormName
     from recal.variant.variant import Variant
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 @click.option("--class-names", type=click.Path(path_type=Path), help="File of names, one a line.")
 @click.option("--run", type=click.Path(path_type=Path), help="Run whose accuracies are recorded.")
 @reading_options
-@model_options
 def command(
     checkpoint: Path | None,
     variant: str,
@@ -68,8 +67,7 @@ def command(
     any_size: bool,
     class_names: Path | None,
     run: Path | None,
-    reading: dict[str, Any],
-    asked: dict[str, Any],
+    reading: ReadingOptions,
 ) -> None:
     """Write a variant of CHECKPOINT as an ONNX file.
 
@@ -77,12 +75,13 @@ def command(
     in ONNX Runtime first: only if its logits are those of the variant in PyTorch, and not those of
     another branch, is it written. With --int8 the file is judged by the predictions that it keeps.
     """
-    from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.checkpoint.checkpoint import read_checkpoint
     from recal.cli.console import console, progress_bar
     from recal.export.export import export_onnx
     from recal.export.forms import FLOAT_FORMS, Int8
     from recal.export.subject import IMAGES, comparison_images
     from recal.resources import sample_checkpoint, sample_images
+    from recal.variant.resolve import resolve_variant
 
     form_name = _form_name(
         fp16=fp16, int8=int8, patchable=patchable, switchable=switchable, run=run
@@ -91,9 +90,9 @@ def command(
     if checkpoint is None:
         checkpoint, data = sample_checkpoint(), data or sample_images()
         console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
-    loaded = load_checkpoint(checkpoint, **reading)
+    loaded = read_checkpoint(checkpoint, reading)
     given = [variant] if switchable is None else [name.strip() for name in switchable.split(",")]
-    variants = {variant_stem(name): chosen_variant(loaded, name, asked) for name in given}
+    variants = {variant_stem(name): resolve_variant(name, loaded) for name in given}
     chosen = next(iter(variants.values()))
     stem = variant_stem(variant) if switchable is None else "switchable"
     output = output or Path(f"{checkpoint.stem}-{stem}.onnx")
@@ -277,46 +276,18 @@ def run_accuracies(folder: Path, sha256: str) -> Accuracies:
     Raises:
         InputError: The folder is no finished run, or the variant was not evaluated in it.
     """
-    import json
-
-    from recal.errors import InputError
     from recal.onnx_file.record import Accuracies
+    from recal.runs.summary import find_network
 
-    try:
-        request = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        document = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        names = [t["name"] for t in request["targets"] if t["sha256"] == sha256]
-        rows = [row for row in document["summary"] if row["target"] in names]
-        if not rows:
-            known = ", ".join(t["name"] for t in request["targets"])
-            raise InputError(
-                f"{folder}: expected a run of the variant that is exported, got one of {known}. "
-                "Evaluate it, or leave --run out."
-            )
-        return Accuracies(
-            suite=document["suite"],
-            provenance=document["provenance"],
-            images=document["images"],
-            clean_accuracy=rows[0].get("clean_accuracy"),
-            corrupted_accuracy=rows[0].get("corrupted_accuracy"),
-            mean_corruption_error=rows[0].get("mean_corruption_error"),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder}: expected the folder of a finished run, got {error}."
-        ) from error
-
-
-def chosen_variant(checkpoint: Checkpoint, variant: str, asked: dict[str, Any]) -> Variant:
-    """Return a branch of the checkpoint by name, or read a variant's file."""
-    from dataclasses import replace
-
-    from recal.variant.variant import branch_variant, load_variant
-
-    if variant in checkpoint.branches or not Path(variant).suffix:
-        return branch_variant(checkpoint, variant, checkpoint.spec(**asked))
-    read = load_variant(Path(variant))
-    return replace(read, spec=read.spec.overridden(asked))
+    summary, row = find_network(folder, sha256)
+    return Accuracies(
+        suite=summary.suite,
+        provenance=summary.provenance,
+        images=summary.images,
+        clean_accuracy=row.clean_accuracy,
+        corrupted_accuracy=row.corrupted_accuracy,
+        mean_corruption_error=row.mean_corruption_error,
+    )
 
 
 def variant_stem(variant: str) -> str:

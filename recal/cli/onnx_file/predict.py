@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from recal.cli.options import model_options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from recal.networks.spec import ModelOverrides
     from recal.onnx_file.predict import Prediction
 
 
@@ -32,7 +33,7 @@ def command(
     form: str | None,
     threads: int,
     variant: str | None,
-    asked: dict[str, Any],
+    overrides: ModelOverrides,
 ) -> None:
     """Classify IMAGES, files or folders, by MODEL, an ONNX file.
 
@@ -44,7 +45,7 @@ def command(
     from recal.onnx_file.session import OnnxNetwork
 
     network = OnnxNetwork(model, threads, variant=0 if variant is None else variant)
-    spec = network_spec(network, asked, str(model))
+    spec = network_spec(network, overrides, str(model))
     files = image_files(images)
     broken: list[BrokenImageError] = []
     # lines on the terminal are progress enough

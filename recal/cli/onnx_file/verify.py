@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from recal.cli.options import reading_options, refuse_given
 
 if TYPE_CHECKING:
+    from recal.checkpoint.options import ReadingOptions
     from recal.onnx_file.record import Int8Record
 
 
@@ -35,7 +36,7 @@ def command(
     data: Path | None,
     images: int,
     alone: bool,
-    reading: dict[str, Any],
+    reading: ReadingOptions,
 ) -> None:
     """Check that an ONNX file is what its record says.
 
@@ -57,20 +58,20 @@ def command(
         )
         console.print("Name --checkpoint (and --variant) to compare with the network itself.")
         return
-    from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.cli.onnx_file.export import chosen_variant
+    from recal.checkpoint.checkpoint import read_checkpoint
     from recal.export.subject import comparison_images
     from recal.export.verify import recorded_variants, verify_against
     from recal.onnx_file.reading import read_model
     from recal.onnx_file.record import read_record
+    from recal.variant.resolve import resolve_variant
 
-    loaded = load_checkpoint(checkpoint, **reading)
+    loaded = read_checkpoint(checkpoint, reading)
     record = read_record(read_model(model), str(model))
     if variant is None:
         wanted = recorded_variants(record, loaded, model)
     else:
         names = variant.split(",") if record.form == "switchable" else [variant]
-        wanted = [chosen_variant(loaded, name.strip(), record.model) for name in names]
+        wanted = [resolve_variant(name.strip(), loaded, record.model) for name in names]
     pixels, what = comparison_images(wanted[0].spec, data, images)
     found = verify_against(model, loaded, wanted, pixels, data)
     console.print(

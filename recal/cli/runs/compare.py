@@ -29,23 +29,12 @@ def command(
     correction tells in which cells the targets differ. Without TARGETS, all of the run's.
     """
     from recal.cli.console import console, messages, print_document
-    from recal.report.plots import difference_figure, save_png
-    from recal.report.text import comparison_text
+    from recal.report.comparison import comparison_blocks, comparison_rows
+    from recal.report.plots import difference_figure, save_figure
     from recal.runs.compare import compare
 
-    document = compare(run, targets, every_pair=all_pairs, seed=seed).document()
-    rows = [
-        {"first": pair["first"], "second": pair["second"], "quantity": name, **COLUMNS, **found}
-        for pair in document["pairs"]
-        for name, found in pair["differences"].items()
-    ]
+    comparison = compare(run, targets, every_pair=all_pairs, seed=seed)
     picture = output or run / "comparison.png"
-    save_png(difference_figure(document), picture)
-    print_document(document, rows, comparison_text, form)
+    save_figure(difference_figure(comparison), picture)
+    print_document(comparison, comparison_rows(comparison), comparison_blocks(comparison), form)
     (console if form == "plain" else messages).print(f"Drawn: {picture}")
-
-
-# so that every row of CSV has the columns that only tested quantities fill
-COLUMNS = dict.fromkeys(
-    ("of_first", "of_second", "value", "low", "high", "p", "p_holm", "beyond_noise")
-)

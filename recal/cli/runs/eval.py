@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,13 +13,15 @@ from recal.cli.options import (
     autocast_option,
     choose_device,
     format_option,
-    model_options,
     precision_named,
     reading_options,
 )
 
 if TYPE_CHECKING:
+    from recal.checkpoint.options import ReadingOptions
     from recal.distributed import World
+    from recal.evaluation.adaptation import Adaptation
+    from recal.evaluation.prepare import EvaluationRequest
 
 
 @click.command("eval")
@@ -54,20 +56,25 @@ if TYPE_CHECKING:
 @adaptation_options
 @format_option
 @reading_options
-@model_options
 def command(
     targets: tuple[str, ...],
     suite: str | None,
     data: Path | None,
+    output: Path | None,
     checkpoint: Path | None,
+    corruptions: tuple[str, ...],
     severities: tuple[str, ...],
+    limit: int | None,
+    seed: int,
+    batch_size: int | None,
+    threads: int | None,
     device: str,
+    backend: str,
     autocast: str | None,
     plan: bool,
+    adaptation: Adaptation | None,
     form: str,
-    reading: dict[str, Any],
-    asked: dict[str, Any],
-    **options: Any,
+    reading: ReadingOptions,
 ) -> None:
     """Evaluate TARGETS over a benchmark, clean and corrupted.
 
@@ -79,6 +86,8 @@ def command(
     from recal.cli.console import console, messages
     from recal.distributed import joined, local_device
     from recal.errors import UsageError
+    from recal.evaluation.execution import ExecutionOptions
+    from recal.evaluation.prepare import EvaluationRequest
     from recal.suites.suite import load_suite
 
     note = ""
@@ -86,12 +95,25 @@ def command(
         checkpoint, data, suite, note = _bundled(suite, data)
     if not all(text.isdigit() for text in severities):
         raise UsageError(f"--severities: expected whole numbers, got {','.join(severities)}.")
-    request = {
-        "suite": load_suite(suite) if suite else None, "data": data, "checkpoint": checkpoint,
-        "severities": [int(text) for text in severities],
-        "device": local_device(choose_device(device)), "autocast": precision_named(autocast),
-        "reading": reading, **options, **asked,
-    }  # fmt: skip
+    request = EvaluationRequest(
+        suite=load_suite(suite) if suite else None,
+        data=data,
+        output=output,
+        checkpoint=checkpoint,
+        corruptions=corruptions,
+        severities=[int(text) for text in severities],
+        limit=limit,
+        seed=seed,
+        execution=ExecutionOptions(
+            backend=backend,
+            device=local_device(choose_device(device)),
+            batch_size=batch_size,
+            threads=threads,
+            autocast=precision_named(autocast),
+            adaptation=adaptation,
+        ),
+        reading=reading,
+    )
     with joined() as world:
         if note and world.leads:
             (console if form == "plain" else messages).print(note)
@@ -102,25 +124,27 @@ def command(
         _evaluate(targets, request, form, world)
 
 
-def _evaluate(targets: tuple[str, ...], request: dict[str, Any], form: str, world: World) -> None:
+def _evaluate(
+    targets: tuple[str, ...], request: EvaluationRequest, form: str, world: World
+) -> None:
     from recal.cli.console import cell_progress, console, messages, print_document, warn
     from recal.errors import RecalError
-    from recal.evaluation.evaluate import evaluate
+    from recal.evaluation.evaluate import run_evaluation
     from recal.report.page import write_report
-    from recal.report.text import run_text
+    from recal.report.summary import summary_blocks
     from recal.runs.summary import flat
 
     with cell_progress(_short, hidden=not world.leads) as shown:
-        run = evaluate(
-            targets, progress=shown.images, on_cell=shown.cell, world=world, **request
-        )  # fmt: skip
+        run = run_evaluation(
+            targets, request, progress=shown.images, on_cell=shown.cell, world=world
+        )
     if not world.leads:
         return
-    document = run.document
-    write_report(document, run.folder / "report.html")
-    for warning in document["warnings"]:
+    write_report(run.summary, run.folder / "report.html")
+    for warning in run.summary.warnings:
         warn(warning)
-    print_document(document, flat(document["summary"]), run_text, form)
+    rows = [flat(row) for row in run.summary.targets]
+    print_document(run.summary, rows, summary_blocks(run.summary), form)
     (console if form == "plain" else messages).print(f"Report: {run.folder / 'report.html'}")
     for failure in run.failures:
         warn(failure, kind="failed")
@@ -132,17 +156,17 @@ def _evaluate(targets: tuple[str, ...], request: dict[str, Any], form: str, worl
 
 
 def _show_plan(
-    targets: tuple[str, ...], request: dict[str, Any], as_json: bool, processes: int
+    targets: tuple[str, ...], request: EvaluationRequest, as_json: bool, processes: int
 ) -> None:
     import json
     from dataclasses import asdict
 
     from recal.cli.console import console, progress_bar, warn
     from recal.errors import RecalError
-    from recal.evaluation.evaluate import prepare_work
     from recal.evaluation.plan import make_plan
+    from recal.evaluation.prepare import prepare_work
 
-    work, _ = prepare_work(targets, **request)
+    work = prepare_work(targets, request)
     with progress_bar("corruptions timed") as bar:
         plan = make_plan(work, processes=processes, progress=bar)
     for warning in work.images.warnings:

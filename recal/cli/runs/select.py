@@ -43,24 +43,11 @@ def command(
     than it is on the images by which it was chosen. Fractions are meant, not percent.
     """
     from recal.cli.console import print_document
-    from recal.report.text import selection_text
+    from recal.report.selection import selection_blocks, selection_rows
     from recal.runs.select import select
 
     objectives = maximize or (("clean", "corrupted") if pareto else ("clean",))
     selection = select(
         run, objectives, subject_to=subject_to, pareto=pareto, targets=targets, seed=seed
     )
-    document = selection.document()
-    rows = [
-        {
-            **{key: t[key] for key in ("target", "label", "allowed", "chosen", "share")},
-            **{f"choosing {name}": value for name, value in t["choosing"].items()},
-            **{
-                f"reporting {name}{ending}": found[key]
-                for name, found in t["reporting"].items()
-                for ending, key in (("", "value"), (" low", "low"), (" high", "high"))
-            },
-        }
-        for t in document["targets"]
-    ]
-    print_document(document, rows, selection_text, form)
+    print_document(selection, selection_rows(selection), selection_blocks(selection), form)

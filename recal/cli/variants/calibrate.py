@@ -10,7 +10,6 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from recal.calibration.calibrate import (
-    calibrate,
     calibrate_matrix,
     usual_affine,
 )
@@ -21,7 +20,6 @@ from recal.cli.options import (
     autocast_option,
     choose_device,
     default_workers,
-    model_options,
     precision_named,
     reading_options,
     refuse_given,
@@ -29,111 +27,110 @@ from recal.cli.options import (
 )
 from recal.data.folders import TRAIN
 from recal.policies.families import open_family_images
-from recal.variant.variant import Variant, branch_variant, save_variant
+from recal.variant.file import save_variant
+from recal.variant.statistics import EstimatedStatistics
+from recal.variant.variant import Variant, branch_variant
+from recal.wording import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from recal.calibration.rounds import Settings
     from recal.checkpoint.checkpoint import Checkpoint
+    from recal.checkpoint.options import ReadingOptions
     from recal.distributed import World
+    from recal.networks.spec import ModelOverrides
     from recal.policies.policy import Policy
+    from recal.variant.statistics import Bound
 
 
-BOUNDS = ("mean_bound", "log_variance_bound")
-NAMED = 3
+BOUNDS: tuple[Bound, ...] = ("mean_bound", "log_variance_bound")
 
 
-def largest(statistics: Mapping[str, Any], kind: str) -> tuple[float, str]:
-    """Return the largest of the layers' errors of a kind, and the layer's path."""
-    return max((layer[kind], name) for name, layer in statistics["errors"].items())
-
-
-def precision(statistics: Mapping[str, Any]) -> str:
+def precision(statistics: EstimatedStatistics) -> str:
     """Return a sentence on the least precise layers."""
-    (mean, mean_layer), (variance, variance_layer) = (largest(statistics, b) for b in BOUNDS)
+    if not statistics.errors:
+        return "One image tells no error bounds."
+    (mean, mean_layer), (variance, variance_layer) = map(statistics.largest, BOUNDS)
     return (
         f"95 % error bounds: means within {mean:.4f} standard deviations ({mean_layer}), "
         f"variances within {variance:.2%} ({variance_layer}); other layers are more precise."
     )
 
 
-def doubts(statistics: Mapping[str, Any]) -> list[str]:
+def doubts(statistics: EstimatedStatistics) -> list[str]:
     """Return sentences on images that were left out, and on layers that saw none."""
-    skipped = statistics["skipped"]
-    more = " and more" if len(skipped) > NAMED else ""
-    left_out = (
-        f"{len(skipped):,} images cannot be decoded and were left out: "
-        f"{', '.join(skipped[:NAMED])}{more}."
-    )
+    skipped = statistics.skipped
+    left_out = f"{len(skipped):,} images cannot be decoded and were left out: {listed(skipped)}."
     return [left_out] * bool(skipped) + [
         f"layer {layer} saw no data and keeps its stored statistics."
-        for layer in statistics["layers_without_data"]
+        for layer in statistics.layers_without_data
     ]
 
 
 def calibrate_one(
     checkpoint: Checkpoint,
     affine: str | None,
-    mode: str | Policy,
+    policy: Policy,
     data: Path | None,
     output: Path | None,
     settings: Settings,
-    asked: dict[str, Any],
 ) -> None:
     """Estimate one variant, write it, and say how precise it is."""
-    name = _name(mode)
+    name = policy.name
     affine = affine or usual_affine(checkpoint, name)
-    images = open_family_images(checkpoint.spec(**asked), data, TRAIN)
+    checkpoint.branch(affine)
+    images = open_family_images(checkpoint.spec, data, TRAIN)
     console.print(
         f"{checkpoint.path.name}: weight and bias of branch '{affine}', statistics of '{name}' "
         f"images out of {len(images):,} in {images.where}."
     )
     with progress_bar("images", hidden=not settings.world.leads) as bar:
-        variant = calibrate(
-            checkpoint, mode=mode, affine=affine, data=images, settings=settings, progress=bar,
-            **asked,
-        )  # fmt: skip
+        table = calibrate_matrix(
+            checkpoint, [affine], [policy], data=images, settings=settings, progress=bar
+        )
     if not settings.world.leads:
         return
     output = output or Path(f"{checkpoint.path.stem}-{affine}-{name}.safetensors")
+    (variant,) = table.values()
     save_variant(variant, output)
-    statistics = variant.statistics
-    _warn(variant)
+    statistics = variant.estimated
+    _warn(statistics)
     console.print(
-        f"Statistics of {len(checkpoint.layers)} layers from {statistics['images']:,} images "
-        f"({statistics['estimator']}, batches of {statistics['batch_size']}, "
-        f"seed {statistics['seed']}{_passes(variant)})."
+        f"Statistics of {len(checkpoint.layers)} layers from {statistics.images:,} images "
+        f"({statistics.estimator}, batches of {statistics.batch_size}, "
+        f"seed {statistics.seed}{_passes(statistics)})."
     )
     console.print(precision(statistics))
-    _say_whether_reached([variant], settings)
-    console.print(f"Wrote {output}. Next: recal eval {checkpoint.path} {output}{retyped(asked)}")
+    _say_whether_reached([statistics], settings)
+    console.print(f"Wrote {output}. Next: recal eval {checkpoint.path} {output}{retyped()}")
 
 
 def calibrate_table(
     checkpoint: Checkpoint,
     affines: Sequence[str],
-    modes: Sequence[str | Policy],
+    policies: Sequence[Policy],
     data: Path | None,
     output: Path | None,
     settings: Settings,
-    asked: dict[str, Any],
 ) -> None:
     """Write every affine with every policy's statistics, and with every other branch's stored."""
-    spec = checkpoint.spec(**asked)
-    images = open_family_images(spec, data, TRAIN)
+    for affine in affines:
+        checkpoint.branch(affine)
+    images = open_family_images(checkpoint.spec, data, TRAIN)
     console.print(
         f"{checkpoint.path.name}: weight and bias of {', '.join(affines)}; statistics of "
-        f"{', '.join(map(_name, modes))} images out of {len(images):,} in {images.where}."
+        f"{', '.join(policy.name for policy in policies)} images out of {len(images):,} in "
+        f"{images.where}."
     )
     with progress_bar("images", hidden=not settings.world.leads) as bar:
         found = calibrate_matrix(
-            checkpoint, affines, modes, data=images, settings=settings, progress=bar, **asked
+            checkpoint, affines, policies, data=images, settings=settings, progress=bar
         )
     if not settings.world.leads:
         return
     found |= {
-        (affine, branch): branch_variant(checkpoint, affine, spec, statistics=branch)
+        (affine, branch): branch_variant(checkpoint, affine, statistics=branch)
         for affine in affines
         for branch in checkpoint.branches
         if branch != affine
@@ -147,7 +144,11 @@ def calibrate_table(
         save_variant(variant, path)
         table.add_row(path.name, affine, *_cells(variant, source))
     console.print(table)
-    estimated = [variant for variant in found.values() if _errors(variant)]
+    estimated = [
+        variant.statistics
+        for variant in found.values()
+        if isinstance(variant.statistics, EstimatedStatistics)
+    ]
     _warn(estimated[0])
     console.print(
         f"{settings.estimator}, batches of {settings.batch_size}, seed {settings.seed}"
@@ -157,49 +158,39 @@ def calibrate_table(
     _say_whether_reached(estimated, settings)
     console.print(
         f"Wrote {len(found)} variants to {folder}. Next: recal eval --checkpoint "
-        f"{checkpoint.path} {' '.join(checkpoint.branches)} {folder}/*.safetensors{retyped(asked)}"
+        f"{checkpoint.path} {' '.join(checkpoint.branches)} {folder}/*.safetensors{retyped()}"
     )
 
 
-def take_stored(
-    checkpoint: Checkpoint, affine: str, branch: str, output: Path | None, asked: dict[str, Any]
-) -> None:
+def take_stored(checkpoint: Checkpoint, affine: str, branch: str, output: Path | None) -> None:
     """Write the variant of one branch's affine and another's stored statistics."""
-    variant = branch_variant(checkpoint, affine, checkpoint.spec(**asked), statistics=branch)
+    variant = branch_variant(checkpoint, affine, statistics=branch)
     output = output or Path(f"{checkpoint.path.stem}-{affine}-{branch}.safetensors")
     save_variant(variant, output)
     console.print(f"Wrote {output}: {variant.label}.")
 
 
-def _name(mode: str | Policy) -> str:
-    return mode if isinstance(mode, str) else mode.name
-
-
-def _errors(variant: Variant) -> dict[str, dict[str, float]]:
-    errors: dict[str, dict[str, float]] = variant.statistics.get("errors", {})
-    return errors
-
-
 def _cells(variant: Variant, source: str) -> tuple[str, ...]:
-    if not _errors(variant):
+    statistics = variant.statistics
+    if not isinstance(statistics, EstimatedStatistics):
         return f"stored in {source}", "", "", ""
-    bounds = (f"{largest(variant.statistics, kind)[0]:.4f}" for kind in BOUNDS)
-    return f"{source} images", f"{variant.statistics['images']:,}", *bounds
+    bounds = (f"{statistics.largest(bound)[0]:.4f}" for bound in BOUNDS)
+    return f"{source} images", f"{statistics.images:,}", *bounds
 
 
-def _passes(variant: Variant) -> str:
-    """Say how often the images went through the network, where that is not plain."""
-    passes, estimator = variant.statistics["passes"], variant.statistics["estimator"]
-    if estimator != CONSISTENT:
+def _passes(statistics: EstimatedStatistics) -> str:
+    """Return how often the images went through the network, unless it is once as usual."""
+    if statistics.estimator != CONSISTENT:
         return ""
+    passes = statistics.passes
     return ", 1 pass, activations kept" if passes == 1 else f", {passes} passes"
 
 
-def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> None:
+def _say_whether_reached(estimated: Sequence[EstimatedStatistics], settings: Settings) -> None:
     if settings.tolerance is None:
         return
-    images = variants[0].statistics["images"]
-    reached = max(largest(variant.statistics, kind)[0] for variant in variants for kind in BOUNDS)
+    images = estimated[0].images
+    reached = max(statistics.largest(bound)[0] for statistics in estimated for bound in BOUNDS)
     if reached <= settings.tolerance:
         console.print(
             f"Stopped after {images:,} images: bound {reached:.4f}, tolerance "
@@ -212,8 +203,8 @@ def _say_whether_reached(variants: Sequence[Variant], settings: Settings) -> Non
         )
 
 
-def _warn(variant: Variant) -> None:
-    for doubt in doubts(variant.statistics):
+def _warn(statistics: EstimatedStatistics) -> None:
+    for doubt in doubts(statistics):
         warn(doubt)
 
 
@@ -224,13 +215,13 @@ def recalibrate_file(
     policy: Path | None,
     data: Path | None,
     output: Path | None,
-    asked: dict[str, Any],
+    overrides: ModelOverrides,
     options: dict[str, Any],
 ) -> None:
     """Re-estimate the statistics inside a patchable ONNX file."""
     from pathlib import Path
 
-    from recal.cli.console import console, progress_bar, warn
+    from recal.cli.console import console, progress_bar
     from recal.data.sampling import DEFAULT_SAMPLES
     from recal.errors import UsageError
     from recal.onnx_file.predict import network_spec
@@ -238,7 +229,6 @@ def recalibrate_file(
     from recal.onnx_file.recalibrate import recalibrate
     from recal.onnx_file.session import OnnxNetwork
     from recal.policies.policy import resolve_policy
-    from recal.variant.file import write_variant
 
     source = click.get_current_context().get_parameter_source("estimator")
     if options["affine"] is not None:
@@ -246,9 +236,9 @@ def recalibrate_file(
     if options["estimator"] != "consistent" and source is not ParameterSource.DEFAULT:
         raise UsageError("--estimator: in an ONNX file only 'consistent' can be estimated.")
     model = read_model(path)
-    spec = network_spec(OnnxNetwork(path), asked, str(path))
-    images = open_family_images(spec, data, TRAIN)
+    spec = network_spec(OnnxNetwork(path), overrides, str(path))
     chosen = resolve_policy(policy or mode, spec.family)
+    images = open_family_images(spec, data, TRAIN)
     with progress_bar("images") as bar:
         variant = recalibrate(
             model, images, spec, chosen, samples=options["samples"] or DEFAULT_SAMPLES,
@@ -256,15 +246,14 @@ def recalibrate_file(
             min_images=options["min_images"], skip_broken=options["skip_broken"], progress=bar,
         )  # fmt: skip
     output = output or Path(f"{path.stem}-{chosen.name}.safetensors")
-    write_variant(variant, output)
-    for doubt in doubts(variant.record["statistics"]):
-        warn(doubt)
-    layers = {name.rpartition(".")[0] for name in variant.tensors}
+    save_variant(variant, output)
+    statistics = variant.estimated
+    _warn(statistics)
     console.print(
-        f"Statistics of {len(layers)} layers from "
-        f"{variant.record['statistics']['images']:,} images (consistent, by ONNX Runtime)."
+        f"Statistics of {len(variant.layers)} layers from {statistics.images:,} images "
+        "(consistent, by ONNX Runtime)."
     )
-    console.print(precision(variant.record["statistics"]))
+    console.print(precision(statistics))
     console.print(f"Wrote {output}. Next: recal patch {path} {output}")
 
 
@@ -326,7 +315,6 @@ NOT_IN_ONNX = ("matrix", "statistics", "tolerance", "device", "workers", "autoca
     show_default="cores - 1",
 )  # fmt: skip
 @reading_options
-@model_options
 def command(
     checkpoint: Path | None,
     mode: tuple[str, ...],
@@ -336,8 +324,7 @@ def command(
     affine: tuple[str, ...],
     matrix: bool,
     statistics: str | None,
-    reading: dict[str, Any],
-    asked: dict[str, Any],
+    reading: ReadingOptions,
     **options: Any,
 ) -> None:
     """Re-estimate the BatchNorm statistics of CHECKPOINT on augmented images.
@@ -353,13 +340,13 @@ def command(
         refuse_given(NOT_IN_ONNX, "an ONNX file takes no such option. Leave it out.")
         recalibrate_file(
             checkpoint, mode=_one(mode, "--mode"), policy=policy, data=data, output=output,
-            asked=asked, options={**options, "affine": _only(affine, "--affine")},
+            overrides=reading.model, options={**options, "affine": _only(affine, "--affine")},
         )  # fmt: skip
         return
-    from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.checkpoint.checkpoint import read_checkpoint
     from recal.cli.console import console, messages, warn
     from recal.distributed import joined
-    from recal.policies.policy import read_policy
+    from recal.policies.policy import resolve_policy
     from recal.resources import sample_checkpoint, sample_images
 
     with joined() as world:
@@ -367,24 +354,23 @@ def command(
         if checkpoint is None:
             checkpoint, data = sample_checkpoint(), data or sample_images()
             console.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
-        loaded = load_checkpoint(checkpoint, **reading)
+        loaded = read_checkpoint(checkpoint, reading)
         for doubt in loaded.doubts:
-            warn(doubt)
+            warn(doubt.sentence)
         if statistics is not None:
             refuse_given(OF_ESTIMATES, "with --statistics nothing is estimated. Leave it out.")
-            take_stored(loaded, _only(affine, "--affine") or "main", statistics, output, asked)
+            take_stored(loaded, _only(affine, "--affine") or "main", statistics, output)
             return
         settings = _settings(world, **options)
-        modes: tuple[str | Policy, ...] = mode if policy is None else (read_policy(policy),)
+        modes = MATRIX_MODES if matrix and not _given("mode") else mode
+        named = modes if policy is None else (policy,)
+        policies = [resolve_policy(name, loaded.spec.family) for name in named]
         if matrix:
-            if not _given("mode") and policy is None:
-                modes = MATRIX_MODES
             affines = affine or tuple(loaded.branches)
-            calibrate_table(loaded, affines, modes, data, output, settings, asked)
+            calibrate_table(loaded, affines, policies, data, output, settings)
         else:
-            chosen = _one(modes, "--mode")
             single = _only(affine, "--affine")
-            calibrate_one(loaded, single, chosen, data, output, settings, asked)
+            calibrate_one(loaded, single, _one(policies, "--mode"), data, output, settings)
 
 
 def _settings(world: World, device: str, autocast: str | None, **options: Any) -> Settings:
@@ -404,7 +390,7 @@ def _settings(world: World, device: str, autocast: str | None, **options: Any) -
     )
 
 
-def _one(items: tuple[Item, ...], option: str) -> Item:
+def _one(items: Sequence[Item], option: str) -> Item:
     if len(items) != 1:
         raise click.UsageError(f"{option}: expected one without --matrix, got {len(items)}.")
     return items[0]

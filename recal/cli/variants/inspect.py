@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from recal.cli.options import model_options, reading_options, refuse_given
+from recal.cli.options import reading_options, refuse_given
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from recal.checkpoint.options import ReadingOptions
     from recal.inspection.distances import Inspection
     from recal.inspection.scores import BranchScore
 
@@ -38,7 +40,6 @@ BAR = 20
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @reading_options
-@model_options
 def command(
     checkpoint: Path | None,
     as_json: bool,
@@ -46,15 +47,14 @@ def command(
     score_on: Path | None,
     samples: int,
     seed: int,
-    reading: dict[str, Any],
-    asked: dict[str, Any],
+    reading: ReadingOptions,
 ) -> None:
     """Say which BatchNorm branches CHECKPOINT holds and whether they can be trusted.
 
     No code in the file is run, and no architecture is needed. Without a CHECKPOINT the bundled
     sample is used.
     """
-    from recal.checkpoint.checkpoint import load_checkpoint
+    from recal.checkpoint.checkpoint import read_checkpoint
     from recal.cli.console import messages, progress_bar
     from recal.inspection.distances import inspect_checkpoint
     from recal.inspection.scores import score_branches
@@ -66,16 +66,14 @@ def command(
     if checkpoint is None:
         checkpoint = sample_checkpoint()
         messages.print("No checkpoint given: using the bundled Fashion-MNIST sample.")
-    loaded = load_checkpoint(checkpoint, **reading)
-    inspection = inspect_checkpoint(loaded, arch=asked["arch"])
+    loaded = read_checkpoint(checkpoint, reading)
+    inspection = inspect_checkpoint(loaded)
     if plot is not None:
         plot_inspection(inspection, plot)
     scores: tuple[BranchScore, ...] = ()
     if score_on is not None:
         with progress_bar("images") as bar:
-            scores = score_branches(
-                loaded, score_on, samples=samples, seed=seed, progress=bar, **asked
-            )
+            scores = score_branches(loaded, score_on, samples=samples, seed=seed, progress=bar)
     if as_json:
         click.echo(json.dumps(_finite(_document(inspection, scores)), indent=2))
     else:
@@ -85,7 +83,8 @@ def command(
 
 
 def _document(inspection: Inspection, scores: tuple[BranchScore, ...]) -> dict[str, Any]:
-    document = inspection.to_json()
+    warnings = [finding.sentence for finding in inspection.findings]
+    document = {**asdict(inspection), "warnings": warnings}
     for branch in document["branches"]:
         for score in scores:
             if score.branch == branch["name"]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from recal.cli.options import model_options, reading_options, retyped
+from recal.cli.options import reading_options, retyped
 
 if TYPE_CHECKING:
-    from recal.variant.variant import Variant
+    from recal.checkpoint.options import ReadingOptions
 
 
 @click.command("mix")
@@ -30,15 +30,13 @@ if TYPE_CHECKING:
     help="Shrink the second's statistics towards the first's, which count as so many images.",
 )  # fmt: skip
 @reading_options
-@model_options
 def command(
     parts: tuple[str, ...],
     output: Path,
     checkpoint: Path | None,
     sweep: int | None,
     prior: float | None,
-    reading: dict[str, Any],
-    asked: dict[str, Any],
+    reading: ReadingOptions,
 ) -> None:
     """Mix variants of the same weights: V1=0.7 V2=0.3.
 
@@ -48,8 +46,9 @@ def command(
     """
     from recal.cli.console import console
     from recal.errors import UsageError
+    from recal.variant.file import save_variant
     from recal.variant.mixing import blend_with_prior, mix
-    from recal.variant.variant import save_variant
+    from recal.variant.resolve import resolve_variants
 
     pairs = [split_weight(part) for part in parts]
     names, weights = [name for name, _ in pairs], [weight for _, weight in pairs]
@@ -57,7 +56,7 @@ def command(
         raise UsageError("--sweep and --prior: expected two variants without weights.")
     if sweep and prior is not None:
         raise UsageError("--sweep and --prior: expected one of them, got both.")
-    variants = _load(names, checkpoint, asked, reading)
+    variants = [found.variant for found in resolve_variants(names, checkpoint, reading)]
     if sweep:
         for i in range(sweep):
             share = i / (sweep - 1)
@@ -66,7 +65,7 @@ def command(
         console.print(
             f"Wrote {sweep} variants to {output}/, from {names[0]} (0.000) to {names[1]} (1.000). "
             f"Next: recal eval --checkpoint {checkpoint or 'CHECKPOINT'} {output}/*.safetensors"
-            f"{retyped(asked)}"
+            f"{retyped()}"
         )
         return
     if prior is not None:
@@ -89,22 +88,3 @@ def split_weight(part: str) -> tuple[str, float | None]:
         return (name, float(text)) if sign else (part, None)
     except ValueError:
         return part, None
-
-
-def _load(
-    names: list[str],
-    checkpoint: Path | None,
-    asked: dict[str, Any],
-    reading: dict[str, Any],
-) -> list[Variant]:
-    from recal.errors import UsageError
-    from recal.evaluation.targets import resolve_targets
-
-    variants = []
-    for target in resolve_targets(names, checkpoint, asked, reading):
-        if target.variant is None:
-            raise UsageError(
-                f"mix: expected variants or branches, got the ONNX file {target.name}."
-            )
-        variants.append(target.variant)
-    return variants

@@ -1,4 +1,4 @@
-"""Making a network whose every BatchNorm layer is one plain BatchNorm, whatever its class was."""
+"""Replacing every kind of BatchNorm in a network by a plain one."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-# the attribute in which a layer keeps its plain path, where that is not where it stands
+# attribute with the plain path of a layer, if its path in the network is another
 PLAIN_PATH = "recal_plain_path"
 
 
 class PlainBatchNorm(_BatchNorm):
     """BatchNorm over channels for inputs (N, C) or (N, C, ...).
 
-    Further arguments, by which the layer that it replaces chose a branch, are ignored. What that
-    layer did after normalising (`drop`, `act`) is kept.
+    Further arguments, with which the replaced layer chose a branch, are ignored. What that layer
+    did after normalising (`drop`, `act`) is kept.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -59,12 +59,12 @@ class InstanceBatchNorm(nn.Module):
 
 
 def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the BatchNorm layers that keep running statistics, by path, in definition order.
+    """Return the BatchNorm layers with running statistics by path, in order of definition.
 
-    In a network that `build` made, the paths are the plain ones of the checkpoint.
+    In a network that `build` returned, the paths are the plain ones of the checkpoint.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no such layers.
     """
     layers = {
         getattr(layer, PLAIN_PATH, name): layer
@@ -85,22 +85,22 @@ FROZEN = ("weight", "bias", "running_mean", "running_var")
 def make_plain(
     network: nn.Module, layout: Layout, weights: Mapping[str, torch.Tensor]
 ) -> dict[str, str]:
-    """Replace, in place, every BatchNorm of another kind by a plain one, and several by one.
+    """Replace every BatchNorm of a network by a plain one, in place.
 
-    Frozen and synchronised BatchNorm become plain. Where the network's own class holds the branches
-    of `layout`, one plain BatchNorm stands at each of their places, so that whichever the code
-    picks, it is the same. A normalisation layer in front is set to mean 0 and deviation 1, because
-    recal normalises.
+    Frozen and synchronised BatchNorm become plain. If the network has the branches of `layout`, one
+    plain BatchNorm replaces all branches of a layer, so that the code uses it whichever branch it
+    chooses. A normalisation layer in front is set to mean 0 and standard deviation 1, because recal
+    normalises in its place.
 
     Args:
-        network: Changed in place.
-        layout: How network and checkpoint spell several branches.
-        weights: The checkpoint's shared weights, which tell where instance norm stands beside
+        network: The network, which is changed.
+        layout: How network and checkpoint name the tensors of branches.
+        weights: The shared weights of the checkpoint, which show where instance norm is used beside
             BatchNorm.
 
     Returns:
-        The plain name of each of the network's tensors, by its key in the network's state_dict;
-        tensors of a normalisation layer in front are left out.
+        The plain name of each tensor of the network, by its key in the network's state_dict,
+        without tensors of a normalisation layer in front.
 
     Raises:
         InputError: A BatchNorm of the network's own class does more than normalise.
@@ -130,7 +130,7 @@ def _neutralise(network: nn.Module, normaliser: Iterable[str]) -> None:
 
 
 def _is_frozen(module: nn.Module) -> bool:
-    """Recognise BatchNorm with constants only, which several libraries define, each its own."""
+    """Return whether a module is a frozen BatchNorm, of which libraries have their own classes."""
     own = dict(module.named_buffers(recurse=False)) | dict(module.named_parameters(recurse=False))
     return (
         not isinstance(module, (_BatchNorm, _InstanceNorm))
@@ -140,7 +140,7 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def _plain_like(model: nn.Module) -> PlainBatchNorm:
-    """Return a plain BatchNorm with a model's tensors and epsilon, and what it does afterwards."""
+    """Return a plain BatchNorm with the tensors, epsilon, dropout and activation of a layer."""
     statistics = model.get_buffer("running_mean")
     momentum = getattr(model, "momentum", 0.1)
     layer = PlainBatchNorm(statistics.numel(), float(getattr(model, "eps", 1e-5)), momentum)
@@ -159,7 +159,7 @@ def _merge(network: nn.Module, prefix: str, layer: str, site: Site, layout: Layo
     inside = all(path.startswith(prefix + layer + ".") for path in found if path != prefix + layer)
     holds = isinstance(holder, _BatchNorm) and inside
     if holder is not None and (holds or layout.affine != "own"):
-        # its own code splits batches or applies an affine apart, so it cannot stay
+        # its own code splits batches or applies an affine of its own, so it has to be replaced
         model = holder if isinstance(holder, _BatchNorm) else _first(found, prefix + layer)
         plain = _plain_like(model)
         if layout.affine == "shared":
@@ -188,14 +188,14 @@ def _first(found: Mapping[str, nn.Module], where: str) -> nn.Module:
 
 @torch.no_grad()
 def _check_equal(old: nn.Module, new: nn.Module, where: str) -> None:
-    """Refuse to replace a layer that computes something else with the values that it came with."""
+    """Refuse to replace a layer that computes something else than a plain BatchNorm."""
     channels = new.get_buffer("running_mean").numel()
     for shape in ((4, channels, 3, 3), (4, channels, 2, 3, 3), (4, channels)):
         x = torch.linspace(-2, 2, 4 * channels * torch.Size(shape[2:]).numel()).reshape(shape)
         try:
             expected = old.eval()(x)
         except (ValueError, RuntimeError, TypeError, IndexError):
-            continue  # of another number of dimensions, or it wants to be told a branch
+            continue  # the layer takes another number of dimensions, or a branch as an argument
         if not torch.allclose(new.eval()(x), expected, atol=1e-5):
             raise InputError(
                 f"{where}: expected {type(old).__name__} to normalise and nothing else, got "
@@ -206,7 +206,7 @@ def _check_equal(old: nn.Module, new: nn.Module, where: str) -> None:
 
 
 def _add_instance_norm(network: nn.Module, path: str, weight: torch.Tensor) -> None:
-    """Put instance norm beside a BatchNorm that has the channels of both."""
+    """Add instance norm to a BatchNorm that has the channels of both."""
     module = _submodule(network, path)
     if isinstance(module, _BatchNorm) and module.num_features > weight.numel():
         rest = module.num_features - weight.numel()

@@ -51,7 +51,7 @@ def main():
         os.chdir(ROOT)
     lines = [f'"{key}": {json.dumps(value)}' for key, value in sorted(figures.items())]
     path = ROOT / "tests" / "corruption_figures.json"
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def measure(functions, name, family, severity, images):

@@ -111,7 +111,7 @@ def load_originals(script, *, rounded=False):
     except ImportError:
         print("wand or ImageMagick is missing: motion_blur and snow have no original here")
         names["WandImage"] = object
-    tree = ast.parse(script.read_text())
+    tree = ast.parse(script.read_text(encoding="utf-8"))
     wanted = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     wanted = [
         n
@@ -295,7 +295,7 @@ def main():
         figures[family] = measure(family, functions, load_library(), options.only, options.budget)
         report(family, figures[family])
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(
             lines.append(row)
     table = "\n".join(lines)
     click.echo(table)
-    (output / "table.md").write_text(table + "\n")
+    (output / "table.md").write_text(table + "\n", encoding="utf-8")
 
 
 def _variants(

@@ -279,7 +279,7 @@ def run_alone(options: argparse.Namespace) -> None:
     else:
         robustbench_run(options)()
     # getrusage also counts the memory of the parent at the fork
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     kilobytes = int(status.split("VmHWM:")[1].split()[0])
     print(json.dumps({"megabytes": kilobytes / 1024, "imports": imports}))
 

@@ -1,6 +1,9 @@
 """recal: pick, mix and recalibrate the BatchNorm branches of a trained network.
 
-The public functions are imported when they are first used, so that `import recal` stays light.
+The public functions are `load_checkpoint`, `load_variant`, `save_variant`, `calibrate`,
+`calibrate_matrix`, `mix`, `build`, `evaluate`, `compare`, `select` and `export_onnx`; the other
+public names are the classes that they take and return, and the errors that they raise. Each is
+imported when it is first used, so that `import recal` stays fast and needs no torch.
 """
 
 from __future__ import annotations
@@ -10,13 +13,26 @@ from typing import TYPE_CHECKING, Any
 from recal.version import __version__
 
 __all__ = [
+    "Adaptation",
+    "BrokenImageError",
     "Checkpoint",
+    "Comparison",
+    "Evidence",
+    "InputError",
+    "Metrics",
     "ModelOverrides",
     "ModelSpec",
+    "Policy",
     "ReadingOptions",
     "RecalError",
+    "Run",
+    "Selection",
     "Settings",
+    "Suite",
+    "Summary",
+    "UsageError",
     "Variant",
+    "VerificationError",
     "__version__",
     "build",
     "calibrate",
@@ -36,37 +52,48 @@ if TYPE_CHECKING:
     from recal.calibration.rounds import Settings
     from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
     from recal.checkpoint.options import ReadingOptions
-    from recal.errors import RecalError
-    from recal.evaluation.evaluate import evaluate
+    from recal.errors import BrokenImageError, InputError, RecalError, UsageError, VerificationError
+    from recal.evaluation.adaptation import Adaptation
+    from recal.evaluation.evaluate import Run, evaluate
     from recal.export.export import export_onnx
+    from recal.export.forms import Evidence
     from recal.networks.spec import ModelOverrides, ModelSpec
-    from recal.runs.compare import compare
-    from recal.runs.select import select
+    from recal.policies.policy import Policy
+    from recal.runs.compare import Comparison, compare
+    from recal.runs.metrics import Metrics
+    from recal.runs.select import Selection, select
+    from recal.runs.summary import Summary
+    from recal.suites.suite import Suite
     from recal.variant.build import build
     from recal.variant.file import load_variant, save_variant
     from recal.variant.mixing import mix
     from recal.variant.variant import Variant
 
-_HOMES = {
-    "Checkpoint": "recal.checkpoint.checkpoint",
-    "ModelOverrides": "recal.networks.spec",
-    "ModelSpec": "recal.networks.spec",
-    "ReadingOptions": "recal.checkpoint.options",
-    "RecalError": "recal.errors",
-    "Settings": "recal.calibration.rounds",
-    "Variant": "recal.variant.variant",
-    "build": "recal.variant.build",
-    "calibrate": "recal.calibration.calibrate",
-    "calibrate_matrix": "recal.calibration.calibrate",
-    "compare": "recal.runs.compare",
-    "evaluate": "recal.evaluation.evaluate",
-    "export_onnx": "recal.export.export",
-    "load_checkpoint": "recal.checkpoint.checkpoint",
-    "load_variant": "recal.variant.file",
-    "mix": "recal.variant.mixing",
-    "save_variant": "recal.variant.file",
-    "select": "recal.runs.select",
-}
+_NAMES = {
+    "recal.calibration.calibrate": ("calibrate", "calibrate_matrix"),
+    "recal.calibration.rounds": ("Settings",),
+    "recal.checkpoint.checkpoint": ("Checkpoint", "load_checkpoint"),
+    "recal.checkpoint.options": ("ReadingOptions",),
+    "recal.errors": (
+        "BrokenImageError", "InputError", "RecalError", "UsageError", "VerificationError",
+    ),
+    "recal.evaluation.adaptation": ("Adaptation",),
+    "recal.evaluation.evaluate": ("Run", "evaluate"),
+    "recal.export.export": ("export_onnx",),
+    "recal.export.forms": ("Evidence",),
+    "recal.networks.spec": ("ModelOverrides", "ModelSpec"),
+    "recal.policies.policy": ("Policy",),
+    "recal.runs.compare": ("Comparison", "compare"),
+    "recal.runs.metrics": ("Metrics",),
+    "recal.runs.select": ("Selection", "select"),
+    "recal.runs.summary": ("Summary",),
+    "recal.suites.suite": ("Suite",),
+    "recal.variant.build": ("build",),
+    "recal.variant.file": ("load_variant", "save_variant"),
+    "recal.variant.mixing": ("mix",),
+    "recal.variant.variant": ("Variant",),
+}  # fmt: skip
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -75,3 +102,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -176,7 +176,8 @@ def describe(kind: Any) -> str:
         words = ", ".join(map(str, get_args(kind)))
         return words if len(get_args(kind)) == 1 else f"one of {words}"
     if _is_union(kind):
-        return " or ".join(dict.fromkeys(describe(member) for member in get_args(kind)))
+        members = [member for member in get_args(kind) if member is not msgspec.UnsetType]
+        return " or ".join(dict.fromkeys(describe(member) for member in members))
     if _is_list(kind):
         return _describe_list(kind, metas)
     name = NAMES.get(kind, "a table" if _is_table(kind) else "another value")

@@ -9,7 +9,7 @@ def test_bench_times_files_in_turn(recal, split_checkpoint, monkeypatch):
     recal("export", split_checkpoint, "-o", "a.onnx")
     recal("export", split_checkpoint, "-o", "b.onnx", "--uint8")
     status, out, err = recal(
-        "bench", "a.onnx", "b.onnx", "--runs", "4", "--batch-sizes", "1,3", "--threads", "1,2",
+        "bench", "a.onnx", "b.onnx", "--runs", "4", "--batch-size", "1,3", "--threads", "1,2",
         "--json",
     )  # fmt: skip
     assert status == 0, err
@@ -22,13 +22,13 @@ def test_bench_times_files_in_turn(recal, split_checkpoint, monkeypatch):
         assert 0 < row["p50"] <= row["p90"] <= row["p99"]
         assert row["throughput"] > 0
         assert row["ratio"] == 1 or row["model"] == "b.onnx"
-    status, out, _ = recal("bench", "a.onnx", "--runs", "2", "--batch-sizes", "1")
+    status, out, _ = recal("bench", "a.onnx", "--runs", "2", "--batch-size", "1")
     assert "ratio" in out
-    recal("export", split_checkpoint, "-o", "c.onnx", "--batch", "4")
+    recal("export", split_checkpoint, "-o", "c.onnx", "--fixed-batch", "4")
     for arguments, message in (
-        (["c.onnx", "--batch-sizes", "1"], "is fixed to batches of 4"),
-        (["a.onnx", "--batch-sizes", "x"], "expected whole numbers"),
-        (["a.onnx", "--batch-sizes", "0"], "expected numbers from 1"),
+        (["c.onnx", "--batch-size", "1"], "is fixed to batches of 4"),
+        (["a.onnx", "--batch-size", "x"], "expected integers from 1"),
+        (["a.onnx", "--batch-size", "0"], "expected integers from 1"),
     ):
         status, _, err = recal("bench", *arguments)
         assert status == 2

@@ -23,9 +23,9 @@ def test_calibrate_writes_a_variant_and_says_what_it_did(
 
 
 def test_without_a_checkpoint_the_bundled_sample_is_used_and_said_so_first(recal, tmp_path):
-    status, out, _ = recal("calibrate", "--mode", "weak", "--samples", 64, "--workers", 0)
+    status, _, err = recal("calibrate", "--mode", "weak", "--samples", 64, "--workers", 0)
     assert status == 0
-    assert out.startswith("No checkpoint given: using the bundled Fashion-MNIST sample.\n")
+    assert err.startswith("No checkpoint given: using the bundled Fashion-MNIST sample.\n")
     variant = load_variant(next(tmp_path.glob("*.safetensors")))
     assert variant.spec.family == "sample"
 
@@ -49,14 +49,15 @@ def test_project_file_gives_the_defaults_and_options_go_before_it(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("[calibrate]\ntrust = true", "calibrate: expected one of mode,"),
         ("[calibrate]\nsample = 3", "got 'sample'. Did you mean 'samples'?"),
         ("[modle]\n", "Did you mean 'model'?"),
-        ("[model]\nachr = 'x'", "recal.toml: [model]: expected one of"),
+        ("[model]\nachr = 'x'", "recal.toml: model: expected one of"),
         ("[model", "expected TOML"),
-        ("[model]\nsize = {}", "[model] size: expected str or float, got {}"),
-        ("[model]\nmean = [[1], 2, 3]", "[model] mean: expected str or float, got [1]"),
-        ("[model]\ncheckpoint = true", "[model] checkpoint: expected str or float, got True"),
-        ("[calibrate]\nmatrix = 1", "[calibrate] matrix: expected bool, got 1"),
+        ("[model]\nsize = {}", "model: size: expected an integer >= 1, got {}"),
+        ("[model]\nmean = [[1], 2, 3]", "model: mean 1: expected a number, got [1]"),
+        ("[model]\ncheckpoint = true", "model: checkpoint: expected a string, got True"),
+        ("[calibrate]\nmatrix = 1", "calibrate: matrix: expected true or false, got 1"),
     ],
 )
 def test_a_slip_in_the_project_file_is_refused(recal, tmp_path, text, message):
@@ -147,7 +148,7 @@ def test_interrupt_ends_cleanly(recal, monkeypatch, split_checkpoint, class_fold
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recal.cli.variants.calibrate.calibrate_matrix", interrupted)
+    monkeypatch.setattr("recal.calibration.calibrate.calibrate_matrix", interrupted)
     status, _, err = recal("calibrate", split_checkpoint, "--data", class_folders)
     assert status == 130
     assert err.strip() == "recal: interrupted"
@@ -304,6 +305,6 @@ def test_broken_images_are_named_and_left_out_only_on_request(
     assert "from 28 images" in out
     assert "warning: 2 images cannot be decoded and were left out:" in err
     assert set(load_variant(tmp_path / "v").statistics.skipped) == {"04.png", "09.png"}
-    status, _, err = recal("calibrate", *arguments, "--skip-broken", "--min-images", 29)
+    status, _, err = recal("calibrate", *arguments, "--skip-broken", "--min-samples", 29)
     assert status == 3
     assert "expected at least 29 images, got 28" in err

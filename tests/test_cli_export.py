@@ -35,6 +35,7 @@ def test_export_of_a_variant_compares_on_the_users_images(
 
 
 def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
+    (tmp_path / "odd.safetensors").write_bytes(b"odd")
     for arguments, status, message in (
         (["--variant", "aux3"], 2, "expected a branch out of main, aux0, got 'aux3'"),
         (
@@ -42,6 +43,7 @@ def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
             3,
             "v.safetensors: expected a checkpoint or a variant, but it does not",
         ),
+        (["--variant", "odd.safetensors"], 3, "odd.safetensors: expected"),
         (["-o", "/proc/no/m.onnx"], 1, "cannot be written"),
         (["--data", "nowhere"], 3, "but it does not exist"),
     ):

@@ -134,7 +134,7 @@ def cells_of(path, rows, side, scale):
 
 def test_show_draws_the_clean_image_and_what_calibration_sees(recal, class_folders, tmp_path):
     status, out, _ = recal(
-        "policies", "show", "strong", "--data", class_folders, "--images", 3, "-o", "sheet.png",
+        "policies", "show", "strong", "--data", class_folders, "--samples", 3, "-o", "sheet.png",
         "--seed", 5,
     )  # fmt: skip
     assert status == 0
@@ -153,8 +153,8 @@ def test_show_draws_the_clean_image_and_what_calibration_sees(recal, class_folde
     ("arguments", "said"),
     [
         (["strong"], "RandAugment rand-m9-n3-mstd0.5, then Gaussian noise"),
-        (["weak", "--data", "large", "--images", 1], "Random resized crop to 224x224"),
-        (["weak", "--data", "large", "--images", 1, "--family", "cifar"], "4-pixel reflected"),
+        (["weak", "--data", "large", "--samples", 1], "Random resized crop to 224x224"),
+        (["weak", "--data", "large", "--samples", 1, "--family", "cifar"], "4-pixel reflected"),
     ],
 )
 def test_show_takes_the_family_that_suits_the_images(recal, tmp_path, arguments, said):

@@ -44,7 +44,7 @@ def test_predictions_are_those_of_the_network(recal, model, split_checkpoint, cl
         assert [c["name"] for c in row["classes"]] == ["abcdefghij"[i] for i in order]
         found = [c["probability"] for c in row["classes"]]
         np.testing.assert_allclose(found, own[order], atol=1e-5)
-    _, out, _ = recal("predict", model, folder, "--csv", "--top", "2")
+    _, out, _ = recal("predict", model, folder, "--format", "csv", "--top", "2")
     table = list(csv.DictReader(io.StringIO(out)))
     assert len(table) == 2 * len(rows)
     assert table[0]["name"] == rows[0]["classes"][0]["name"]
@@ -53,7 +53,7 @@ def test_predictions_are_those_of_the_network(recal, model, split_checkpoint, cl
     assert " %" in out
 
 
-@pytest.mark.parametrize("form", [[], ["--csv"], ["--json"]])
+@pytest.mark.parametrize("form", [[], ["--format", "csv"], ["--json"]])
 def test_the_others_are_classified_where_an_image_is_broken(
     recal, model, class_folders, tmp_path, form
 ):

@@ -13,9 +13,13 @@ def test_verify_alone_and_against_a_checkpoint(recal, split_checkpoint, class_fo
     assert "the same bytes when exported again" in out
     assert "From 'main'" in out
     for arguments, expected, message in (
-        (["--checkpoint", split_checkpoint, "--variant", "main"], 4, "variant_sha256: expected"),
+        (
+            ["--checkpoint", split_checkpoint, "--variant", "main"],
+            4,
+            "variants 1: sha256: expected",
+        ),
         (["--variant", "main"], 2, "--variant: expected --checkpoint too"),
-        (["--images", "9"], 2, "--images: expected --checkpoint too"),
+        (["--samples", "9"], 2, "--samples: expected --checkpoint too"),
     ):
         status, _, err = recal("verify", "m.onnx", *arguments)
         assert status == expected

@@ -201,13 +201,17 @@ def test_the_network_runs_the_same_for_eval_whatever_the_form(checkpoint, tmp_pa
         np.testing.assert_allclose(other, found[0], atol=1e-3)
 
 
-def test_unknown_opsets_are_wrong_use(checkpoint, tmp_path):
+def test_arguments_that_no_file_can_have_are_wrong_use(checkpoint, tmp_path):
     for opset, message in (
         (12, "--opset: expected a number from 13 to 20, got 12"),
         (99, "got 99"),
     ):
         with pytest.raises(UsageError, match=message):
             export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, opset=opset)
+    with pytest.raises(UsageError, match="batch: expected 1 image or more, got 0"):
+        export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, batch=0)
+    with pytest.raises(UsageError, match="expected one variant or more, got none"):
+        export_onnx(checkpoint, {}, tmp_path / "m.onnx", PIXELS)
     assert not list(tmp_path.iterdir())
 
 

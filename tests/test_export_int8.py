@@ -299,7 +299,7 @@ def test_images_of_a_folder_without_splits_serve_for_one_purpose(checkpoint, tmp
     seen = {image.tobytes() for image in images.pixels}
     assert not seen.intersection(image.tobytes() for image in held_out.pixels)
     images = range_images(spec, CLEAN, tmp_path, count=12)
-    with pytest.raises(InputError, match="Take fewer with --int8-images"):
+    with pytest.raises(InputError, match="Take fewer with --int8-samples"):
         held_out_images(spec, tmp_path, images)
 
 
@@ -308,7 +308,7 @@ def test_labels_of_other_classes_are_no_labels(checkpoint, class_folders):
     images = range_images(spec, CLEAN, class_folders, count=8)
     fits = held_out_images(spec, class_folders, images)
     assert fits.labels is not None
-    other = replace(spec, classes=20)
+    other = structs.replace(spec, classes=20)
     assert held_out_images(other, class_folders, images).labels is None
 
 
@@ -356,7 +356,7 @@ def test_command_exits_with_4_above_max_drop(
     for i, path in enumerate(sorted(class_folders.rglob("*.png"))[:30]):
         (plain / f"{i:02}.png").write_bytes(path.read_bytes())
     arguments = ["export", split_checkpoint, "--int8", "--data", plain, "-o", "n.onnx"]
-    status, _, err = recal(*arguments, "--int8-images", "10", "--mode", "strong")
+    status, _, err = recal(*arguments, "--int8-samples", "10", "--mode", "strong")
     assert status == 4
     assert "at most 1.00% of predictions to change" in err
     assert "No file was written" in err
@@ -375,7 +375,7 @@ def test_command_exits_with_4_above_max_drop(
         (["--variant", "main", "--switchable", "main,aux0"], "does not go with --variant"),
         (["--run", "x", "--switchable", "main,aux0"], "does not go with --run"),
         (["--max-drop", "0.1"], "--max-drop: expected --int8 too"),
-        (["--int8-images", "9"], "--int8-images: expected --int8 too"),
+        (["--int8-samples", "9"], "--int8-samples: expected --int8 too"),
         (["--int8", "--mode", "weak", "--policy", "x"], "--policy: expected it instead"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

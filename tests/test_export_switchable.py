@@ -88,6 +88,7 @@ def test_the_command_writes_one_file(recal, split_checkpoint, tmp_path, class_fo
     assert "Wrote s.onnx: 2 variants" in out
     picture = class_folders / "test" / "class0" / "0.png"
     found = [
-        recal("predict", "s.onnx", picture, "--variant", v, "--csv")[1] for v in ("main", "aux0")
+        recal("predict", "s.onnx", picture, "--variant", v, "--format", "csv")[1]
+        for v in ("main", "aux0")
     ]
     assert found[0] != found[1]

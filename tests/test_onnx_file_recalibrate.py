@@ -76,7 +76,7 @@ def test_what_cannot_be_recalibrated_says_why(recal, split_checkpoint, class_fol
         (["none.onnx"], 3, "expected an ONNX file, but it does not exist"),
         (["m.onnx", "--mode", "odd"], 2, "--mode"),
         (["m.onnx", "--device", "cuda"], 2, "--device: an ONNX file takes no such option"),
-        (["m.onnx", "--min-images", "10000"], 3, "expected at least 10000 images"),
+        (["m.onnx", "--min-samples", "10000"], 3, "expected at least 10000 images"),
     ):
         found, _, err = recal("calibrate", *arguments, "--data", class_folders)
         assert found == status, err

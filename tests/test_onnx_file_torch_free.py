@@ -52,7 +52,7 @@ def imported(split_checkpoint, class_folders, tmp_path_factory):
         ["patch", "base.onnx", "v.safetensors", "-o", "here.onnx"],
         ["verify", "here.onnx"],
         ["predict", "here.onnx", f"{images}/test/class0"],
-        ["bench", "base.onnx", "here.onnx", "--runs", "2", "--batch-sizes", "1"],
+        ["bench", "base.onnx", "here.onnx", "--runs", "2", "--batch-size", "1"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],

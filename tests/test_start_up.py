@@ -49,12 +49,3 @@ def test_help_lists_every_command_with_its_line():
     for name, (_, line) in COMMANDS.items():
         assert name in text
         assert line in " ".join(text.split())
-
-
-def test_public_names_are_what_they_say():
-    import recal
-
-    for name in set(recal.__all__) - {"__version__"}:
-        assert callable(getattr(recal, name)), name
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = recal.nonsense

@@ -1,4 +1,4 @@
-"""The terminal: one console, one kind of progress bar."""
+"""The terminal: results on standard output, messages and progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from recal.errors import printable
+from recal.wording import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from recal.report.blocks import Block
 
@@ -28,54 +32,82 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 messages = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
 
 
-def warn(text: str, *, kind: str = "warning") -> None:
-    """Print one line on standard error.
-
-    Args:
-        text: Text that may quote names from files; it is shortened and made printable.
-        kind: The word in front of the line.
-    """
-    messages.print(f"{kind}: {printable(text)}")
-
-
-def print_document(
-    document: object, rows: Sequence[Mapping[str, object]], blocks: Sequence[Block], form: str
+def print_results(
+    form: str, document: object, rows: Sequence[Mapping[str, Any]], blocks: Sequence[Block]
 ) -> None:
     """Print results in the format that `--format` names.
 
     Args:
-        document: The content of JSON.
+        form: `plain`, `markdown`, `csv` or `json`.
+        document: The content of JSON: records, dataclasses, tables, lists and plain values.
         rows: The rows of CSV.
         blocks: The tables, facts and sentences of plain text and Markdown.
-        form: plain, markdown, csv or json.
     """
-    import msgspec
-
     from recal.files import csv_text
     from recal.report.blocks import MARKUPS
 
     if form == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1))
+        click.echo(json_text(document))
     elif form == "csv":
         click.echo(csv_text(rows), nl=False)
     else:
-        console.print(MARKUPS[form].text(blocks))
+        click.echo(MARKUPS[form].text(blocks))
+
+
+def json_text(document: object) -> str:
+    """Return a document as indented JSON; paths become strings, NaN and infinity null."""
+    import msgspec
+
+    def plain(value: Any) -> Any:
+        return value.item() if hasattr(value, "item") else str(value)
+
+    return msgspec.json.format(msgspec.json.encode(document, enc_hook=plain), indent=1).decode()
+
+
+def note(text: str, form: str) -> None:
+    """Print a sentence about files that were written, out of the way of results for programs.
+
+    Args:
+        text: The sentence.
+        form: The value of `--format`; all but `plain` send the sentence to standard error.
+    """
+    (console if form == "plain" else messages).print(text)
+
+
+def warn(texts: Iterable[object], kind: str = "warning") -> None:
+    """Print lines on standard error.
+
+    Args:
+        texts: Texts that may quote names from files; each is shortened and made printable.
+        kind: The word in front of each line.
+    """
+    for text in texts:
+        messages.print(f"{kind}: {printable(str(text))}")
+
+
+@contextmanager
+def quiet_unless(leads: bool) -> Iterator[None]:
+    """Print nothing while the block runs, unless this process leads the others."""
+    console.quiet = messages.quiet = not leads
+    try:
+        yield
+    finally:
+        console.quiet = messages.quiet = False
 
 
 @contextmanager
 def progress_bar(unit: str, *, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on standard error while the block runs.
 
+    Args:
+        unit: What is counted, such as `images`.
+        hidden: Show nothing. Nothing is shown either where standard error is not a terminal.
+
     Yields:
-        A function that takes how many are done, and how many there are.
+        Function that takes the number done and the number in total.
     """
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn(unit), TimeRemainingColumn(),
-    )  # fmt: skip
-    # nothing but escape codes and blank lines would come of it where nobody looks
-    hidden = hidden or not messages.is_terminal
-    with Progress(*columns, console=messages, transient=True, disable=hidden) as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with _progress(*columns, hidden=hidden) as progress:
         task = progress.add_task("", total=None)
 
         def update(done: int, total: int) -> None:
@@ -84,53 +116,76 @@ def progress_bar(unit: str, *, hidden: bool = False) -> Iterator[Callable[[int, 
         yield update
 
 
+@contextmanager
+def byte_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a progress bar in bytes on standard error while the block runs.
+
+    Yields:
+        Function that takes the step at work, the bytes done and the bytes in total.
+    """
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with _progress(*columns) as progress:
+        task = progress.add_task("", total=None)
+
+        def update(step: str, done: int, total: int) -> None:
+            if progress.tasks[0].description != step:
+                progress.reset(task, description=step)
+            progress.update(task, completed=done, total=total or None)
+
+        yield update
+
+
+@contextmanager
+def cell_bar(label: Callable[[str], str], *, hidden: bool = False) -> Iterator[CellProgress]:
+    """Show the progress of an evaluation on standard error while the block runs.
+
+    Args:
+        label: Function that returns the short name of a target.
+        hidden: Show nothing. Nothing is shown either where standard error is not a terminal.
+    """
+    columns = (
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+    )
+    with _progress(*columns, hidden=hidden) as progress:
+        yield CellProgress(progress, label)
+
+
+def _progress(*columns: ProgressColumn, hidden: bool = False) -> Progress:
+    # without a terminal, only escape codes and blank lines would be written
+    hidden = hidden or not messages.is_terminal
+    first = (SpinnerColumn(), TextColumn("{task.description}"))
+    return Progress(*first, *columns, console=messages, transient=True, disable=hidden)
+
+
 class CellProgress:
-    """Shows on standard error how far an evaluation is, with the accuracies so far and time left.
+    """Shows the images done, the cell at work, and the mean accuracies so far.
 
     Args:
         progress: The bar.
-        labels: What each target is called, by its name.
+        label: Function that returns the short name of a target.
     """
 
-    def __init__(self, progress: Progress, labels: Callable[[str], str]) -> None:
-        self._progress, self._labels = progress, labels
+    def __init__(self, progress: Progress, label: Callable[[str], str]) -> None:
+        self._progress, self._label = progress, label
         self._task = progress.add_task("", total=None)
         self._means: dict[str, list[float]] = {}
 
     def images(self, done: int, total: int) -> None:
-        """Take how many images of cells are done, and how many there are."""
+        """Show how many images of cells are done, and how many there are."""
         self._progress.update(self._task, completed=done, total=total)
 
     def cell(self, cell: Any, columns: dict[str, Any]) -> None:
-        """Take a cell that is done, and its columns by target name."""
+        """Show a cell that is done, given its columns by target name."""
         for name, found in columns.items():
             self._means.setdefault(name, []).append(float((found["rank"] == 0).mean()))
-        shown = [
-            f"{self._labels(name)} {sum(values) / len(values):.1%}"
-            for name, values in list(self._means.items())[:SHOWN]
-        ]
-        more = f" and {len(self._means) - SHOWN} more" if len(self._means) > SHOWN else ""
+        shown = listed(
+            f"{self._label(name)} {sum(values) / len(values):.1%}"
+            for name, values in self._means.items()
+        )
         count = max((len(values) for values in self._means.values()), default=0)
         self._progress.update(
-            self._task, description=f"{cell.name}; over {count} cells {', '.join(shown)}{more}"
+            self._task, description=f"{cell.name}; mean over {count} cells: {shown}"
         )
-
-
-SHOWN = 3
-
-
-@contextmanager
-def cell_progress(labels: Callable[[str], str], *, hidden: bool = False) -> Iterator[CellProgress]:
-    """Show the progress of an evaluation while the block runs.
-
-    Args:
-        labels: What each target is called, by its name.
-        hidden: Show nothing; where nobody looks at the terminal, nothing is shown either.
-    """
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
-        MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn(),
-    )  # fmt: skip
-    hidden = hidden or not messages.is_terminal
-    with Progress(*columns, console=messages, transient=True, disable=hidden) as progress:
-        yield CellProgress(progress, labels)

@@ -1,4 +1,4 @@
-"""The group `recal`: finds its commands in a literal table and turns errors into exit statuses."""
+"""The command group `recal`: imports commands when used, maps errors to exit statuses."""
 
 from __future__ import annotations
 
@@ -15,44 +15,48 @@ from recal.version import __version__
 
 PROJECT_FILE = Path("recal.toml")
 
-# name: module and one line of help; listed here, so that `recal --help` imports none of them
+# module and help line of each command; listed here, so that `recal --help` imports no command
 COMMANDS = {
-    "demo": ("recal.cli.demo", "Run the whole flow on the bundled sample, offline."),
-    "inspect": ("recal.cli.variants.inspect", "Say which BatchNorm branches a checkpoint holds."),
+    "demo": ("recal.cli.demo", "Run all steps on the bundled sample, offline."),
+    "inspect": (
+        "recal.cli.variants.inspect",
+        "Show the BatchNorm branches of a checkpoint, and whether to trust them.",
+    ),
     "policies": (
         "recal.cli.datasets.policies",
         "List the augmentation policies; draw what one does.",
     ),
     "calibrate": (
         "recal.cli.variants.calibrate",
-        "Re-estimate BatchNorm statistics; write a variant.",
+        "Estimate BatchNorm statistics on your images; write a variant.",
     ),
-    "mix": (
-        "recal.cli.variants.mix",
-        "Mix variants: the path between branches, or towards a prior.",
-    ),
+    "mix": ("recal.cli.variants.mix", "Interpolate variants, or blend statistics with a prior."),
     "suites": (
         "recal.cli.runs.suites",
-        "List the benchmarks, and what of them is on this machine.",
+        "List the benchmark suites, and which are available locally.",
     ),
     "eval": ("recal.cli.runs.eval", "Evaluate variants on a clean or corrupted benchmark."),
-    "compare": ("recal.cli.runs.compare", "Say whether targets of a run differ beyond noise."),
-    "select": ("recal.cli.runs.select", "Choose a target of a run; report it on other images."),
+    "report": ("recal.cli.runs.report", "Write the HTML report of a run."),
+    "compare": ("recal.cli.runs.compare", "Test whether targets of a run differ beyond noise."),
+    "select": (
+        "recal.cli.runs.select",
+        "Choose the best target of a run; report it on held-out images.",
+    ),
     "convert": ("recal.cli.variants.convert", "Write a variant as an ordinary checkpoint."),
     "export": (
         "recal.cli.onnx_file.export",
-        "Write a variant as an ONNX file that is proven to match.",
+        "Write a variant as an ONNX file, after proving that it matches.",
     ),
-    "verify": ("recal.cli.onnx_file.verify", "Check that an ONNX file is what its record says."),
+    "verify": ("recal.cli.onnx_file.verify", "Check an ONNX file against its record."),
     "patch": (
         "recal.cli.onnx_file.patch",
-        "Put another variant into a patchable ONNX file, without torch.",
+        "Replace the variant inside a patchable ONNX file, without torch.",
     ),
-    "predict": ("recal.cli.onnx_file.predict", "Classify images by an ONNX file."),
-    "bench": ("recal.cli.onnx_file.bench", "Time ONNX files against each other."),
+    "predict": ("recal.cli.onnx_file.predict", "Classify images with an ONNX file."),
+    "bench": ("recal.cli.onnx_file.bench", "Measure the speed of ONNX files side by side."),
     "data": (
         "recal.cli.datasets.data",
-        "List, fetch, verify and regenerate data sets; show corruptions.",
+        "List, download, verify and regenerate data sets; show corruptions.",
     ),
 }
 
@@ -61,7 +65,7 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the work."""
+        """Return the names of the commands, in the order of a project's work."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -77,30 +81,35 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="recal")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    help="Show the traceback of an error; may stand before or after the command.",
+)
 @click.pass_context
-def recal(ctx: click.Context, debug: bool) -> None:
+def recal(ctx: click.Context) -> None:
     """Pick, mix and recalibrate the BatchNorm branches of a trained network.
 
     Then evaluate every variant, choose one, and export it to ONNX. Start with `recal demo`. In a
-    folder with a recal.toml, its tables are the defaults of every option.
+    folder with a recal.toml, its tables set the defaults of the options.
     """
-    ctx.ensure_object(dict)["debug"] = debug
     if PROJECT_FILE.is_file() and ctx.invoked_subcommand in COMMANDS:
         from recal.cli.project import project_defaults
 
-        command = recal.get_command(ctx, ctx.invoked_subcommand)
-        assert command is not None
-        ctx.default_map = {ctx.invoked_subcommand: project_defaults(PROJECT_FILE, command)}
+        name = ctx.invoked_subcommand
+        ctx.default_map = {name: project_defaults(PROJECT_FILE, name)}
 
 
 def main() -> None:
-    """Run the command line and exit with the status that fits the outcome."""
-    debug = "--debug" in sys.argv[1:2]
+    """Run the command line and exit with the status of the outcome."""
+    arguments, debug = split_debug(sys.argv[1:])
     try:
-        sys.exit(recal.main(standalone_mode=False))
+        sys.exit(recal.main(arguments, standalone_mode=False))
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)  # the usage, and a message that quotes the arguments
@@ -117,3 +126,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+
+
+def split_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """Return the arguments without `--debug`, and whether it was among those before a `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [argument for argument in arguments[:end] if argument != "--debug"]
+    return kept + arguments[end:], len(kept) < end

@@ -1,83 +1,135 @@
-"""The project file recal.toml: defaults for the options of every command."""
+"""The project file recal.toml, which sets the defaults of the commands' options."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from recal.wording import check_keys, check_type, read_toml
+import click
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from recal.schema import Record, read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
 
-    import click
-
-
-SHARED_TABLES = {
-    "model": (
-        "checkpoint",
-        "arch",
-        "classes",
-        "family",
-        "mean",
-        "std",
-        "size",
-        "layout",
-        "roles",
-        "ema",
-    ),
-    "data": ("data", "workers"),
-}
 COMMAND_TABLES = ("calibrate", "eval", "export")
-# to inspect or verify a file, or to draw a policy, is not to ask for the project's images
-OF_DATA = (*COMMAND_TABLES, "suites")
+# other commands inspect or verify a file, or draw a policy, without the project's images
+USE_DATA = (*COMMAND_TABLES, "suites")
+# a file cannot give the permission to run the code that it names
+NEVER = ("trust",)
+
+# a bound on the string would crash msgspec 0.22, which cannot hold one beside a tuple's length
+Channels = str | tuple[float, float, float]
+Count = Annotated[int, Meta(ge=1)]
 
 
-def project_defaults(path: Path, command: click.Command) -> dict[str, Any]:
-    """Return what the file says for the parameters of a command.
+class ModelTable(Record, frozen=True, kw_only=True):
+    """Table `[model]`: the checkpoint, and options of all commands that load one."""
 
-    Keys are named as the options are (`batch-size` or `batch_size`). The tables `[model]` and
-    `[data]` hold for every command, `[calibrate]`, `[eval]` and `[export]` for that one.
+    checkpoint: str | UnsetType = UNSET
+    arch: str | UnsetType = UNSET
+    classes: Count | UnsetType = UNSET
+    family: str | UnsetType = UNSET
+    mean: Channels | UnsetType = UNSET
+    std: Channels | UnsetType = UNSET
+    size: Count | UnsetType = UNSET
+    layout: str | UnsetType = UNSET
+    roles: str | UnsetType = UNSET
+    ema: bool | UnsetType = UNSET
+
+
+class DataTable(Record, frozen=True, kw_only=True):
+    """Table `[data]`: the images, and how many processes prepare them."""
+
+    data: str | UnsetType = UNSET
+    workers: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+
+
+@cache
+def project_record() -> type[Record]:
+    """Return the record of recal.toml: `[model]`, `[data]`, and a table for each of three commands.
+
+    The keys of a command's table are its options, so the record is made from these.
+    """
+    from recal.cli.main import recal
+
+    tables: dict[str, type[Record]] = {"model": ModelTable, "data": DataTable}
+    for name in COMMAND_TABLES:
+        command = recal.get_command(click.Context(recal), name)
+        assert command is not None
+        options = [
+            parameter
+            for parameter in command.params
+            if isinstance(parameter, click.Option) and parameter.name not in NEVER
+        ]
+        tables[name] = _record(name, {_key(option): _type(option) for option in options})
+    return _record("project", tables)
+
+
+def _record(name: str, fields: dict[str, Any]) -> type[Record]:
+    """Return a record of optional fields; dashes of the keys are underscores in its attributes."""
+    record = msgspec.defstruct(
+        name.capitalize(),
+        [(key.replace("-", "_"), kind | UnsetType, UNSET) for key, kind in fields.items()],
+        bases=(Record,),
+        rename={key.replace("-", "_"): key for key in fields},
+        frozen=True,
+        kw_only=True,
+    )
+    assert issubclass(record, Record)
+    return record
+
+
+def project_defaults(path: Path, name: str) -> dict[str, Any]:
+    """Return the defaults that the file sets for the parameters of a command.
+
+    The tables `[model]` and `[data]` hold for every command that has these options,
+    `[calibrate]`, `[eval]` and `[export]` for that command. The whole file is checked.
+
+    Args:
+        path: The project file.
+        name: Name of the command.
 
     Raises:
-        InputError: The file is not TOML, or has unknown tables or keys.
+        InputError: The file is not TOML, or has unknown tables, unknown keys or wrong values.
     """
-    document = read_toml(path)
-    check_keys(document, (*SHARED_TABLES, *COMMAND_TABLES), f"{path}: tables")
-    known = {_key(parameter): parameter for parameter in command.params}
+    from recal.cli.main import recal
+
+    project = read_toml(path, project_record())
+    command = recal.get_command(click.Context(recal), name)
+    assert command is not None
+    known = {_key(parameter): parameter.name or "" for parameter in command.params}
+    tables = ["model", *(["data"] if name in USE_DATA else [])]
+    tables += [name] if name in COMMAND_TABLES else []
     defaults: dict[str, Any] = {}
-
-    def take(table: str, keys: Collection[str], *, used: bool = True) -> None:
-        values = document.get(table, {})
-        check_type(values, dict, f"{path}: [{table}]")
-        values = {key.replace("-", "_"): value for key, value in values.items()}
-        check_keys(values, keys, f"{path}: [{table}]")
-        for key in values.keys() & known.keys() if used else ():
-            typed = _as_typed(values[key], known[key], f"{path}: [{table}] {key}")
-            defaults[known[key].name or ""] = typed
-
-    for table, keys in SHARED_TABLES.items():
-        take(table, keys, used=table != "data" or command.name in OF_DATA)
-    if command.name in document:
-        take(command.name, known)
+    for table in tables:
+        values = getattr(project, table)
+        if values is not UNSET:
+            given = msgspec.to_builtins(values)
+            defaults |= {known[key]: value for key, value in given.items() if key in known}
     return defaults
 
 
 def _key(parameter: click.Parameter) -> str:
-    """Return the name of an option as users know it: its longest spelling without dashes."""
-    return max(parameter.opts, key=len).lstrip("-").replace("-", "_")
+    """Return an option's name as users know it: its longest spelling, without dashes in front."""
+    return max(parameter.opts, key=len).lstrip("-")
 
 
-def _as_typed(value: Any, parameter: click.Parameter, where: str) -> str | bool:
-    """Return a value as one would type it: click then says what is wrong with it, if anything is.
-
-    Raises:
-        InputError: It is nothing that could be typed.
-    """
-    if getattr(parameter, "is_flag", False):
-        check_type(value, bool, where)
-        return bool(value)
-    parts = value if isinstance(value, list) else [value]
-    for part in parts:
-        check_type(part, (str, float), where)
-    return ",".join(map(str, parts))
+def _type(option: click.Option) -> Any:
+    """Return the type that an option has in the project file."""
+    kind = option.type
+    if option.is_flag:
+        return bool
+    if isinstance(kind, click.Choice):
+        return Literal[tuple(kind.choices)]
+    if isinstance(kind, click.IntRange | click.FloatRange):
+        bounds: dict[str, Any] = {
+            "gt" if kind.min_open else "ge": kind.min,
+            "lt" if kind.max_open else "le": kind.max,
+        }
+        number = int if isinstance(kind, click.IntRange) else float
+        return Annotated[number, Meta(**bounds)]
+    simple = {"integer": int, "float": float, "text": str, "path": str}
+    return simple.get(kind.name, str | float | tuple[str | float, ...])

@@ -6,17 +6,15 @@ Source: Hendrycks and Dietterich (arXiv 1903.12261) and their generators.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.corruptions.filters import add_shifted, gaussian_taps, pad, smooth
 from recal.corruptions.random import BLOCK, Draws, fill_words, first_uniforms
 from recal.errors import InputError
 from recal.kernels import compiled
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def motion_blur(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS, SEVERITIES
 from recal.errors import InputError, UsageError
 from recal.wording import pick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
     from PIL import Image
 
     Picture = TypeVar("Picture", Image.Image, NDArray[np.uint8])

@@ -10,17 +10,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from recal.corruptions.blur import too_small
+from recal.corruptions.random import Draws
 from recal.kernels import compiled
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from recal.corruptions.random import Draws
-
-    # first columns and weights of each row, then first rows and weights of each column
     Resampling = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.corruptions.blur import too_small
 from recal.corruptions.filters import gaussian_taps, mirror
@@ -17,8 +18,6 @@ from recal.corruptions.random import BLOCK, Draws, fill_words, uniform
 from recal.kernels import compiled
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     _Level = np.uint8 | np.float32
 
 

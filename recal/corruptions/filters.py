@@ -5,14 +5,10 @@ All work on rows of W * C values, channels side by side, so that the innermost l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.kernels import compiled
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def gaussian_taps(sigma: float, truncate: float = 4.0) -> NDArray[np.float64]:

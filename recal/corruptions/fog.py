@@ -6,16 +6,11 @@ Carpenter's diamond-square algorithm (1982).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.corruptions.random import BLOCK, Draws, fill_words, uniform
 from recal.kernels import compiled
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 ROUGHNESS = 100.0
 

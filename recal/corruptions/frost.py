@@ -8,18 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.corruptions.random import BLOCK, Draws, fill_words
 from recal.errors import InputError
 from recal.kernels import compiled
 from recal.resources import data_folders
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 # there is a sixth texture, but the generators draw from the first five; the second and the third
 # have the same pixels

@@ -11,20 +11,15 @@ generating discrete random variables with general distributions" (1977), and Vos
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from recal.corruptions.random import BLOCK, Draws, fill_words
 from recal.kernels import compiled
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
 
 LEVELS = 256
 CHUNK = 4096

@@ -8,12 +8,11 @@ Perturbations" (arXiv 1903.12261), and their generators for ImageNet-C, Tiny-Ima
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     Parameters = tuple[float, ...]
 
 

@@ -11,15 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.kernels import compiled
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 BLOCK = 4
 ROUNDS = 10

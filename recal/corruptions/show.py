@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from recal.corruptions.corrupt import corrupt
@@ -12,12 +13,6 @@ from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS, SEVERI
 from recal.data.contact_sheet import write_sheet
 from recal.errors import InputError
 from recal.wording import pick
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
 
 EVERY = "all"
 LARGEST_SIDE = 512

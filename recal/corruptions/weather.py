@@ -6,18 +6,14 @@ Source: Hendrycks and Dietterich (arXiv 1903.12261) and their generators.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.corruptions.blur import ZOOMABLE, smear, too_small, zoom_places
 from recal.corruptions.filters import gaussian_taps, smooth
 from recal.corruptions.random import BLOCK, Draws, fill_words, first_uniforms, normal, uniform
 from recal.kernels import compiled
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 LEVELS = 256
 WATER = (175 / 255, 238 / 255, 238 / 255)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.images import ArraySource
 from recal.data.tars import no_tar, plain_members
 from recal.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import IO
-
-    from numpy.typing import NDArray
-
 
 ROWS = 1024
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.arrays import checked_source
 from recal.data.images import ArraySource
 from recal.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
 
 CIFAR_PICKLES = {
     ("cifar-10-batches-py", True): tuple(f"data_batch_{i}" for i in range(1, 6)),

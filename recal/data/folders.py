@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,10 +16,6 @@ from recal.data.tars import TAR_SUFFIX, TarSource, open_tars
 from recal.errors import InputError
 from recal.files import read_text
 from recal.resources import cache_folder, data_folders
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 TRAIN, TEST = "train", "test"
 # Tiny-ImageNet's list of images and their classes

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from recal.data.sampling import in_batches, seeded_batches
@@ -17,14 +20,6 @@ from recal.errors import BrokenImageError, InputError
 from recal.machine import available_cores
 from recal.progress import Progress, silent
 from recal.wording import listed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
-    from typing import IO
-
-    from numpy.typing import NDArray
-
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -303,7 +298,7 @@ def usable_batches(
     if count < max(1, min_images):
         raise InputError(
             f"{source.where}: expected at least {min_images} images, got {count}. Give more, or "
-            "lower --min-images."
+            "lower --min-samples."
         )
     # a variant's record must not reveal the folders of this machine
     return batches, tuple(name.removeprefix(str(source.where)).lstrip("/: ") for name in broken)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
+from numpy.typing import NDArray
 
 # statistics of this many images are within about 2 %; all images of a large set take long
 DEFAULT_SAMPLES = 10_000

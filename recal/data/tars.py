@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.images import decode, fingerprint_files, is_hidden, is_image_name
 from recal.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
 
 TAR_SUFFIX = ".tar"
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from msgspec import Meta, field
 
 from recal.resources import data_folders
 from recal.schema import Record, read_toml
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SUMS = "SHA256SUMS"
 

@@ -9,16 +9,15 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from email.message import Message
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recal.errors import RecalError, UsageError, VerificationError
+from recal.progress import Progress
 
 if TYPE_CHECKING:
-    from email.message import Message
-    from pathlib import Path
-
     from recal.datasets.catalogue import Download
-    from recal.progress import Progress
 
 
 BLOCK = 1 << 20

@@ -9,17 +9,15 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TypeAlias
 
 from recal.data.tars import safe_path
 from recal.datasets.catalogue import SUMS, Download, PublishedSet, catalogue
 from recal.datasets.download import BLOCK, SPARE_BYTES, download, hash_file, require_room
 from recal.errors import InputError, RecalError, UsageError, VerificationError
 from recal.files import locked, whole_file
+from recal.progress import Progress
 from recal.wording import listed, pick
-
-if TYPE_CHECKING:
-    from recal.progress import Progress
 
 StepProgress: TypeAlias = Callable[[str, int, int], None]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from importlib import metadata
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS, PARAMETER_SETS, SEVERITIES
 from recal.datasets.catalogue import SUMS
@@ -36,17 +38,9 @@ from recal.datasets.regenerate import (
 )
 from recal.errors import InputError, RecalError, UsageError, VerificationError
 from recal.files import locked, whole_file, write_whole
+from recal.progress import Progress
 from recal.version import __version__
 from recal.wording import pick
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from recal.progress import Progress
-
 
 LIBRARIES = ("numpy", "scipy", "numba", "opencv-python-headless", "opencv-python", "pillow")
 

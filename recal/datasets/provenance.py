@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from recal.files import write_whole
 from recal.schema import Record, read_json_file, to_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PROVENANCE = "PROVENANCE.json"
 REGENERATED = "regenerated: not comparable digit for digit with the published set"

@@ -6,9 +6,10 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from recal.corruptions import corrupt
@@ -18,12 +19,6 @@ from recal.data.images import FileSource, ImageSource
 from recal.errors import InputError, RecalError
 from recal.files import whole_file
 from recal.policies.ops import CenterCrop, Resize
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
 
 CHUNK = 64  # images of a task of folders
 STEP = 512  # images corrupted at a time in a task of arrays

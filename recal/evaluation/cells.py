@@ -43,6 +43,10 @@ OnCell = Callable[[Cell, dict[str, Columns]], None]
 """Called with each cell that is done and its columns by target name, which are then dropped."""
 
 
+def drop_cell(_cell: Cell, _columns: dict[str, Columns]) -> None:
+    """Do nothing with a cell."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """Everything that an evaluation computes.
@@ -219,7 +223,7 @@ def compute_cells(
     work: Work,
     *,
     progress: Progress = silent,
-    on_cell: OnCell = lambda _cell, _columns: None,
+    on_cell: OnCell = drop_cell,
     world: World = ALONE,
 ) -> Outcome:
     """Find every cell of every target in the run's folder, or compute and write it there.

@@ -17,7 +17,7 @@ from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.options import ReadingOptions
 from recal.distributed import ALONE
 from recal.errors import InputError, UsageError, printable
-from recal.evaluation.cells import compute_cells
+from recal.evaluation.cells import compute_cells, drop_cell
 from recal.evaluation.execution import ExecutionOptions
 from recal.evaluation.prepare import EvaluationRequest, prepare_work
 from recal.evaluation.sanity import ChanceCheck
@@ -62,10 +62,6 @@ class Run:
     def __fspath__(self) -> str:
         """Return the folder."""
         return str(self.folder)
-
-
-def _drop(_cell: Cell, _columns: dict[str, Columns]) -> None:
-    """Do nothing with a cell."""
 
 
 @overload
@@ -135,7 +131,7 @@ def evaluate(
     std: Sequence[float] | None = None,
     size: int | None = None,
     progress: Progress = silent,
-    on_cell: OnCell = _drop,
+    on_cell: OnCell = drop_cell,
     world: World = ALONE,
 ) -> Metrics | Run:
     """Evaluate networks.
@@ -227,7 +223,7 @@ def run_evaluation(
     request: EvaluationRequest,
     *,
     progress: Progress = silent,
-    on_cell: OnCell = _drop,
+    on_cell: OnCell = drop_cell,
     world: World = ALONE,
 ) -> Run:
     """Evaluate targets as `evaluate` does, with most of its arguments as one object."""

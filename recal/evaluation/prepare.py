@@ -36,18 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """What to evaluate targets on, and how.
+    """The arguments of `evaluate` that say what to evaluate targets on, and how.
 
     Attributes:
-        suite: Name of a suite, a .toml file or a `Suite`; None for the clean one of the networks'
-            family.
-        data: Folder or file of the images; None to look in the usual places.
-        output: Folder of the run; None for `runs/<suite>-<hash of the request>`.
-        checkpoint: Where branches without a file, and weights of variants, are found.
-        corruptions: Only these corruptions of the suite; empty for all.
-        severities: Only these severities; empty for all.
-        limit: Number of images in a seeded, stratified sample; None for all images.
-        seed: Seed of that sample and of corruptions made on the fly.
         execution: How networks are run.
         reading: How checkpoints are read.
     """

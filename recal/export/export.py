@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recal.errors import InputError, VerificationError
+from recal.errors import InputError, UsageError, VerificationError
 from recal.export.forms import Float32, Form
 from recal.export.subject import comparison_images, make_subjects
 from recal.files import write_whole
@@ -80,8 +80,10 @@ def export_onnx(
     Raises:
         VerificationError: The file differs from a variant, or not from another network.
         InputError: A network cannot be built or exported, or an argument does not fit it.
-        UsageError: There is no such branch, or the operator set is not supported.
+        UsageError: There is no such branch, no variant at all, or no such operator set or batch.
     """
+    if batch is not None and batch < 1:
+        raise UsageError(f"export: batch: expected 1 image or more, got {batch}.")
     form = form or Float32()
     options = GraphOptions(
         opset=opset, uint8=uint8, softmax=softmax, batch=batch, any_size=any_size
@@ -89,6 +91,8 @@ def export_onnx(
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant)
     variants = variant if isinstance(variant, Mapping) else {variant.label: variant}
+    if not variants:
+        raise UsageError("export: expected one variant or more, got none.")
     spec = next(iter(variants.values())).spec
     if class_names is not None and len(class_names) != spec.classes:
         raise InputError(f"--class-names: expected {spec.classes} names, got {len(class_names)}.")

@@ -1,8 +1,9 @@
 """The forms of an ONNX file: how each is made of a variant, and how it is proven.
 
 A form takes the same steps when a file is exported and when it is verified: `fitted` takes what
-depends on images, `make` gives the graph, `prove` compares it with the network. A new form is one
-class here, its name in `recal.onnx_file.record.FormName`, and a line in `recorded_form`.
+depends on images, `make` gives the graph, `prove` compares it with the network. A new form is a
+class here, in `FLOAT_FORMS` if nothing but its name is needed to make it again, and a name in
+`recal.onnx_file.record.FormName`.
 """
 
 from __future__ import annotations
@@ -65,19 +66,23 @@ class Form(ABC):
 
     Attributes:
         name: The form's name in the record of a file.
+        several: Whether the file holds several variants instead of one.
         advice: What to do about a file that is not proven.
     """
 
     name: ClassVar[FormName]
+    several: ClassVar[bool] = False
     advice: ClassVar[str] = "Please report the architecture."
 
     def check(self, subjects: Sequence[Subject]) -> None:
-        """Refuse variants that this form cannot hold together.
+        """Refuse a number of variants that this form cannot hold.
 
         Raises:
-            InputError: There are several.
+            InputError: There are several, or of a switchable file less than two.
         """
-        if len(subjects) != 1:
+        if self.several and len(subjects) < 2:
+            raise InputError(f"--switchable: expected two variants or more, got {len(subjects)}.")
+        if not self.several and len(subjects) > 1:
             raise InputError(
                 f"export: expected one variant for a file in {self.name}, got {len(subjects)}. "
                 "Export a file of each, or a switchable one."
@@ -113,16 +118,14 @@ class Form(ABC):
         """
 
 
-@dataclass(frozen=True)
-class Float32(Form):
-    """BatchNorm folded into convolutions, everything in float32."""
+class FloatForm(Form):
+    """A form whose outputs are those of PyTorch up to rounding.
 
-    name: ClassVar[FormName] = "float32"
+    Attributes:
+        allowed: Tolerance of the outputs.
+    """
+
     allowed: ClassVar[Tolerance] = FLOAT32
-
-    def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
-        """Return the folded graph."""
-        return _dressed(_traced(subjects[0], options, fold=True), subjects[0].spec, options)
 
     def prove(
         self,
@@ -141,7 +144,18 @@ class Float32(Form):
 
 
 @dataclass(frozen=True)
-class Float16(Float32):
+class Float32(FloatForm):
+    """BatchNorm folded into convolutions, everything in float32."""
+
+    name: ClassVar[FormName] = "float32"
+
+    def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
+        """Return the folded graph."""
+        return _dressed(_traced(subjects[0], options, fold=True), subjects[0].spec, options)
+
+
+@dataclass(frozen=True)
+class Float16(FloatForm):
     """Weights and arithmetic in float16; input and output stay float32."""
 
     name: ClassVar[FormName] = "float16"
@@ -154,7 +168,7 @@ class Float16(Float32):
 
 
 @dataclass(frozen=True)
-class Patchable(Float32):
+class Patchable(FloatForm):
     """Every BatchNorm kept as named initialisers, into which `recal patch` writes a variant."""
 
     name: ClassVar[FormName] = "patchable"
@@ -165,19 +179,11 @@ class Patchable(Float32):
 
 
 @dataclass(frozen=True)
-class Switchable(Float32):
+class Switchable(FloatForm):
     """Several variants with shared weights; an input `variant`, int64 (), chooses one by number."""
 
     name: ClassVar[FormName] = "switchable"
-
-    def check(self, subjects: Sequence[Subject]) -> None:
-        """Refuse a single variant.
-
-        Raises:
-            InputError: There is only one.
-        """
-        if len(subjects) < 2:
-            raise InputError(f"--switchable: expected two variants or more, got {len(subjects)}.")
+    several: ClassVar[bool] = True
 
     def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
         """Return a graph that chooses between the BatchNorm tensors of the variants."""
@@ -205,7 +211,7 @@ class Int8(Form):
 
     name: ClassVar[FormName] = "int8"
     advice: ClassVar[str] = (
-        "Give labelled images, other images or more of them (--data, --int8-images, --mode), "
+        "Give labelled images, other images or more of them (--data, --int8-samples, --mode), "
         "accept a larger --max-drop, or export float32."
     )
     images: RangeImages

@@ -153,7 +153,7 @@ def held_out_images(
     if not len(left):
         raise InputError(
             f"{source.where}: expected images beside the {len(used.indices)} used for the ranges, "
-            "got none. Take fewer with --int8-images, or give more."
+            "got none. Take fewer with --int8-samples, or give more."
         )
     indices = left[spread(len(left), count)]
     pixels = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size).batch(indices)

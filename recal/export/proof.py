@@ -167,7 +167,8 @@ def prove(
     count = max(len(subject.images), sum(BATCHES))
     pixels = np.resize(subject.images, (count, *subject.images.shape[1:]))
     images = normalise_array(pixels, spec.mean, spec.std)
-    exported = _run_in_batches(session, pixels if session.takes_pixels else images)
+    inputs = pixels if session.takes_pixels else images
+    exported = np.concatenate([session.outputs(inputs[part]) for part in batches_of(count)])
     own = run_torch(network, images, softmax=softmax)
     few = images[:ROUNDING_IMAGES]
     groups = hostile_inputs(network, pixels, spec, takes_pixels=session.takes_pixels, half=half)
@@ -216,11 +217,6 @@ def batches_of(count: int) -> Iterator[slice]:
             start += size
 
 
-def _run_in_batches(network: OnnxNetwork, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the outputs (N, K) of a file, run in batches of 1, 3, 64, 64 ..."""
-    return np.concatenate([network.outputs(inputs[part]) for part in batches_of(len(inputs))])
-
-
 def _prove_hostile(
     errors: NDArray[np.float64],
     rounding: NDArray[np.float64],
@@ -234,7 +230,7 @@ def _prove_hostile(
         errors: Relative errors of the file, (N,).
         rounding: Relative errors of PyTorch in float32, (N,).
         sizes: Number of inputs in each group.
-        allowed: Error that is accepted whatever PyTorch's own.
+        allowed: Error that is accepted even if PyTorch's own is smaller.
         where: What is examined, for messages.
 
     Returns:

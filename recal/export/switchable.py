@@ -27,13 +27,12 @@ def switchable(
 
     Args:
         model: An unfolded model, as `to_onnx` gives it.
-        variants: The BatchNorm tensors of each variant, by their names in a variant's file.
+        variants: The BatchNorm tensors of each of at least two variants, by their names in a
+            variant's file.
 
     Raises:
-        InputError: There are fewer than two variants, or one does not fit the model.
+        InputError: A variant does not fit the model.
     """
-    if len(variants) < 2:
-        raise InputError(f"--switchable: expected two variants or more, got {len(variants)}.")
     graph = model.graph
     names = layer_tensors(graph)
     for number, tensors in enumerate(variants):

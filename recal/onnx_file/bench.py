@@ -73,8 +73,8 @@ def bench(
             for path, session in zip(models, sessions, strict=True):
                 if session.batch not in (None, batch):
                     raise UsageError(
-                        f"{path}: is fixed to batches of {session.batch}, got --batch-sizes "
-                        f"{batch}. Time it with --batch-sizes {session.batch}."
+                        f"{path}: is fixed to batches of {session.batch}, got --batch-size "
+                        f"{batch}. Time it with --batch-size {session.batch}."
                     )
             seconds = _interleaved(sessions, batch, runs)
             ratios = np.median(seconds / seconds[:1], axis=1)

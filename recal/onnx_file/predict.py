@@ -1,4 +1,4 @@
-"""Classifying images by an ONNX file."""
+"""Classifying images with an ONNX file."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a network says of one image, the likeliest class first.
+    """The likeliest classes of one image, the likeliest first.
 
     Attributes:
-        image: The file.
-        indices: The classes' numbers.
-        names: Their names; the numbers as text where the file has no names.
-        probabilities: In [0, 1].
+        image: The image's file.
+        indices: Numbers of the classes.
+        names: Names of the classes, or their numbers as text if the file has no names.
+        probabilities: Probabilities of the classes, in [0, 1].
     """
 
     image: Path
@@ -44,10 +44,10 @@ class Prediction:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the pictures named, and those in the folders named, sorted, each below its folder.
+    """Return the given images, and the images in the given folders, sorted within each folder.
 
     Raises:
-        InputError: A path is missing, or there is no picture at all.
+        InputError: A path does not exist, or there are no images.
     """
     files: list[Path] = []
     for path in paths:
@@ -93,20 +93,19 @@ def predict(
     on_broken: Callable[[BrokenImageError], None] | None = None,
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
-    """Classify images, prepared as the family's clean images are.
+    """Classify images, prepared with the family's `clean` policy.
 
     Args:
-        network: The session.
+        network: The network.
         spec: Preprocessing.
         files: The images.
-        top: How many classes an image, at most.
-        on_broken: Told of each image that cannot be decoded, which is left out; without it such an
-            image is an error.
-        progress: Called with images done and in total.
+        top: Largest number of classes per image.
+        on_broken: Called with the error of each image that cannot be decoded, which is then left
+            out. Without it, such an image is an error.
+        progress: Called with the numbers of images done and in total.
 
     Raises:
-        InputError: An image cannot be decoded, or is of another size and the family does not
-            resize.
+        InputError: An image cannot be decoded, or has another size and the family does not resize.
     """
     source = FileSource(Path(), tuple(files), None)
     images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)

@@ -1,4 +1,4 @@
-"""Reading ONNX files that may be hostile; needs onnx alone."""
+"""Reading ONNX files that may be hostile, with onnx alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# tensors of more values are no shapes, sizes or paddings: their type is enough to infer shapes
+# a tensor of more values is no shape, size or padding: its type is enough to infer shapes
 SHORT = 64
 
 
@@ -26,17 +26,17 @@ def check_sizes(model: onnx.ModelProto, where: str, largest: int) -> None:
     """Refuse a graph that unfolds to far more than its file holds.
 
     A node of a few bytes can ask for a tensor of any size (ConstantOfShape, Expand, Tile, Resize,
-    ...), which the system may grant until it has to kill the process. Shapes that only running the
-    graph would tell count as one value, and loops as one turn.
+    ...), which would fill the machine's memory. A shape that is known only when the graph runs
+    counts as one value, and a loop as one turn.
 
     Args:
-        model: The model; stays as it is.
-        where: For messages.
-        largest: Bytes that a tensor may take for each image of a batch, and that all tensors may
-            take together that do not depend on the images.
+        model: The model; not changed.
+        where: Name of the model, for messages.
+        largest: Bytes that a tensor may take for each image of a batch, and that all tensors that
+            do not depend on the images may take together.
 
     Raises:
-        InputError: It would need more.
+        InputError: The graph asks for more.
     """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -63,7 +63,7 @@ def _check_graph(
         inner = [a.g for a in node.attribute if a.HasField("g")]
         inner += [g for a in node.attribute for g in a.graphs]
         found = [sizes[name] for name in node.output if name in sizes]
-        # what is inside a node may use any value of the graph around it
+        # a graph inside a node may use any value of the graph around it
         if inner or varying.intersection(node.input):
             varying.update(node.output)
             for value in found:
@@ -94,7 +94,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(source.node)
     graph.input.extend(source.input)
     for value in source.output:
-        # its type alone: a shape that is claimed would stand in the way of the real one
+        # the type alone, because a claimed shape would override the real one
         kind = value.type.tensor_type.elem_type
         graph.output.append(onnx.helper.make_tensor_value_info(value.name, kind, None))
     known = {value.name for value in source.input}
@@ -121,7 +121,7 @@ def _bytes(value: onnx.ValueInfoProto) -> int:
     return math.prod(_dims(value)) * width
 
 
-# protobuf itself ends at 2 GiB; a larger file is no model of one file, and is not read at all
+# protobuf allows at most 2 GiB; a larger file is not read at all
 LARGEST = (1 << 31) - 1
 # bytes of one value
 WIDTHS: dict[int, int] = {
@@ -137,7 +137,7 @@ WIDTHS: dict[int, int] = {
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file and what it keeps in files beside it.
+    """Read an ONNX file and its external data in files beside it.
 
     Raises:
         InputError: It is missing, larger than 2 GiB, truncated, no ONNX model, or asks for data
@@ -181,7 +181,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def _texts_are_whole(message: Message) -> bool:
-    """Tell whether every text of a message is one: protobuf's parser lets others through."""
+    """Return whether every text of a message is UTF-8, which protobuf's parser does not check."""
     for field, value in message.ListFields():
         if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
             continue
@@ -223,7 +223,7 @@ def tensor_digest(tensor: onnx.TensorProto) -> str:
 
 
 def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield the initialisers and constants of a graph and of those inside its nodes."""
+    """Yield the initialisers and constants of a graph and of the graphs inside its nodes."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -237,10 +237,10 @@ def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _external_bytes(path: Path, tensor: onnx.TensorProto) -> int:
-    """Return how much would be read for a tensor that is kept in another file.
+    """Return how many bytes would be read for a tensor that is kept in another file.
 
     Raises:
-        InputError: The file lies outside the model's folder, or would give other than the tensor.
+        InputError: The file lies outside the model's folder, or its size is not the tensor's.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location, folder = entries.get("location", ""), path.parent.resolve()
@@ -248,7 +248,7 @@ def _external_bytes(path: Path, tensor: onnx.TensorProto) -> int:
     if not location or not file.is_relative_to(folder):
         raise InputError(
             f"{path}: tensor '{tensor.name}': expected data inside {path.parent}, got a reference "
-            f"to '{location}'. Such a file could read any file of yours; it is refused."
+            f"to '{location}'. Such a model could read any of your files; it is refused."
         )
     try:
         start = int(entries.get("offset", 0))

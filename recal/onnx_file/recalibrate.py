@@ -1,4 +1,4 @@
-"""Re-estimating BatchNorm statistics inside an ONNX file, by ONNX Runtime and NumPy alone."""
+"""Re-estimating BatchNorm statistics inside an ONNX file, with ONNX Runtime and NumPy alone."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ImageMoments:
     """Moments of the values of each channel, image by image.
 
     Attributes:
-        count: Values behind each channel of one image, H x W.
-        means: float64 (N, C).
+        count: Number of values in each channel of one image, H x W.
+        means: Mean of each channel of each image, float64 (N, C).
         m2: Sums of squared deviations from the image's own mean, float64 (N, C).
     """
 
@@ -59,13 +59,13 @@ class ImageMoments:
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """Biased variance over all values, that between images included, float64 (C,)."""
+        """Biased variance over all values of all images, float64 (C,)."""
         between = np.square(self.means - self.mean).mean(axis=0)
         variance: NDArray[np.float64] = self.m2.mean(axis=0) / self.count + between
         return variance
 
     def error(self) -> LayerError:
-        """Return how far mean and variance may be off, as `Moments` has it: images as draws."""
+        """Return how far mean and variance may be off, with images as independent draws."""
         n, mean, variance = len(self.means), self.mean, self.variance
         safe = np.where(variance > 0, variance, 1.0)
         of_mean = (self.means - mean) / np.sqrt(safe)
@@ -83,7 +83,7 @@ def _independent_channels(parts: NDArray[np.float64]) -> float:
     if n < 2:
         return 1.0
     trace = np.square(parts).sum() / (n - 1)
-    # the products of a row with itself say nothing of pairs of images
+    # a row's product with itself is left out, because only pairs of images are independent
     own = np.square(np.square(parts).sum(axis=1)).sum()
     of_square = (np.square(parts.T @ parts).sum() - own) / (n * (n - 1))
     least = max(trace**2 / channels, np.finfo(float).tiny)
@@ -91,7 +91,7 @@ def _independent_channels(parts: NDArray[np.float64]) -> float:
 
 
 def merge(found: Sequence[ImageMoments]) -> ImageMoments:
-    """Return the moments of all these images together."""
+    """Return the moments of all images together."""
     means, m2 = (
         np.concatenate(column) for column in zip(*((f.means, f.m2) for f in found), strict=True)
     )
@@ -101,15 +101,15 @@ def merge(found: Sequence[ImageMoments]) -> ImageMoments:
 def moments_session(
     model: onnx.ModelProto, layers: Sequence[str], where: str
 ) -> Callable[[NDArray[Any]], dict[str, ImageMoments]]:
-    """Return a function from a batch to the moments of the values at each of these layers.
+    """Return a function from a batch to the moments of each layer's input.
 
-    A batch that is smaller than the one that the file is fixed to is filled with its last image,
-    whose moments are left out.
+    If the file has a fixed batch size, a smaller batch is filled with copies of its last image. The
+    moments of these copies are left out.
     """
     cut = onnx.ModelProto()
     cut.CopyFrom(model)
     graph = cut.graph
-    opset = next(entry.version for entry in cut.opset_import if entry.domain in ("", "ai.onnx"))
+    versions = [e.version for e in cut.opset_import if e.domain in ("", "ai.onnx")]
     found = batch_norm_nodes(graph)
     wanted = [found[layer].input[0] for layer in layers]
     _keep_what_leads_to(graph, wanted)
@@ -122,7 +122,7 @@ def moments_session(
         ]
     )
     for number, value in enumerate(wanted):
-        _add_moments(graph, value, f"recal_{number}", opset)
+        _add_moments(graph, value, f"recal_{number}", max(versions, default=1))
     session = open_session(cut.SerializeToString(), where)
     given = session.get_inputs()[0]
     fixed = given.shape[0] if isinstance(given.shape[0], int) else 0
@@ -158,10 +158,9 @@ def _keep_what_leads_to(graph: onnx.GraphProto, values: Sequence[str]) -> None:
 
 
 def _add_moments(graph: onnx.GraphProto, value: str, stem: str, opset: int) -> None:
-    """Add outputs: per image and channel the mean, the squared deviations, and the shape.
+    """Add outputs: the mean and the squared deviations per image and channel, and the shape.
 
-    Deviations are from the image's own mean, so that no stored statistics, however wrong, cost
-    digits.
+    Deviations are from the image's own mean, so that wrong stored statistics cost no digits.
     """
     flat, mean, deviation, m2, shape = (
         f"{stem}_{name}" for name in ("flat", "mean", "deviation", "m2", "shape")
@@ -205,30 +204,32 @@ def recalibrate(
 ) -> Variant:
     """Estimate the statistics that the network in an ONNX file itself sees, layer by layer.
 
-    The same definition as the estimator `consistent`, images and draws included: each pass takes
-    the moments of the layers whose inputs are final, so there are as many passes as BatchNorm
-    layers in sequence. Every image gives its own mean and sum of squares, as further outputs of the
-    graph; they are merged in float64.
+    The definition, the images and the draws are those of the estimator `consistent`. Each pass
+    takes the moments of the layers whose inputs are final, so there are as many passes as BatchNorm
+    layers in sequence. Further outputs of the graph give the mean and the sum of squares of every
+    image, which are merged in float64.
 
     Args:
-        model: A patchable file's model, or any whose BatchNormalization nodes are unfolded.
+        model: A model whose BatchNormalization nodes are unfolded, such as a patchable file's.
         source: The images; labels are not needed.
         spec: Preprocessing.
-        policy: What is done to the images.
-        samples: How many images at most; None for all.
-        batch_size: Images a run, where the file is not fixed to a number; no matter to the result.
-        seed: Of the choice of images and of the policy's draws.
-        where: The model's name in messages.
-        min_images: Fewer are refused.
-        skip_broken: Whether images that cannot be decoded are left out; else they are an error.
-        progress: Called with image passes done and in total, or with images tried and in total
-            while broken ones are looked for.
+        policy: The policy that is applied to the images.
+        samples: Largest number of images, or None for all.
+        batch_size: Images per run, unless the file is fixed to a number. It does not change the
+            result.
+        seed: Seed of the choice of images and of the policy's draws.
+        where: Name of the model, for messages.
+        min_images: Smallest number of images that is accepted.
+        skip_broken: Whether to leave out images that cannot be decoded; otherwise they are an
+            error.
+        progress: Called with the numbers of image passes done and in total, or with the numbers of
+            images tried and in total during the search for broken ones.
 
     Returns:
-        The variant: the file's affine, the new statistics.
+        The variant with the file's affine and the new statistics.
 
     Raises:
-        InputError: The file is not patchable; images do not fit; a value is not finite.
+        InputError: The file is not patchable, the images do not fit, or a value is not finite.
     """
     record = require_patchable(model, where)
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
@@ -279,7 +280,7 @@ def recalibrate(
 
 
 class _Batches:
-    """What the network takes, batch by batch; prepared once where it fits in memory."""
+    """Batches in the form that a network takes, kept after the first pass if memory allows."""
 
     def __init__(
         self,
@@ -309,7 +310,7 @@ class _Batches:
 
 
 def _levels(graph: onnx.GraphProto) -> list[list[str]]:
-    """Return the layers by the number of BatchNorm layers on the longest way to them."""
+    """Group the layers by the number of BatchNorm layers on the longest path to them."""
     layers = {node.output[0]: layer for layer, node in batch_norm_nodes(graph).items()}
     depth: dict[str, int] = {}
     levels: list[list[str]] = []

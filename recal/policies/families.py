@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from recal.data.folders import TRAIN, find_images
+from recal.data.images import ImageSource
 from recal.resources import shipped
 from recal.schema import Record, read_toml
 from recal.wording import pick
-
-if TYPE_CHECKING:
-    from recal.data.images import ImageSource
 
 FAMILY_FILE = "family.toml"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 from PIL import Image
 
 from recal.errors import InputError
@@ -21,10 +23,6 @@ from recal.schema import Record, json_schema, parse_toml
 from recal.wording import pick, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
     Apply = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 # a file's keys before its tables begin with this one

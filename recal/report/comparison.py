@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from recal.report.blocks import Grid
+from recal.report.blocks import Block, Grid
 from recal.report.numbers import number, percent, points, verdict, with_interval
+from recal.runs.compare import CellTest, Comparison, Difference, Pair
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from recal.report.blocks import Block
-    from recal.runs.compare import CellTest, Comparison, Difference, Pair
-
-COLUMNS = ("of_first", "of_second", "value", "low", "high", "p", "p_holm", "beyond_noise")
-HEADLINES = ("clean", "corrupted")
+OVERALL = ("clean", "corrupted")
 
 
 def comparison_blocks(comparison: Comparison) -> list[Block]:
@@ -37,7 +31,7 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
     """Return one row for each pair and quantity, for CSV."""
     return [
         {"first": pair.first, "second": pair.second, "quantity": name}
-        | {column: getattr(found, column) for column in COLUMNS}
+        | {column: getattr(found, column) for column in Difference.__struct_fields__}
         for pair in comparison.pairs
         for name, found in pair.differences.items()
     ]
@@ -46,7 +40,7 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
 def accuracy_differences(pair: Pair) -> dict[str, Difference]:
     """Return the tested differences of accuracy: clean, corrupted, and each corruption."""
     corruptions = dict.fromkeys(cell.corruption for cell in pair.cells if cell.corruption)
-    names = {name: f"{name}_accuracy" for name in (*HEADLINES, *corruptions)}
+    names = {name: f"{name}_accuracy" for name in (*OVERALL, *corruptions)}
     return {name: pair.differences[key] for name, key in names.items() if key in pair.differences}
 
 
@@ -85,7 +79,7 @@ def other_metrics_table(pair: Pair) -> Grid:
         )
         for name, found in pair.differences.items()
         if name in ("mean_corruption_error", "mce", "relative_mce")
-        or (name.startswith(HEADLINES) and not name.endswith("_accuracy"))
+        or (name.startswith(OVERALL) and not name.endswith("_accuracy"))
     ]
     header = ("other metrics", pair.first_label, pair.second_label, "difference [95 %]")
     return Grid("", header, tuple(rows))
@@ -101,7 +95,7 @@ def conclusion(pair: Pair) -> str:
     words = [
         f"{name} {verdict(found)}"
         for name, found in accuracy_differences(pair).items()
-        if name in HEADLINES
+        if name in OVERALL
     ]
     better, worse = _better_and_worse(pair.cells)
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -9,19 +10,11 @@ from markupsafe import Markup
 
 from recal.files import write_whole
 from recal.report.plots import has_trade_off, to_svg, trade_off_figure
-from recal.report.summary import (
-    calibration_table,
-    extent,
-    part_table,
-    summary_table,
-    verdicts,
-)
+from recal.report.summary import calibration_table, extent, part_table, summary_table, verdicts
 from recal.resources import PACKAGE
 from recal.version import __version__
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from recal.runs.summary import Summary
 
 

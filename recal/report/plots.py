@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -14,8 +15,6 @@ from recal.files import whole_file
 from recal.report.comparison import accuracy_differences
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from recal.inspection.distances import Inspection
     from recal.runs.compare import Comparison, Difference
     from recal.runs.summary import Summary, TargetRow
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with any colour vision can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-FORMATS = (".png", ".svg")
+SUFFIXES = (".png", ".svg")
 TALLEST = 60.0  # inches
 # equal figures give equal bytes
 STABLE: dict[Any, Any] = {"svg.hashsalt": "recal"}
@@ -44,7 +43,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         RecalError: The file cannot be written.
     """
     kind = path.suffix.lower()
-    if kind not in FORMATS:
+    if kind not in SUFFIXES:
         raise UsageError(f"{path}: expected a name that ends in .png or .svg.")
     metadata = {"Date": None} if kind == ".svg" else {"Software": None}
     with whole_file(path) as partial, mpl.rc_context(STABLE):

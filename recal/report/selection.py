@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recal.report.blocks import Grid
+from recal.report.blocks import Block, Grid
 from recal.report.numbers import number, with_interval
 
 if TYPE_CHECKING:
-    from recal.report.blocks import Block
     from recal.runs.select import Selection
 
 # share of resamples below which a choice is called uncertain
-STABLE = 0.9
+CERTAIN = 0.9
 
 
 def selection_blocks(selection: Selection) -> list[Block]:
@@ -70,7 +69,7 @@ def selection_sentences(selection: Selection) -> list[str]:
         share = selection.winners[0].share
         sentences = [
             f"Chosen: {labels}, as in {100 * share:.0f} % of bootstrap resamples"
-            + ("." if share >= STABLE else ": more images would be needed to be sure of it.")
+            + ("." if share >= CERTAIN else ": more images would be needed to be sure of it.")
         ]
     for limit, held in selection.limits_hold_on_reporting.items():
         word = "holds" if held else "DOES NOT HOLD"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recal.report.blocks import Grid
+from recal.report.blocks import Block, Grid
 from recal.report.numbers import points, value_of, verdict
 
 if TYPE_CHECKING:
-    from recal.report.blocks import Block
     from recal.runs.summary import Summary
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.errors import InputError
 from recal.runs.metrics import ECE_BINS, confidence_bins, confidence_gaps, per_image
 from recal.runs.statistics import bootstrap_counts, deal
-from recal.runs.store import images_digest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-    from recal.runs.store import Columns, RunTarget, SavedRun
-    from recal.suites.suite import Cell
+from recal.runs.store import Columns, RunTarget, SavedRun, images_digest
+from recal.suites.suite import Cell
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

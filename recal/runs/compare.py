@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recal.errors import InputError, UsageError
-from recal.runs.bootstrap import measure
+from recal.runs.bootstrap import Measured, measure
 from recal.runs.quantities import cell_groups, quantities_of
 from recal.runs.statistics import ALPHA, holm, mcnemar, paired_mean
-from recal.runs.store import open_run
+from recal.runs.store import SavedRun, open_run
 from recal.schema import Record
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from os import PathLike
-
-    from recal.runs.bootstrap import Measured
-    from recal.runs.store import SavedRun
-    from recal.suites.suite import Cell
+from recal.suites.suite import Cell
 
 
 class Difference(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,20 +10,15 @@ from __future__ import annotations
 import ast
 import operator
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.errors import UsageError
 from recal.runs.quantities import Quantity
 from recal.wording import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
 
 LONGEST = 1000  # characters
 DEEPEST = 200  # operators within each other; a sum of as many terms nests so deep

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.runs.metrics import METRICS
-from recal.runs.statistics import normal_interval, percentile_interval, wilson_interval
+from recal.runs.statistics import Interval, normal_interval, percentile_interval, wilson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
     from recal.runs.bootstrap import Measured
-    from recal.runs.statistics import Interval
     from recal.runs.store import SavedRun
     from recal.suites.suite import Cell
 

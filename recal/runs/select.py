@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.errors import InputError, RecalError, UsageError
-from recal.runs.bootstrap import measure
-from recal.runs.expressions import parse_limit, parse_sum
-from recal.runs.quantities import quantities_of
-from recal.runs.store import open_run
+from recal.runs.bootstrap import Measured, measure
+from recal.runs.expressions import Limit, parse_limit, parse_sum
+from recal.runs.quantities import Quantity, quantities_of
+from recal.runs.store import RunTarget, SavedRun, open_run
 from recal.schema import Record
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
-    from recal.runs.bootstrap import Measured
-    from recal.runs.expressions import Limit
-    from recal.runs.quantities import Quantity
-    from recal.runs.store import RunTarget, SavedRun
 
 
 class Estimate(Record, frozen=True, kw_only=True):

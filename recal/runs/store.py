@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from recal.errors import InputError, UsageError
 from recal.files import whole_file, write_whole
@@ -18,13 +21,6 @@ from recal.networks.spec import ModelSpec
 from recal.schema import Record, read_json_file, to_json
 from recal.suites.suite import Cell, Reference
 from recal.wording import did_you_mean, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
 
 KEY = b"recal.key"
 # the columns that metrics are computed from; a cell holds `prediction` besides

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from recal.runs.bootstrap import measure_columns
-from recal.runs.compare import compare_measured
+from recal.runs.bootstrap import Measured, measure_columns
+from recal.runs.compare import Pair, compare_measured
 from recal.runs.metrics import METRICS, per_image
-from recal.runs.quantities import cell_groups, cell_metric, quantities_of
+from recal.runs.quantities import Quantity, cell_groups, cell_metric, quantities_of
 from recal.runs.statistics import bounded_mean_interval, mean_interval
-from recal.runs.store import open_run
+from recal.runs.store import Columns, RunTarget, SavedRun, open_run
 from recal.runs.summary import (
     HEADLINES,
     CellRow,
@@ -22,19 +25,7 @@ from recal.runs.summary import (
     Summary,
     TargetRow,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
-    from recal.runs.bootstrap import Measured
-    from recal.runs.compare import Pair
-    from recal.runs.quantities import Quantity
-    from recal.runs.store import Columns, RunTarget, SavedRun
-    from recal.suites.suite import Cell
-
+from recal.suites.suite import Cell
 
 # the calibration error is not among the metrics of a class: how often a network is right on images
 # of one class is its recall, which its confidence does not estimate

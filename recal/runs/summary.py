@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -13,10 +14,6 @@ from recal.runs.metrics import METRICS
 from recal.runs.statistics import Interval
 from recal.runs.store import open_run
 from recal.schema import Record, read_json_file, to_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 
 class CellRow(Record, frozen=True, kw_only=True):

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.arrays import checked_source, open_array
 from recal.data.folders import SPLIT_FOLDERS, TEST, candidates, open_images, places_searched
-from recal.data.images import FileSource
+from recal.data.images import FileSource, ImageSource
 from recal.data.tars import TarSource
 from recal.errors import InputError
 from recal.resources import data_folders
 from recal.suites.classes import class_count, class_numbers
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from recal.data.images import ImageSource
     from recal.suites.suite import Suite
 
 

@@ -5,32 +5,26 @@ from __future__ import annotations
 import hashlib
 import io
 import mmap
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from recal import corruptions
-from recal.data.images import ArraySource
+from recal.data.images import ArraySource, ImageSource
 from recal.datasets.provenance import REGENERATED, label_of
 from recal.datasets.regenerate import JPEG_QUALITY, read_prepared
 from recal.errors import InputError
 from recal.machine import may_keep
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
-    from recal.data.images import ImageSource
-    from recal.suites.clean import CleanImages
-    from recal.suites.published import Published
-    from recal.suites.suite import Cell, Suite
+from recal.suites.clean import CleanImages
+from recal.suites.published import Published
+from recal.suites.suite import Cell, Suite
 
 
 class RegeneratedImages:

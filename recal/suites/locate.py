@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from recal.data.folders import named_places, places_searched
 from recal.datasets.catalogue import catalogue
 from recal.errors import InputError
-from recal.suites.clean import find_clean
+from recal.suites.clean import CleanImages, find_clean
 from recal.suites.images import ChosenImages, SuiteImages
-from recal.suites.published import find_published
+from recal.suites.published import Published, find_published
 from recal.suites.sampling import choose_images
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from recal.suites.clean import CleanImages
-    from recal.suites.published import Published
-    from recal.suites.suite import Cell, CleanSet, CorruptedSet, Suite
+from recal.suites.suite import Cell, CleanSet, CorruptedSet, Suite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.arrays import checked_labels, open_array, tarred_arrays
 from recal.data.folders import is_tar, named_places
@@ -15,16 +18,8 @@ from recal.data.tars import TAR_SUFFIX, Member, TarSource, images_in
 from recal.datasets.provenance import label_of
 from recal.errors import InputError
 from recal.suites.classes import class_numbers
+from recal.suites.suite import Cell, Suite
 from recal.wording import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from recal.suites.suite import Cell, Suite
-
 
 LABELS = "labels"
 # images per class on average, from which on every class must have some

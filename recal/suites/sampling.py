@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.sampling import even_over_classes
 from recal.errors import InputError
@@ -15,10 +17,6 @@ from recal.resources import data_folders, shipped
 from recal.wording import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from recal.suites.suite import Suite
 
 

@@ -1,175 +1,138 @@
-"""`recal data`: where data sets are, fetching, checking, regenerating and showing them."""
+"""`recal data`: find, download, check, regenerate and show data sets."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
+from recal.cli.options import (
+    PATH,
+    Names,
+    all_cores,
+    examples,
+    format_option,
+    option,
+    output_option,
+    seed_option,
+    workers_option,
+)
 
 STANDARD, EVERY = "standard", "all"
 
 
-@click.group("data")
+@click.group("data", epilog=examples("recal data list", "recal data fetch cifar10c"))
 def command() -> None:
-    """List, fetch, verify and regenerate data sets; show a corruption.
+    """List, download, verify and regenerate data sets; show a corruption.
 
-    Nothing is ever downloaded but by `recal data fetch`.
+    Only `recal data fetch` downloads anything.
     """
 
 
-@command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def list_command(as_json: bool) -> None:
-    """Say which data sets recal knows and where they are."""
-    import json
+@command.command("list", epilog=examples("recal data list", "recal data list --json"))
+@format_option
+def list_command(form: str) -> None:
+    """List the data sets that recal knows, and where they are."""
+    from dataclasses import asdict
 
-    from recal.datasets.catalogue import catalogue, find_set
-    from recal.datasets.generate import GENERATED
-    from recal.datasets.provenance import label_of
+    from recal.cli.console import print_results
+    from recal.report.listings import data_sets, data_sets_blocks
 
-    known = []
-    for name, published in catalogue().items():
-        folder = find_set(name)
-        possible = {"fetch": bool(published.downloads), "generate": name in GENERATED}
-        known.append({
-            "name": name,
-            "title": published.title,
-            "gigabytes": published.gigabytes,
-            "folder": str(folder) if folder else None,
-            "label": label_of(folder) if folder else None,
-            "ways": [way for way, there in possible.items() if there],
-            "page": published.page or None,
-        })  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(known, indent=1))
-    else:
-        _show_sets(known)
+    found = data_sets()
+    rows = [{**asdict(status), "ways": " ".join(status.ways)} for status in found]
+    print_results(form, found, rows, data_sets_blocks(found))
 
 
-def _show_sets(known: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from recal.cli.console import console
-
-    table = Table("name", "data set", "GB", "where", box=None)
-    for row in known:
-        place = row["folder"] or f"not here: {' or '.join(row['ways']) or row['page']}"
-        label = f" ({row['label']})" if row["label"] else ""
-        table.add_row(row["name"], row["title"], f"{row['gigabytes']:g}", f"{place}{label}")
-    console.print(table)
-
-
-@command.command("fetch")
+@command.command("fetch", epilog=examples("recal data fetch cifar10c -o DATASETS"))
 @click.argument("name")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path),
-    help="Folder of data sets that it goes into.  [$RECAL_DATA, else ./data]",
-)  # fmt: skip
+@output_option("Folder of data sets in which to put it.", "$RECAL_DATA, else ./data")
 def fetch_command(name: str, output: Path | None) -> None:
-    """Download the published data set NAME, check it, unpack it.
+    """Download the published data set NAME, check it and unpack it.
 
-    An interrupted download goes on where it was when the same command is given again.
+    Run the same command again to continue an interrupted download.
     """
+    from recal.cli.console import byte_bar
     from recal.datasets.fetch import fetch
     from recal.resources import data_folders
 
-    with _byte_bar() as progress:
+    with byte_bar() as progress:
         folder = fetch(name, output or data_folders()[0], progress)
     click.echo(f"{name}: {folder}")
 
 
-@command.command("verify")
+@command.command("verify", epilog=examples("recal data verify cifar10c"))
 @click.argument("target")
 def verify_command(target: str) -> None:
-    """Check a data set, by name or folder, or a downloaded archive, against its checksums."""
-    from recal.datasets.catalogue import SUMS, catalogue, find_set
-    from recal.datasets.fetch import verify, verify_archive
-    from recal.datasets.generate import GENERATED, verify_folders
-    from recal.datasets.provenance import read_provenance
-    from recal.errors import InputError
-    from recal.wording import did_you_mean
+    """Check TARGET, a data set's name or folder or a downloaded archive, against its checksums."""
+    from recal.cli.console import byte_bar
+    from recal.datasets.verify import verify_target
 
-    path = Path(target)
-    if target in catalogue() and not path.exists():
-        found = find_set(target)
-        if found is None:
-            raise InputError(f"{target}: expected it in a data folder, got none. See `recal data "
-                             "list`.")  # fmt: skip
-        path = found
-    if path.is_file():
-        click.echo(f"{path}: is the published file of {verify_archive(path)}")
-        return
-    if not path.is_dir():
-        known = {*catalogue(), *GENERATED}
-        raise InputError(
-            f"{target}: expected a folder, an archive or the name of a data set, got none of them."
-            f"{did_you_mean(target, known)}"
-        )
-    record = read_provenance(path)
-    if record is not None and not (path / SUMS).is_file():
-        count = verify_folders(path, record)
-    else:
-        with _byte_bar() as progress:
-            count = verify(path, progress)
-    label = f" ({record.label})" if record else ""
-    click.echo(f"{path}: {count} files as recorded{label}")
+    with byte_bar() as progress:
+        found = verify_target(target, progress)
+    click.echo(found)
 
 
-@command.command("generate")
-@click.argument("name")
-@click.option(
-    "--from", "source", required=True, type=click.Path(path_type=Path),
-    help="Folder of the clean test images.",
-)  # fmt: skip
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the new set."
+@command.command(
+    "generate",
+    epilog=examples("recal data generate cifar10c --from cifar-10-batches-py -o CIFAR-10-C"),
 )
-@click.option(
-    "--corruptions", default=STANDARD, show_default=True,
-    help="standard (15), all (19), or names with commas between them.",
-)  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [all cores]")
+@click.argument("name")
+@click.option("--from", "source", required=True, type=PATH, help="Folder of the clean test images.")
+@output_option("Folder of the new data set.")
+@option(
+    "--corruptions",
+    "Corruptions to make: standard (15), all (19), or names separated by commas.",
+    Names(),
+    STANDARD,
+)
+@seed_option("the corruptions")
+@workers_option(all_cores, "all cores", minimum=1)
 def generate_command(
-    name: str, source: Path, output: Path, corruptions: str, seed: int, workers: int | None
+    name: str, source: Path, output: Path, corruptions: tuple[str, ...], seed: int, workers: int
 ) -> None:
-    """Write cifar10c, cifar100c, tinyimagenetc or imagenetc from the clean test images.
+    """Write cifar10c, cifar100c, tinyimagenetc or imagenetc, made from the clean test images.
 
-    The layout is that of the published set. The originals' random draws are not known, so that
-    results made with regenerated images are labelled. An interrupted run goes on where it was.
+    The folder has the layout of the published set. The random draws of the published images are
+    unknown, so results on regenerated images are labelled. Run the same command again to continue
+    an interrupted run.
     """
     from recal.cli.console import progress_bar
     from recal.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS
     from recal.datasets.generate import generate
-    from recal.machine import available_cores
 
-    groups = {STANDARD: CORRUPTIONS, EVERY: ALL_CORRUPTIONS}
-    names = groups.get(corruptions) or tuple(part.strip() for part in corruptions.split(","))
+    groups: dict[tuple[str, ...], tuple[str, ...]] = {
+        (STANDARD,): CORRUPTIONS,
+        (EVERY,): ALL_CORRUPTIONS,
+    }
     with progress_bar("images") as progress:
         record = generate(
-            name, source, output, progress, corruptions=names, seed=seed,
-            workers=workers or available_cores(),
-        )  # fmt: skip
+            name,
+            source,
+            output,
+            progress,
+            corruptions=groups.get(corruptions, corruptions),
+            seed=seed,
+            workers=workers,
+        )
     cells = len(record.corruptions) * len(record.severities)
     click.echo(f"{output}: {cells} cells of {record.images} images, {record.label}")
 
 
-@command.command("show")
+@command.command(
+    "show", epilog=examples("recal data show fog --image photo.jpg", "recal data show all")
+)
 @click.argument("corruption")
-@click.option("--image", type=click.Path(path_type=Path), help="Your own image.  [a test pattern]")
-@click.option("--family", help="cifar, tiny or imagenet.  [by the image's size]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--width", type=click.IntRange(8), help="Of each image in the picture.  [its own]")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("corruption.png"),
-    show_default=True, help="The picture to write.",
-)  # fmt: skip
+@option("--image", "Image to draw the corruption on.", PATH, shown="a test pattern")
+@option(
+    "--family",
+    "Family of the corruption's parameters: cifar, tiny or imagenet.",
+    shown="the family that fits the image's size",
+)
+@seed_option("the corruption")
+@option(
+    "--width", "Width of each image in the picture, in pixels.", click.IntRange(8), shown="its own"
+)
+@output_option("Picture to write, .png or .jpg.", Path("corruption.png"))
 def show_command(
     corruption: str,
     image: Path | None,
@@ -178,37 +141,8 @@ def show_command(
     width: int | None,
     output: Path,
 ) -> None:
-    """Draw the severities of CORRUPTION on an image, the clean one first; `all` draws all 19."""
+    """Draw CORRUPTION at every severity, after the clean image; `all` draws all 19."""
     from recal.corruptions.show import show_corruption
 
     size = show_corruption(corruption, image, output, family=family, seed=seed, width=width)
     click.echo(f"{output}: {size[0]}x{size[1]} pixels")
-
-
-@contextmanager
-def _byte_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar in bytes with the time left, on standard error."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    from recal.cli.console import messages
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=messages, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(what: str, done: int, total: int) -> None:
-            if bar.tasks[0].description != what:
-                bar.reset(task, description=what)
-            bar.update(task, completed=done, total=total or None)
-
-        yield update

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from recal.cli.options import PATH, examples, output_option
 
-@click.command("patch")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("variant", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The ONNX file to write.")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command("patch", epilog=examples("recal patch base.onnx strong.safetensors -o strong.onnx"))
+@click.argument("model", type=PATH)
+@click.argument("variant", type=PATH)
+@output_option("ONNX file to write.", "MODEL-VARIANT.onnx")
 def command(model: Path, variant: Path, output: Path | None) -> None:
-    """Write a copy of MODEL, a patchable ONNX file, that holds VARIANT.
+    """Write a copy of MODEL, a patchable ONNX file, that holds VARIANT, a variant file.
 
-    Needs onnx, ONNX Runtime and NumPy, not torch. The variant must have been made for the weights
-    in the file.
+    The variant has to belong to the weights in the file. Needs onnx, ONNX Runtime and NumPy, not
+    torch. `recal export --patchable` writes patchable files.
     """
     from recal.cli.console import console
     from recal.onnx_file.patch import patch_file

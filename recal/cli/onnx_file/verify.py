@@ -2,108 +2,115 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from recal.cli.options import reading_options, refuse_given
+from recal.cli.options import (
+    PATH,
+    checkpoint_option,
+    data_option,
+    examples,
+    flag,
+    format_option,
+    reading_options,
+    refuse_typed,
+    samples_option,
+    variant_option,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from recal.checkpoint.options import ReadingOptions
-    from recal.onnx_file.record import Int8Record
 
 
-@click.command("verify")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="The weights that it should hold."
+@click.command(
+    "verify",
+    epilog=examples(
+        "recal verify model.onnx",
+        "recal verify model.onnx --checkpoint checkpoint.pth --variant weak.safetensors",
+    ),
 )
-@click.option("--variant", help="Variant file, or a branch, that it should be.  [as recorded]")
-@click.option(
-    "--data", type=click.Path(path_type=Path),
-    help="Images to compare on; those an int8 file was made with give its ranges again.  [bundled]",
-)  # fmt: skip
-@click.option(
-    "--images", default=256, show_default=True, type=click.IntRange(1), help="How many of them."
+@click.argument("model", type=PATH)
+@checkpoint_option("Checkpoint with the weights that the file should hold.")
+@variant_option(
+    "that the file should hold; of a switchable file all, separated by commas", shown="as recorded"
 )
+@data_option(
+    "Folder of images to compare on. With the images that an int8 file was made with, its "
+    "ranges are computed again.",
+    "the bundled images",
+)
+@samples_option("Number of images to compare on.", 256)
+@flag("--alone", "Ignore the checkpoint that recal.toml names.")
+@format_option
 @reading_options
-@click.option("--alone", is_flag=True, help="Leave a checkpoint of recal.toml aside.")
 def command(
     model: Path,
     checkpoint: Path | None,
     variant: str | None,
     data: Path | None,
-    images: int,
+    samples: int,
     alone: bool,
+    form: str,
     reading: ReadingOptions,
 ) -> None:
-    """Check that an ONNX file is what its record says.
+    """Check the ONNX file MODEL against its record, and with --checkpoint against the network.
 
     Alone: the file is whole and valid, no tensor, node or record was changed since it was written,
-    and ONNX Runtime here gives the outputs that were recorded. With a checkpoint, the variant is
-    exported again and compared, tensors, bytes and logits. Exits with 4 if anything differs.
+    and ONNX Runtime here returns the outputs that were recorded. With a checkpoint, the variant is
+    exported again and compared: tensors, bytes and logits. Exits with 4 if anything differs.
     """
-    from recal.cli.console import console
-    from recal.onnx_file.verify import verify_alone
-
     if checkpoint is None or alone:
-        refuse_given(
-            ("variant", "data", "images"), "expected --checkpoint too, which it belongs to."
+        refuse_typed(
+            ("variant", "data", "samples"),
+            "expected --checkpoint too, which it belongs to. Add it.",
         )
-        check = verify_alone(model)
-        console.print(
-            f"{model}: {check.record.title}, unchanged since it was written; outputs on recorded "
-            f"noise within {check.probe_difference:.1e} of the largest."
-        )
-        console.print("Name --checkpoint (and --variant) to compare with the network itself.")
+        _verify_alone(model, form)
         return
     from recal.checkpoint.checkpoint import read_checkpoint
+    from recal.cli.console import print_results, warn
     from recal.export.subject import comparison_images
     from recal.export.verify import recorded_variants, verify_against
     from recal.onnx_file.reading import read_model
     from recal.onnx_file.record import read_record
+    from recal.report.evidence import doubts, evidence_rows, verify_blocks
     from recal.variant.resolve import resolve_variant
 
     loaded = read_checkpoint(checkpoint, reading)
+    warn(doubt.sentence for doubt in loaded.doubts)
     record = read_record(read_model(model), str(model))
     if variant is None:
         wanted = recorded_variants(record, loaded, model)
     else:
         names = variant.split(",") if record.form == "switchable" else [variant]
         wanted = [resolve_variant(name.strip(), loaded, record.model) for name in names]
-    pixels, what = comparison_images(wanted[0].spec, data, images)
+    pixels, images = comparison_images(wanted[0].spec, data, samples)
     found = verify_against(model, loaded, wanted, pixels, data)
-    console.print(
-        f"{model}: is {'; '.join(v.label for v in wanted)} of {checkpoint.name}; "
-        + ("the same bytes when exported again." if found.same_bytes else "the same tensors; "
-           "bytes differ, as the versions do.")
-    )  # fmt: skip
-    if found.evidence.int8 is not None:
-        _show_int8(found.evidence.int8, same_ranges=found.same_ranges)
-    for name, proof in found.evidence.proofs.items():
-        console.print(
-            f"{name}: on {what}: largest difference of a logit {proof.difference:.1e} (at most "
-            f"{proof.tolerance:.1e}); on {proof.hostile_inputs} hostile inputs "
-            f"{proof.hostile_difference:.1e} of the largest logit."
-        )
-        for other, rival in proof.rivals.items():
-            console.print(
-                f"From '{other}': {rival.distance:.1e}, the variant {rival.expected:.1e}."
-            )
-
-
-def _show_int8(made: Int8Record, *, same_ranges: bool) -> None:
-    from recal.cli.console import console
-
-    proof = made.proof
-    images = f"{made.range_images.images} '{made.range_images.policy}' images"
-    if same_ranges:
-        console.print(f"int8: ranges are those of the {images} that it records.")
-    else:
-        console.print(f"int8: ranges as recorded; --data with its {images} recomputes them.")
-    kept = f"int8: the same prediction as in float32 on {proof.agreement:.2%} of {proof.images:,}"
-    lost = f"{proof.drop:.2%} ± {proof.drop_error:.2%} of accuracy lost; " * bool(proof.accuracies)
-    console.print(
-        f"{kept} images; {lost}outputs off by {proof.error:.1%} of their spread. Its float32 form:"
+    rows = [{"file": str(model), **row} for row in evidence_rows(found.evidence)]
+    print_results(
+        form,
+        {"file": model, "comparison": found},
+        rows,
+        verify_blocks(found, checkpoint.name, images),
     )
+    warn(doubts(found.evidence))
+
+
+def _verify_alone(model: Path, form: str) -> None:
+    from recal.cli.console import note, print_results
+    from recal.onnx_file.verify import verify_alone
+
+    check = verify_alone(model)
+    row = {
+        "file": str(model),
+        "variant": check.record.title,
+        "probe_difference": check.probe_difference,
+    }
+    sentence = (
+        f"{model}: {check.record.title}, unchanged since it was written; outputs on recorded noise "
+        f"within {check.probe_difference:.1e} of the largest."
+    )
+    print_results(form, row, [row], [sentence])
+    note("Pass --checkpoint (and --variant) to compare with the network itself.", form)

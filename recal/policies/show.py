@@ -1,0 +1,85 @@
+"""A picture of what a policy does to images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recal.data.contact_sheet import write_sheet
+from recal.data.folders import TRAIN, open_images
+from recal.data.sampling import keyed_draws, seeded_batches
+from recal.policies.families import nearest_family
+from recal.policies.policy import load_policy, resolve_policy
+from recal.policies.prepared import PreparedImages
+from recal.resources import sample_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from recal.policies.policy import Policy
+
+DRAWS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyPicture:
+    """A picture that was written.
+
+    Attributes:
+        policy: The policy that it shows.
+        width: Width of the picture, in pixels.
+        height: Height of the picture, in pixels.
+    """
+
+    policy: Policy
+    width: int
+    height: int
+
+
+def show_policy(
+    name: str,
+    output: Path,
+    *,
+    data: Path | None = None,
+    family: str | None = None,
+    samples: int = 6,
+    seed: int = 0,
+) -> PolicyPicture:
+    """Draw images as a policy's family prepares them, and as the policy changes them.
+
+    Args:
+        name: Name of a policy, or a policy's file.
+        output: The picture, in the format of its suffix.
+        data: Folder of images; None uses the bundled ones.
+        family: Family of the policy; None uses the one that fits the size of the images.
+        samples: Number of images, one in each row.
+        seed: Seed of the choice of images, and of the first of eight random draws.
+
+    Raises:
+        UsageError: The policy or the family is unknown.
+        InputError: The images or the policy's file cannot be read, or do not fit each other.
+    """
+    source = open_images(data or sample_images(), TRAIN)
+    chosen = [int(index) for index in seeded_batches(len(source), samples, samples, seed)[0]]
+    first = source[chosen[0]]
+    if family is None:
+        family = "sample" if data is None else nearest_family(min(first.shape[:2]))
+    policy = resolve_policy(name, family)
+    with keyed_draws(seed, chosen[0]):
+        size = max(policy.transform()(first).shape[:2])
+    drawn = [PreparedImages(source, policy, seed + draw, size) for draw in range(DRAWS)]
+    clean = load_policy(family, "clean").transform()
+    rows = [
+        (
+            source.name(index).removeprefix(f"{source.where}/"),
+            [clean(source[index]), *(images.read(index) for images in drawn)],
+        )
+        for index in chosen
+    ]
+    width, height = write_sheet(
+        output,
+        f"{policy.name} ({family}): {policy.summary}",
+        ["clean", *(f"seed {images.seed}" for images in drawn)],
+        rows,
+    )
+    return PolicyPicture(policy=policy, width=width, height=height)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import recal
 from recal.datasets.catalogue import catalogue
-from recal.resources import PACKAGE, sample_folder, shipped
+from recal.files import PACKAGE, sample_folder, shipped
 
 checkout = Path(sys.argv[1])
 assert checkout not in PACKAGE.parents, f"{recal.__file__} is the checkout, not the wheel"

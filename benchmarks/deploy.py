@@ -23,10 +23,10 @@ from timm.utils.onnx import onnx_export
 from recal import build, export_onnx, load_checkpoint
 from recal.export.forms import Int8, Patchable, Switchable
 from recal.export.int8_images import HeldOutImages, RangeImages
+from recal.files import sample_checkpoint
 from recal.networks.names import create_network
 from recal.onnx_file.bench import bench
 from recal.onnx_file.record import RangeImagesRecord
-from recal.resources import sample_checkpoint
 from recal.variant.variant import branch_variant
 
 SIZES = {

@@ -101,7 +101,7 @@ def robustbench_run(options: argparse.Namespace) -> Callable[[], object]:
     import torch
 
     from recal.checkpoint.checkpoint import load_checkpoint
-    from recal.networks import robustbench
+    from recal.networks.external import robustbench_module
     from recal.variant.build import build
 
     checkpoint = load_checkpoint(options.checkpoint)
@@ -118,12 +118,13 @@ def robustbench_run(options: argparse.Namespace) -> Callable[[], object]:
 
     network = Normalised().eval()
     torch.set_num_threads(options.threads)
-    accuracy = robustbench._module("robustbench.utils").clean_accuracy
+    accuracy = robustbench_module("robustbench.utils").clean_accuracy
+    read = robustbench_module("robustbench.data").load_cifar10c
 
     def run() -> list[float]:
         found = []
         for severity in SEVERITIES:
-            x, y = robustbench.load_cifar10c(options.data, CORRUPTION, severity, options.count)
+            x, y = read(options.count, severity, str(options.data), False, [CORRUPTION])
             found.append(accuracy(network, x, y, batch_size=BATCH))
         return found
 
@@ -268,10 +269,10 @@ def run_alone(options: argparse.Namespace) -> None:
     if options.alone == "recal":
         importlib.import_module("recal.evaluation.evaluate")
     else:
-        from recal.networks import robustbench
+        from recal.networks.external import robustbench_module
 
-        robustbench._module("robustbench.data")
-        robustbench._module("robustbench.utils")
+        robustbench_module("robustbench.data")
+        robustbench_module("robustbench.utils")
     imports = time.perf_counter() - begun
     if options.alone == "recal":
         with tempfile.TemporaryDirectory() as folder:

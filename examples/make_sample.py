@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from recal.data.folders import open_images
-from recal.suites.sampling import stratified_sample
+from recal.data.sampling import stratified_sample
 
 IMAGES = 2000
 SEED = 0

@@ -18,10 +18,14 @@ __all__ = [
     "Checkpoint",
     "Comparison",
     "Evidence",
+    "Float16",
+    "Float32",
     "InputError",
+    "Int8",
     "Metrics",
     "ModelOverrides",
     "ModelSpec",
+    "Patchable",
     "Policy",
     "ReadingOptions",
     "RecalError",
@@ -30,6 +34,7 @@ __all__ = [
     "Settings",
     "Suite",
     "Summary",
+    "Switchable",
     "UsageError",
     "Variant",
     "VerificationError",
@@ -51,12 +56,12 @@ if TYPE_CHECKING:
     from recal.calibration.calibrate import calibrate, calibrate_matrix
     from recal.calibration.rounds import Settings
     from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.errors import BrokenImageError, InputError, RecalError, UsageError, VerificationError
     from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.evaluate import Run, evaluate
     from recal.export.export import export_onnx
-    from recal.export.forms import Evidence
+    from recal.export.forms import Evidence, Float16, Float32, Int8, Patchable, Switchable
     from recal.networks.spec import ModelOverrides, ModelSpec
     from recal.policies.policy import Policy
     from recal.runs.compare import Comparison, compare
@@ -73,14 +78,16 @@ _NAMES = {
     "recal.calibration.calibrate": ("calibrate", "calibrate_matrix"),
     "recal.calibration.rounds": ("Settings",),
     "recal.checkpoint.checkpoint": ("Checkpoint", "load_checkpoint"),
-    "recal.checkpoint.options": ("ReadingOptions",),
+    "recal.checkpoint.layouts": ("ReadingOptions",),
     "recal.errors": (
         "BrokenImageError", "InputError", "RecalError", "UsageError", "VerificationError",
     ),
     "recal.evaluation.adaptation": ("Adaptation",),
     "recal.evaluation.evaluate": ("Run", "evaluate"),
     "recal.export.export": ("export_onnx",),
-    "recal.export.forms": ("Evidence",),
+    "recal.export.forms": (
+        "Evidence", "Float16", "Float32", "Int8", "Patchable", "Switchable",
+    ),
     "recal.networks.spec": ("ModelOverrides", "ModelSpec"),
     "recal.policies.policy": ("Policy",),
     "recal.runs.compare": ("Comparison", "compare"),

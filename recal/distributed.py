@@ -55,9 +55,6 @@ class World:
     def ask_leader(self, ask: Callable[[], Item]) -> Item:
         """Call a function in the leading process only, and return its result in every process.
 
-        Args:
-            ask: The function.
-
         Raises:
             RecalError: Another process has died or does not answer.
         """

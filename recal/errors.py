@@ -1,14 +1,25 @@
-"""The errors that recal raises on purpose, each with its exit status; how foreign text is quoted.
+"""The errors that recal raises on purpose, each with its exit status, and the words of messages.
 
 Messages quote text from outside: names and metadata in files, and what other libraries say. Such
 text can be of any length and can hold terminal escapes, so that every error and every warning of
 the command goes through `printable`.
 """
 
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Collection, Iterable
+
 # where the middle of a longer text is left out; place and advice stand at its ends
 OMITTED = " [...] "
 LONGEST = 1_500
 LONGEST_REASON = 800
+LONGEST_SHOWN = 200
+
+_repr = reprlib.Repr()
+_repr.maxlevel = 3
+_repr.maxstring = _repr.maxother = 100
 
 
 class RecalError(Exception):
@@ -22,6 +33,10 @@ class RecalError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class RecalWarning(UserWarning):
+    """A result is not all that was asked for."""
 
 
 class UsageError(RecalError):
@@ -76,3 +91,41 @@ def _shortened(text: str, longest: int) -> str:
         return text
     tail = (longest - len(OMITTED)) // 2
     return f"{text[: longest - len(OMITTED) - tail]}{OMITTED}{text[-tail:]}"
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value from outside: printable, and at most `LONGEST_SHOWN` long."""
+    text = _repr.repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def listed(items: Iterable[object], most: int = 3) -> str:
+    """Return `a, b and 3 more`: the first `most` items, and how many more there are."""
+    words = [str(item) for item in items]
+    more = len(words) - most
+    return ", ".join(words[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """Return ` Did you mean 'x'?` for the known word nearest to `word`, else an empty string."""
+    near = difflib.get_close_matches(word[:100].lower(), sorted(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def pick(word: str, known: Collection[str], what: str) -> str:
+    """Return `word` if it is one of `known`.
+
+    Args:
+        word: The word to look up.
+        known: The accepted words.
+        what: The option or value that is chosen, for the message.
+
+    Raises:
+        UsageError: It is not among them. The message lists them and suggests the nearest.
+    """
+    if word in known:
+        return word
+    raise UsageError(
+        f"{what}: expected one of {', '.join(sorted(known))}, got {shown(word)}."
+        f"{did_you_mean(word, known)}"
+    )

@@ -1,4 +1,4 @@
-"""Reading text files, and writing files whole or not at all."""
+"""Folders that recal knows; reading text files, and writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,16 +6,56 @@ import csv
 import io
 import os
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 
 from recal.errors import InputError, RecalError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(kind: str) -> Path:
+    """Return the folder of shipped declarations of a kind, `policies` or `evals`.
+
+    It is `recal/_data/<kind>` in an installed wheel, and beside the package in a checkout.
+    """
+    installed = PACKAGE / "_data" / kind
+    return installed if installed.is_dir() else PACKAGE.parent / kind
+
+
+def sample_folder() -> Path:
+    """Return the folder of the bundled checkpoints and images."""
+    return PACKAGE / "sample"
+
+
+def cache_folder() -> Path:
+    """Return recal's folder in the user's cache (`$XDG_CACHE_HOME`, else `~/.cache`)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "recal"
+
+
+def data_folders() -> list[Path]:
+    """Return the folders that are searched for data sets without `--data`, in order."""
+    environment = os.environ.get("RECAL_DATA")
+    named = [Path(environment)] if environment else []
+    return [*named, Path("data"), cache_folder() / "data", sample_folder()]
+
+
+def sample_checkpoint(family: str = "sample") -> Path:
+    """Return the bundled checkpoint for a family, `sample` (Fashion-MNIST) or `cifar`."""
+    network = (
+        "cifar10_wrn16_1_splitbn_noise" if family == "cifar" else "fashion_mnist_wrn10_1_splitbn"
+    )
+    return sample_folder() / f"{network}.pth"
+
+
+def sample_images() -> Path:
+    """Return the folder with the bundled images, `train.npz` and `test.npz`."""
+    return sample_folder() / "fashion-mnist"
 
 
 @contextmanager

@@ -12,6 +12,9 @@ A check that annotations cannot express is a ValueError raised in `__post_init__
 the same place in front. Numbers have to be finite and integers fit into 64 bits. An integer is
 accepted where a float is expected, and a boolean only where a boolean is. A field `format` of type
 `Literal` is checked first, so that files of a newer version are named as such.
+
+Content is text or UTF-8 bytes. Its type is `kind`, usually a subclass of `Record`. It is held by
+`where`, a file or key, which messages name.
 """
 
 from __future__ import annotations
@@ -35,8 +38,7 @@ from typing import (
 import msgspec
 from msgspec import Meta, Struct
 
-from recal.errors import InputError, reason
-from recal.wording import did_you_mean, shown
+from recal.errors import InputError, did_you_mean, reason, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,11 +65,7 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
-    """Read a TOML file.
-
-    Args:
-        path: The file.
-        kind: The type of its content, usually a subclass of `Record`.
+    """Read a TOML file as a `kind`.
 
     Raises:
         InputError: The file cannot be read, is not TOML, or its content does not fit `kind`.
@@ -76,12 +74,7 @@ def read_toml(path: Path, kind: type[T]) -> T:
 
 
 def parse_toml(content: bytes | str, kind: type[T], where: str) -> T:
-    """Parse TOML text.
-
-    Args:
-        content: The text, or its UTF-8 bytes.
-        kind: The type of the content, usually a subclass of `Record`.
-        where: The file or key that holds it, for messages.
+    """Parse TOML as a `kind`.
 
     Raises:
         InputError: It is not TOML, or its content does not fit `kind`.
@@ -94,11 +87,7 @@ def parse_toml(content: bytes | str, kind: type[T], where: str) -> T:
 
 
 def read_json_file(path: Path, kind: type[T]) -> T:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-        kind: The type of its content, usually a subclass of `Record`.
+    """Read a JSON file as a `kind`.
 
     Raises:
         InputError: The file cannot be read, is not JSON, or its content does not fit `kind`.
@@ -107,12 +96,7 @@ def read_json_file(path: Path, kind: type[T]) -> T:
 
 
 def read_json(content: bytes | str, kind: type[T], where: str) -> T:
-    """Parse JSON text.
-
-    Args:
-        content: The text, or its UTF-8 bytes.
-        kind: The type of the content, usually a subclass of `Record`.
-        where: The file or key that holds it, for messages.
+    """Parse JSON as a `kind`.
 
     Raises:
         InputError: It is not JSON, or its content does not fit `kind`.
@@ -125,12 +109,7 @@ def read_json(content: bytes | str, kind: type[T], where: str) -> T:
 
 
 def convert(content: object, kind: type[T], where: str) -> T:
-    """Check parsed content and return it as `kind`.
-
-    Args:
-        content: Dictionaries, lists, strings, numbers, booleans and None.
-        kind: The type to return, usually a subclass of `Record`.
-        where: The file or key that holds the content, for messages.
+    """Check parsed content (dictionaries, lists and plain values), and return it as `kind`.
 
     Raises:
         InputError: The content does not fit. The message names the place inside.
@@ -147,9 +126,8 @@ def convert(content: object, kind: type[T], where: str) -> T:
 def to_json(value: object, *, indent: int = 0) -> str:
     """Return a record as JSON with sorted keys: equal records give equal text.
 
-    Args:
-        value: A record, or a list or dictionary of records and plain values.
-        indent: Spaces per level; 0 writes one line.
+    The value may be a list or dictionary of records and plain values. With `indent` 0 the text is
+    one line.
 
     Raises:
         InputError: A string in it is not Unicode text, such as the name of an odd file.

@@ -21,6 +21,9 @@ from recal.calibration.estimators import ESTIMATORS, merge_found, one_pass
 from recal.calibration.hooks import MAX_LANES, Listener, observe
 from recal.errors import InputError
 
+# `Small` has a layer that never runs, which calibrate names
+pytestmark = pytest.mark.filterwarnings("ignore::recal.errors.RecalWarning")
+
 pooled = partial(one_pass, estimator="pooled")
 mean_of_batches = partial(one_pass, estimator="mean-of-batches")
 ema = partial(one_pass, estimator="ema")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recal.checkpoint.documentation import layout_table, update
+from docs.layout_table import layout_table, update
 from recal.checkpoint.layouts import LAYOUTS
 from recal.inspection.findings import CHECKS
 from recal.networks.wrappers import NORMALISERS

@@ -109,7 +109,7 @@ def test_plain_network_with_a_list_of_norms_beside_its_convolutions_is_no_domain
 def test_res2net_of_timm_is_plain(name):
     import timm
 
-    from recal.checkpoint.detect import recognise
+    from recal.checkpoint.branches import recognise
 
     with torch.device("meta"):
         keys = timm.create_model(name).state_dict()

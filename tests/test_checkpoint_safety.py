@@ -19,6 +19,7 @@ from torch import nn
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.checkpoint.safety import Walk
 from recal.errors import InputError
+from recal.networks.spec import ModelOverrides
 from tests.dual_networks import NORMS, Network, randomise
 from tests.fuzzed_checkpoints import CASES, damaged, read_seeds, run
 from tests.limited import run_limited
@@ -106,7 +107,7 @@ def test_harmless_types_are_never_built_as_themselves(state, tmp_path, monkeypat
     monkeypatch.setattr(argparse.Namespace, "__init__", lambda *_: pytest.fail("it was built"))
     monkeypatch.setattr(argparse.Namespace, "__setstate__", lambda *_: pytest.fail("built"),
                         raising=False)  # fmt: skip
-    assert load_checkpoint(path).facts == {"arch": "wrn16_1"}
+    assert load_checkpoint(path).facts == ModelOverrides(arch="wrn16_1")
 
 
 def test_truncated_files_are_refused_at_every_length(state, tmp_path):

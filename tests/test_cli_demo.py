@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recal.data.folders import open_images
-from recal.resources import sample_checkpoint, sample_folder, sample_images
+from recal.files import sample_checkpoint, sample_folder, sample_images
 
 
 @pytest.mark.slow

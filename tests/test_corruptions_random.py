@@ -5,7 +5,7 @@ import pytest
 from scipy import special, stats
 
 from recal.corruptions.elastic import _affine_maps
-from recal.corruptions.random import Draws, derive_key, fill_words, first_uniforms, normal, uniform
+from recal.corruptions.random import Draws, derive_key, fill_words, normal, uniform, uniforms
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_keys_differ_by_each_of_their_parts():
 
 def test_uniforms_are_uniform_over_images_and_places():
     draws = Draws(derive_key(0, "fog", 1), np.arange(20_000))
-    firsts = first_uniforms(draws)
+    firsts = uniforms(draws, 1)[:, 0]
     words = np.empty(20_000, np.uint32)
     fill_words(words, draws.key, 3, 0, 0)
     inside = np.array([uniform(word) for word in words])
-    for sample in (firsts, inside, (firsts + first_uniforms(draws, part=1)) % 1):
+    for sample in (firsts, inside, (firsts + uniforms(draws, 1, 1)[:, 0]) % 1):
         assert sample.min() > 0
         assert sample.max() < 1
         assert stats.kstest(sample, "uniform").pvalue > 1e-4

@@ -108,11 +108,11 @@ def test_tars_in_a_place_for_data_sets_are_taken_by_name_only(tmp_path, monkeypa
     monkeypatch.setenv("RECAL_DATA", str(tmp_path))
     pack(tmp_path / "blur.tar", {"blur/1/n0/1.png": png(1)})
     with pytest.raises(InputError, match="expected images, got none"):
-        find_images(None, ["imagenet"], "train", classes=None, what="images")
+        find_images(None, ["imagenet"], "train", what="images")
     (tmp_path / "imagenet").mkdir()
     pack(tmp_path / "imagenet" / "n0.tar", {"1.png": png(7)})
     for data in (None, tmp_path):
-        source = find_images(data, ["imagenet"], "train", classes=None, what="images")
+        source = find_images(data, ["imagenet"], "train", what="images")
         assert int(source[0][0, 0, 0]) == 7
 
 

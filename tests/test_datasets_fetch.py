@@ -11,7 +11,8 @@ import pytest
 from recal.datasets import fetch as fetching
 from recal.datasets.catalogue import SUMS, Download, PublishedSet, catalogue
 from recal.datasets.download import download
-from recal.datasets.fetch import fetch, verify, verify_archive
+from recal.datasets.fetch import fetch
+from recal.datasets.verify import verify, verify_archive
 from recal.errors import InputError, RecalError, UsageError, VerificationError
 
 CONTENT = hashlib.sha512(b"content").digest() * 4000  # 256,000 bytes

@@ -13,10 +13,10 @@ from PIL import Image
 
 from recal.corruptions import CORRUPTIONS, corrupt
 from recal.data.images import ArraySource
-from recal.datasets.fetch import verify
-from recal.datasets.generate import generate, verify_folders
-from recal.datasets.provenance import REGENERATED, label_of, read_provenance
+from recal.datasets.catalogue import REGENERATED, label_of, read_provenance
+from recal.datasets.generate import generate
 from recal.datasets.regenerate import read_prepared
+from recal.datasets.verify import verify, verify_folders
 from recal.errors import InputError, RecalError, UsageError, VerificationError
 from tests.corruption_images import photographs, write_textures
 

@@ -18,7 +18,7 @@ import torch
 from recal.calibration.consistent import consistent
 from recal.calibration.estimators import one_pass
 from recal.distributed import joined
-from tests.test_bn_estimators import make_images, make_network
+from tests.test_calibration_estimators import make_images, make_network
 
 with joined() as world:
     # seven ragged batches: the shares are uneven

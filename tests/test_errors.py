@@ -123,7 +123,7 @@ def test_metadata_of_an_onnx_file_reach_no_terminal_as_they_are(shown, tmp_path)
 
 
 def test_warnings_are_one_printable_line_on_standard_error(capsys):
-    warn(f"a{ESCAPES}.png{'x' * 10_000}: cannot be decoded.", kind="failed")
+    warn([f"a{ESCAPES}.png{'x' * 10_000}: cannot be decoded."], kind="failed")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(rf"failed: a{SPELLED}.pngxxx")

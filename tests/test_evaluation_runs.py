@@ -9,13 +9,13 @@ import torch
 from msgspec.structs import replace
 
 from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
-from recal.checkpoint.options import AS_FOUND
+from recal.checkpoint.layouts import AS_FOUND
+from recal.data.sampling import stratified_sample
 from recal.errors import InputError, RecalError, UsageError
 from recal.files import locked
 from recal.runs.store import cell_file, read_cell, read_target_cell, write_cell
 from recal.runs.summary import read_summary
 from recal.suites.locate import open_suite_images
-from recal.suites.sampling import stratified_sample
 from recal.suites.suite import Cell, load_suite
 from recal.variant.file import save_variant
 

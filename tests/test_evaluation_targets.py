@@ -18,15 +18,15 @@ from recal import (
     load_checkpoint,
     save_variant,
 )
-from recal.checkpoint.options import ReadingOptions
-from recal.datasets.imagenet import wnids
+from recal.checkpoint.layouts import ReadingOptions
+from recal.datasets.catalogue import wnids
 from recal.errors import InputError, UsageError
 from recal.evaluation.execution import Batch, ExecutionOptions, choose_execution
 from recal.evaluation.plan import make_plan
 from recal.evaluation.prepare import EvaluationRequest, prepare_work
+from recal.files import sample_checkpoint, sample_images
 from recal.networks.names import create_network
 from recal.networks.spec import ModelOverrides
-from recal.resources import sample_checkpoint, sample_images
 from recal.runs.store import read_target_cell
 from tests.published_sets import write_suite
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from recal import build, export_onnx, load_checkpoint
 from recal.data.normalise import normalise_array
-from recal.datasets.imagenet import wnids
+from recal.datasets.catalogue import wnids
 from recal.errors import InputError, UsageError, VerificationError
 from recal.export import forms, int8_proof
 from recal.export.forms import Int8

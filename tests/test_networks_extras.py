@@ -14,6 +14,7 @@ from PIL import Image
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import UsageError
 from recal.inspection.distances import inspect_checkpoint
+from recal.networks.external import robustbench_module
 from recal.networks.names import create_network
 from recal.variant.build import build
 
@@ -46,6 +47,17 @@ def randomised(network):
     network = randomise(network)
     network.load_state_dict(keep, strict=False)
     return network
+
+
+def robustbench_images(folder, corruption, severity, count):
+    """Read CIFAR-10-C with RobustBench's reader: images (N, 3, 32, 32) in [0, 1], labels (N,)."""
+    reader = robustbench_module("robustbench.data").load_cifar10c
+    return reader(count, severity, str(folder), False, [corruption])
+
+
+def robustbench_accuracy(network, images, labels):
+    """Return top-1 accuracy in [0, 1] as RobustBench computes it."""
+    return float(robustbench_module("robustbench.utils").clean_accuracy(network, images, labels))
 
 
 @needs_robustbench
@@ -84,8 +96,6 @@ def test_zoo_names_are_suggested():
 @needs_robustbench
 def test_its_reader_and_accuracy_agree_with_plain_counting(tmp_path):
     """The reference for recal's own evaluation: CIFAR-10-C's layout, and top-1 accuracy."""
-    from recal.networks import robustbench
-
     rng = np.random.default_rng(0)
     folder = tmp_path / "CIFAR-10-C"
     folder.mkdir()
@@ -93,7 +103,7 @@ def test_its_reader_and_accuracy_agree_with_plain_counting(tmp_path):
     labels = np.tile(rng.integers(0, 10, 10_000), 5)
     np.save(folder / "fog.npy", images)
     np.save(folder / "labels.npy", labels)
-    x, y = robustbench.load_cifar10c(tmp_path, "fog", 3, 100)
+    x, y = robustbench_images(tmp_path, "fog", 3, 100)
     np.testing.assert_allclose(
         x.numpy().transpose(0, 2, 3, 1) * 255, images[20_000:20_100], atol=1e-4
     )
@@ -101,14 +111,13 @@ def test_its_reader_and_accuracy_agree_with_plain_counting(tmp_path):
     network = randomised(create_network("wrn10_1", 10))
     with torch.no_grad():
         correct = (network(x).argmax(1) == y).double().mean()
-    assert robustbench.clean_accuracy(network, x, y) == pytest.approx(float(correct), abs=1e-7)
+    assert robustbench_accuracy(network, x, y) == pytest.approx(float(correct), abs=1e-7)
 
 
 @needs_robustbench
 def test_recals_evaluation_gives_robustbenchs_accuracy(split_checkpoint, tmp_path):
     """The published layout, read by both; the same images, the same share of right answers."""
     from recal.evaluation.evaluate import evaluate
-    from recal.networks import robustbench
     from recal.runs.store import read_target_cell
 
     rng = np.random.default_rng(1)
@@ -126,15 +135,15 @@ def test_recals_evaluation_gives_robustbenchs_accuracy(split_checkpoint, tmp_pat
         corruptions=["fog"], severities=[3], limit=500, output=tmp_path / "run",
     )  # fmt: skip
     checkpoint = load_checkpoint(split_checkpoint)
-    x, y = robustbench.load_cifar10c(tmp_path, "fog", 3, 10_000)
+    x, y = robustbench_images(tmp_path, "fog", 3, 10_000)
     accuracies = set()
     for branch in ("main", "aux0"):
         (cell,) = (c for c in run.summary.cells
                    if c.corruption == "fog" and c.target == branch)  # fmt: skip
         chosen = read_target_cell(run.folder, branch, "fog-3")["index"].copy()
-        assert len(set(chosen.tolist())) == cell["n"] == 500
+        assert len(set(chosen.tolist())) == cell.n == 500
         network, spec = build(checkpoint, branch), checkpoint.spec
-        expected = robustbench.clean_accuracy(network, normalised(x[chosen], spec), y[chosen])
+        expected = robustbench_accuracy(network, normalised(x[chosen], spec), y[chosen])
         assert cell.accuracy == pytest.approx(expected, abs=1e-7)
         accuracies.add(expected)
     assert all(0 < accuracy < 1 for accuracy in accuracies)
@@ -212,7 +221,7 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     from timm.data import create_dataset, create_loader
     from timm.utils import accuracy
 
-    from recal.datasets.imagenet import wnids
+    from recal.datasets.catalogue import wnids
     from recal.evaluation.evaluate import evaluate
     from recal.runs.store import read_target_cell
 
@@ -251,15 +260,15 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     assert cell["prediction"].tolist() == logits.argmax(1).tolist()
     (row,) = run.summary.cells
     assert row.accuracy == pytest.approx(float(top1) / 100, abs=1e-6)
-    assert row["top5_accuracy"] == pytest.approx(float(top5) / 100, abs=1e-6)
+    assert row.top5_accuracy == pytest.approx(float(top5) / 100, abs=1e-6)
 
 
 @needs_robustbench
 def test_robustbenchs_own_list_of_images_is_found():
     """Its package holds the list; 5,000 of ImageNet's 50,000, and classes that recal knows."""
-    from recal.suites.classes import class_numbers, wnids
-    from recal.suites.sampling import choose_images
-    from recal.suites.suite import load_suite
+    from recal.datasets.catalogue import wnids
+    from recal.suites.locate import choose_images
+    from recal.suites.suite import class_numbers, load_suite
 
     suite = load_suite("robustbench-imagenetc")
     spec = importlib.util.find_spec("robustbench")

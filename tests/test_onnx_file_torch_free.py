@@ -12,8 +12,6 @@ import pytest
 
 from recal import export_onnx, load_checkpoint
 from recal.export.forms import Patchable
-from recal.variant.file import save_variant
-from recal.variant.variant import branch_variant
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 TEXT = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text(encoding="utf-8")
@@ -45,10 +43,9 @@ def imported(split_checkpoint, class_folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lean")
     checkpoint = load_checkpoint(split_checkpoint)
     export_onnx(checkpoint, "main", folder / "base.onnx", PIXELS, form=Patchable())
-    variant = branch_variant(checkpoint, "aux0")
-    save_variant(variant, folder / "v.safetensors")
     images = str(class_folders)
     commands = [
+        ["calibrate", "base.onnx", "--mode", "clean", "--data", images, "-o", "v.safetensors"],
         ["patch", "base.onnx", "v.safetensors", "-o", "here.onnx"],
         ["verify", "here.onnx"],
         ["predict", "here.onnx", f"{images}/test/class0"],

@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from recal.corruptions.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS
-from recal.datasets.catalogue import catalogue
-from recal.datasets.imagenet import wnids
+from recal.datasets.catalogue import catalogue, wnids
 from recal.errors import InputError, UsageError
-from recal.suites.classes import class_count, class_numbers, kept_logits
-from recal.suites.sampling import choose_images
-from recal.suites.suite import load_suite, read_suite, suite_names, usual_suite
+from recal.suites.locate import choose_images
+from recal.suites.suite import (
+    class_count,
+    class_numbers,
+    kept_logits,
+    load_suite,
+    read_suite,
+    suite_names,
+    usual_suite,
+)
 from tests.published_sets import SUITE, write_suite
 
 

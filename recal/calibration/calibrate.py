@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -20,22 +21,26 @@ from recal.data.folders import TRAIN
 from recal.data.images import MIN_IMAGES
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, World
-from recal.errors import InputError
+from recal.errors import InputError, RecalWarning, listed
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, resolve_policy
 from recal.policies.prepared import PreparedTogether
 from recal.progress import Progress, silent
 from recal.variant.build import build
-from recal.variant.plain import batch_norms
+from recal.variant.plain import statistics_owners
 from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import Variant, branch_variant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from recal.calibration.estimators import Estimate
     from recal.calibration.rounds import Estimation
     from recal.data.images import ImageSource
     from recal.policies.policy import Policy
+
+
+NAMED = 10
 
 
 def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
@@ -108,8 +113,9 @@ def calibrate(
     """Re-estimate the statistics of every BatchNorm layer.
 
     With a module and batches of normalised images, returns a copy of the module in eval mode with
-    new statistics; the module itself is not changed. Of the keyword arguments, only `estimator`,
-    `autocast` and `world` go with a module.
+    new statistics; the module itself is not changed. Frozen BatchNorm is calibrated, too. Layers
+    that keep their statistics are named in a `RecalWarning`. Of the keyword arguments, only
+    `estimator`, `autocast` and `world` go with a module.
 
     With a checkpoint, returns a `Variant`.
 
@@ -192,11 +198,26 @@ def _calibrate_module(
         )
     check_finite(layers)
     network = copy.deepcopy(module).eval()
-    for name, layer in batch_norms(_uncompiled(network)).items():
-        if name in layers:
-            with torch.no_grad():
-                set_statistics(layer, layers[name].mean, layers[name].variance)
+    owners = statistics_owners(_uncompiled(network))
+    for name, layer in layers.items():
+        with torch.no_grad():
+            set_statistics(owners[name], layer.mean, layer.variance)
+    if world.leads:
+        _warn_of_kept(owners, layers)
     return network
+
+
+def _warn_of_kept(owners: Mapping[str, nn.Module], layers: Mapping[str, Estimate]) -> None:
+    """Name the layers whose statistics are not estimated."""
+    kept = {name: type(module).__name__ for name, module in owners.items() if name not in layers}
+    if kept:
+        named = listed((f"{name} ({kind})" for name, kind in kept.items()), NAMED)
+        warnings.warn(
+            "calibrate: expected an estimate for every layer with running statistics, but these "
+            f"keep theirs: {named}. They saw no data, or do not normalise by running statistics.",
+            RecalWarning,
+            stacklevel=4,
+        )
 
 
 class _ImagesOf:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,9 +23,8 @@ from recal.calibration.hooks import (
     observe,
     set_statistics,
 )
-from recal.calibration.moments import Moments
 from recal.distributed import ALONE, World
-from recal.errors import InputError
+from recal.errors import InputError, listed
 from recal.machine import available_memory
 from recal.progress import Progress, silent
 from recal.variant.plain import batch_norms
@@ -34,14 +33,62 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from recal.calibration.moments import Moments
 
 
 class _StoppedError(Exception):
     """Another forward pass has failed."""
 
 
-class Meeting(Listener):
+class _UsedOnce(Listener):
+    """A listener for networks that use each layer once: then its statistics can be final."""
+
+    def _hook(
+        self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if name in self._batch.uses:
+            raise InputError(
+                f"--estimator consistent: layer {name}: expected one use in a forward pass, got "
+                "several, each of which would need the statistics of the next ones. Use "
+                "--estimator pooled."
+            )
+        self._batch.uses[name] = []
+        super()._hook(name, layer, args, kwargs)
+
+    def restore(self) -> None:
+        """Give all buffers the stored values, if the network has changed none by itself."""
+        self.check_unchanged()
+        super().restore()
+
+    def check_unchanged(self) -> None:
+        """Refuse a network that changes buffers in eval mode, other than those of BatchNorm.
+
+        Raises:
+            InputError: It does, so that the result would depend on the order of the batches.
+        """
+        own = self._layers.values()
+        changed = [
+            path
+            for path, (module, _, stored) in self._buffers.items()
+            if not any(module is layer for layer in own)
+            and not _equal(module._buffers[path.rpartition(".")[2]], stored)
+        ]
+        if changed:
+            raise InputError(
+                "--estimator consistent: expected a network that changes nothing in eval mode, got "
+                f"one that changes {listed(changed)}. Switch observers off "
+                "(torch.ao.quantization.disable_observer), or use --estimator pooled."
+            )
+
+
+def _equal(found: torch.Tensor | None, stored: torch.Tensor) -> bool:
+    if found is None or found.shape != stored.shape:
+        return False
+    return bool(((found == stored) | (found.isnan() & stored.isnan())).all())
+
+
+class Meeting(_UsedOnce):
     """Forward passes of all batches, one thread each, that wait for each other at every layer.
 
     Args:
@@ -69,7 +116,6 @@ class Meeting(Listener):
 
     def run(self, batches: list[torch.Tensor], agree: Callable[[Found], Found]) -> Found:
         """Run the batches; return the moments of every layer, which `agree` merges."""
-        layers = batch_norms(self.network)
         final: Found = {}
         threads = [
             threading.Thread(target=self._forward, args=(number, batches), daemon=True)
@@ -94,7 +140,7 @@ class Meeting(Listener):
                     return final
                 final |= reached
                 for name, moments in reached.items():
-                    set_statistics(layers[name], moments.mean, moments.variance)
+                    set_statistics(self._layers[name], moments.mean, moments.variance)
                 self._open(set(final))
         finally:
             self._stopped = True
@@ -130,11 +176,11 @@ class Meeting(Listener):
             finally:
                 self._leave()
 
-    def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+    def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
         """Report the moments of a batch at a layer, and wait until all are final."""
         if name in self._settled:
             return
-        moments = Moments.of(values)
+        moments = self.sums(values).moments()
         with self._lock:
             self._reached.setdefault(name, {})[self._own.number] = moments
             gate = self._gate
@@ -146,6 +192,10 @@ class Meeting(Listener):
             self._turns.acquire()
         if self._stopped:
             raise _StoppedError
+
+    def restore(self) -> None:
+        """Leave all buffers as they are: threads share the network, and what is final stays."""
+        self.check_unchanged()
 
     def _leave(self) -> None:
         with self._lock:
@@ -257,7 +307,7 @@ class _LayerReachedError(Exception):
     """The forward pass has reached the layer whose moments are to be taken."""
 
 
-class _Frontier(Listener):
+class _Frontier(_UsedOnce):
     """Listens at the first layer whose statistics are not final, and stops there."""
 
     def __init__(
@@ -268,15 +318,16 @@ class _Frontier(Listener):
 
     def __call__(self, batch: torch.Tensor) -> Found:
         try:
-            return super().__call__(batch)  # every layer on the way to the output is final
+            super().__call__(batch)
         except _LayerReachedError:
-            return self._found
+            return self.found()
+        return {}  # every layer on the way to the output is settled
 
-    def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+    def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
         if name in self._settled:
             set_statistics(layer, self._settled[name].mean, self._settled[name].variance)
             return
-        self.report(name, Moments.of(values))
+        self._batch.uses[name].append(self.sums(values))
         raise _LayerReachedError
 
 
@@ -322,8 +373,8 @@ def _largest_input(network: nn.Module, image: torch.Tensor) -> int:
     """Return the bytes of the largest input of a BatchNorm layer for one image."""
     largest = 0
 
-    class Measure(Listener):
-        def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+    class Measure(_UsedOnce):
+        def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
             nonlocal largest
             largest = max(largest, values.numel() * values.element_size())
 

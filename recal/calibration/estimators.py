@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
     from recal.calibration.moments import Moments
 
+    Combine = Callable[[list["Row"], dict[str, "Pair"]], dict[str, "Pair"]]
+
 
 MOMENTUM = 0.1
-# mean and unbiased variance of each layer in one batch
-Row = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Pair = tuple[torch.Tensor, torch.Tensor]
+# mean and unbiased variance of each layer in one batch, for each of its uses
+Row = dict[str, list[Pair]]
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,13 @@ class OnePass:
             which no rows need be kept.
     """
 
-    def __init__(self, network: nn.Module, combine: Callable[[list[Row], Row], Row] | None) -> None:
-        self._stored = {
-            name: (layer.running_mean.cpu().double(), layer.running_var.cpu().double())
+    def __init__(self, network: nn.Module, combine: Combine | None) -> None:
+        self._stored: dict[str, Pair] = {
+            name: (
+                layer.get_buffer("running_mean").cpu().double(),
+                layer.get_buffer("running_var").cpu().double(),
+            )
             for name, layer in batch_norms(network).items()
-            if layer.running_mean is not None and layer.running_var is not None
         }
         self._combine = combine
         self._moments: Found = {}
@@ -77,8 +82,11 @@ class OnePass:
         self._moments = merge_found([self._moments, found])
         if self._combine is not None:
             self._rows[number] = {
-                name: (m.mean.cpu().double(), m.unbiased_variance.cpu().double())
-                for name, m in found.items()
+                name: [
+                    (m.mean.cpu().double(), m.unbiased_variance.cpu().double())
+                    for m in moments.each or (moments,)
+                ]
+                for name, moments in found.items()
             }
 
     def estimates(self, world: World = ALONE) -> dict[str, Estimate]:
@@ -101,33 +109,36 @@ def merge_found(parts: Iterable[Mapping[str, Moments]]) -> Found:
     return merged
 
 
-def _average(rows: list[Row], _stored: Row) -> Row:
+def _average(rows: list[Row], _stored: dict[str, Pair]) -> dict[str, Pair]:
     """Return the averages of the batches' means and unbiased variances, with equal weights.
 
     This is what `torch.optim.swa_utils.update_bn` computes, for comparison. The variance between
     batches is missing, and a small last batch counts as a whole one.
     """
-    return {name: _mean([row[name] for row in rows if name in row]) for name in _names(rows)}
+    return {
+        name: _mean([pair for row in rows for pair in row.get(name, [])]) for name in _names(rows)
+    }
 
 
-def _mean(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _mean(pairs: list[Pair]) -> Pair:
     means, variances = zip(*pairs, strict=True)
     return torch.stack(means).mean(0), torch.stack(variances).mean(0)
 
 
-def _moving_average(rows: list[Row], stored: Row) -> Row:
+def _moving_average(rows: list[Row], stored: dict[str, Pair]) -> dict[str, Pair]:
     """Return the moving average of training, continued from the stored statistics.
 
     The mean and unbiased variance of every batch are weighted by PyTorch's default momentum.
     """
     current = dict(stored)
     for row in rows:
-        for name, pair in row.items():
-            mean, variance = (
-                (1 - MOMENTUM) * old + MOMENTUM * new
-                for old, new in zip(current[name], pair, strict=True)
-            )
-            current[name] = (mean, variance)
+        for name, pairs in row.items():
+            for pair in pairs:
+                mean, variance = (
+                    (1 - MOMENTUM) * old + MOMENTUM * new
+                    for old, new in zip(current[name], pair, strict=True)
+                )
+                current[name] = (mean, variance)
     return {name: current[name] for name in _names(rows)}
 
 
@@ -172,7 +183,7 @@ def one_pass(
 
 
 # how the batches are combined; None pools them, including the variance between batches
-ONE_PASS: dict[str, Callable[[list[Row], Row], Row] | None] = {
+ONE_PASS: dict[str, Combine | None] = {
     "pooled": None,
     "mean-of-batches": _average,
     "ema": _moving_average,

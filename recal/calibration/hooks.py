@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from recal.calibration.moments import Moments
+from recal.calibration.moments import ImageSums, Moments
 from recal.errors import InputError
-from recal.variant.plain import batch_norms
+from recal.variant.plain import batch_norms, first_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
 
 
 Key = TypeVar("Key")
@@ -31,12 +30,26 @@ Found = dict[str, Moments]
 MAX_LANES = 4
 
 
+class _Batch(threading.local):
+    """What a listener knows of the batch that it runs, in each thread one of its own."""
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, images: int) -> None:
+        """Forget the last batch; the next one has so many images."""
+        self.images = images
+        self.uses: dict[str, list[ImageSums]] = {}
+
+
 class Listener:
     """A copy of a network, in eval mode, that reports the moments at each BatchNorm layer.
 
     The layers normalise by the running statistics that `on_input` sets just before they run. No
     layer is in training mode: dropout and stochastic depth stay off, and a subclass of BatchNorm
-    does after normalising what it always does.
+    does after normalising what it always does. Every batch finds the buffers of the network as they
+    are stored, whatever earlier batches did to them: some modules read running statistics before
+    BatchNorm runs, and observers of quantisation-aware training collect ranges in eval mode, too.
 
     Args:
         network: Any module; it is not changed.
@@ -56,38 +69,62 @@ class Listener:
         self.network = copy.deepcopy(network).eval()
         self._by_batch = by_batch
         self._autocast = autocast
-        self._found: Found = {}
+        self._batch = _Batch()
         self.output: Any = None
-        for name, layer in batch_norms(self.network).items():
-            layer.register_forward_pre_hook(partial(self._hook, name))
+        self._layers = batch_norms(self.network)
+        self._buffers = {
+            f"{path}.{name}": (module, buffer, buffer.clone())
+            for path, module in self.network.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
+        for name, layer in self._layers.items():
+            layer.register_forward_pre_hook(partial(self._hook, name), with_kwargs=True)
 
     def __call__(self, batch: torch.Tensor) -> Found:
         """Return the moments at every layer that the batch reaches."""
-        self._found = {}
-        with torch.inference_mode(), autocasting(batch.device, self._autocast):
-            self.output = self.network(channels_last(batch))
-        return self._found
+        self._batch.begin(len(batch))
+        try:
+            with torch.inference_mode(), autocasting(batch.device, self._autocast):
+                self.output = self.network(channels_last(batch))
+        finally:
+            self.restore()
+        return self.found()
 
-    def _hook(self, name: str, layer: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.on_input(name, layer, inputs[0])
+    def found(self) -> Found:
+        """Return the moments of this batch at the layers that it has reached."""
+        return {name: Moments.of_uses(uses) for name, uses in self._batch.uses.items() if uses}
 
-    def on_input(self, name: str, layer: _BatchNorm, values: torch.Tensor) -> None:
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give all buffers the stored values."""
+        for path, (module, buffer, stored) in self._buffers.items():
+            if buffer.shape != stored.shape:
+                buffer.resize_(stored.shape)
+            buffer.copy_(stored)
+            module._buffers[path.rpartition(".")[2]] = buffer
+
+    def _hook(
+        self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.on_input(name, layer, first_tensor(args, kwargs))
+
+    def sums(self, values: torch.Tensor) -> ImageSums:
+        """Return the sums of a layer's input for each image of the batch."""
+        return ImageSums.of(values).by_image(self._batch.images)
+
+    def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
         """Take the moments of a layer's input and choose what it normalises by."""
-        moments = Moments.of(values)
-        self.report(name, moments)
+        sums = self.sums(values)
+        self._batch.uses.setdefault(name, []).append(sums)
         if self._by_batch:
-            if moments.count < 2:
+            if len(sums.a) * sums.k < 2:
                 raise InputError(
                     "calibration: expected more than one value per channel in every batch, got a "
-                    f"batch of {moments.images}. Use more images, another batch size, or "
+                    f"batch of {len(sums.a)}. Use more images, another batch size, or "
                     "--estimator consistent."
                 )
-            set_statistics(layer, moments.mean, moments.variance)
-
-    def report(self, name: str, moments: Moments) -> None:
-        """Add moments to those of this batch."""
-        seen = self._found.get(name)
-        self._found[name] = moments if seen is None else seen.merge(moments)
+            set_statistics(layer, *sums.mean_and_variance())
 
 
 def observe(
@@ -164,12 +201,10 @@ def cpu_lanes(most: int) -> Iterator[Lanes]:
         torch.set_num_threads(threads)
 
 
-def set_statistics(layer: _BatchNorm, mean: torch.Tensor, variance: torch.Tensor) -> None:
+def set_statistics(layer: nn.Module, mean: torch.Tensor, variance: torch.Tensor) -> None:
     """Write a layer's running mean and variance."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    layer.running_mean.copy_(mean)
-    layer.running_var.copy_(variance)
+    layer.get_buffer("running_mean").copy_(mean)
+    layer.get_buffer("running_var").copy_(variance)
 
 
 def device_of(networks: Iterable[nn.Module]) -> torch.device:

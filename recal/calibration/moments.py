@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -93,6 +93,69 @@ TINY = 1e-300
 
 
 @dataclass(frozen=True)
+class ImageSums:
+    """Sums of the values of each image and channel of a batch, over one use of a layer or more.
+
+    Attributes:
+        k: Values behind each channel of one image, H x W; over several uses, their sum.
+        pivot: What deviations are taken from, (C,); near the mean, so that squares cost no digits.
+        a: Sums of deviations over each image's values, (N, C).
+        b: Sums of their squares, (N, C).
+        each: Number of rows that belong to one image; then N is the number of rows.
+    """
+
+    k: int
+    pivot: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+    each: int = 1
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> ImageSums:
+        """Return the sums of activations (N, C, ...), computed in float32 at least.
+
+        Nothing is copied off the device.
+        """
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return cls(math.prod(values.shape[2:]), *image_sums(values, _wide(values.device)))
+
+    def by_image(self, images: int) -> ImageSums:
+        """Return the sums with the number of rows that a layer gets for each image of the batch.
+
+        Several rows are frames, crops, or the halves of a siamese network. Each row counts as an
+        image if the rows are no multiple of the images.
+        """
+        rows = len(self.a)
+        return replace(self, each=rows // images) if images and rows % images == 0 else self
+
+    def plus(self, other: ImageSums) -> ImageSums:
+        """Return the sums of the same images over the uses of both."""
+        d = other.pivot - self.pivot
+        a = other.a + other.k * d
+        b = other.b + d * (2 * other.a + other.k * d)
+        return replace(self, k=self.k + other.k, a=self.a + a, b=self.b + b)
+
+    def mean_and_variance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean and biased variance of the batch, each (C,)."""
+        count = len(self.a) * self.k
+        shift, square = self.a.sum(0) / count, self.b.sum(0) / count
+        return self.pivot + shift, (square - shift.square()).clamp_min(0)
+
+    def moments(self) -> Moments:
+        """Return the moments of the batch.
+
+        Several rows of an image count as equal ones. What images differ by is then at most
+        overrated (Cauchy and Schwarz), whichever rows belong together.
+        """
+        found = Moments.of_images(self.k, self.pivot, self.a, self.b)
+        if self.each == 1:
+            return found
+        sums = torch.cat([found.sums[:KA], found.sums[KA:] * self.each])
+        count = found.square_count * self.each
+        return replace(found, images=found.images // self.each, square_count=count, sums=sums)
+
+
+@dataclass(frozen=True)
 class Moments:
     """Moments of the values of each channel, and their variation between images.
 
@@ -107,6 +170,8 @@ class Moments:
         pair_squares: Sum over those pairs of the squared inner product, over channels, of the two
             images' parts in the error: of the mean, and of the log-variance; (2,), float64. It
             shows how far the errors of channels are correlated.
+        each: The moments of each use, if a layer was used several times for one batch; they are
+            not merged with those of other batches.
     """
 
     images: int
@@ -117,15 +182,12 @@ class Moments:
     lost: torch.Tensor
     pairs: int
     pair_squares: torch.Tensor
+    each: tuple[Moments, ...] = ()
 
     @classmethod
     def of(cls, values: torch.Tensor) -> Moments:
-        """Return the moments of activations (N, C, ...), computed in float32 at least.
-
-        Nothing is copied from the device.
-        """
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        return cls.of_images(math.prod(values.shape[2:]), *image_sums(values, _wide(values.device)))
+        """Return the moments of activations (N, C, ...), as `ImageSums.of` sums them."""
+        return ImageSums.of(values).moments()
 
     @classmethod
     def of_images(cls, k: int, pivot: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Moments:
@@ -145,6 +207,18 @@ class Moments:
             n, n * k, n * k * k, pivot, sums, torch.zeros_like(sums), n * (n - 1),
             _pair_squares(a / k, b / k).to(sums),
         )  # fmt: skip
+
+    @classmethod
+    def of_uses(cls, uses: Sequence[ImageSums]) -> Moments:
+        """Return the moments over all uses of a layer for one batch; an image counts once."""
+        each = tuple(sums.moments() for sums in uses)
+        if len(each) == 1:
+            return each[0]
+        if len({len(sums.a) for sums in uses}) == 1:
+            pooled = reduce(ImageSums.plus, uses).moments()
+        else:  # uses of other rows, which belong to no image in particular
+            pooled = reduce(Moments.merge, each)
+        return replace(pooled, each=each)
 
     @property
     def mean(self) -> torch.Tensor:
@@ -209,6 +283,7 @@ class Moments:
             sums=self.sums.cpu().double(),
             lost=self.lost.cpu().double(),
             pair_squares=self.pair_squares.cpu().double(),
+            each=(),
         )
 
     def standard_errors(self) -> tuple[torch.Tensor, torch.Tensor]:

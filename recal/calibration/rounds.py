@@ -18,9 +18,8 @@ from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
 from recal.data.normalise import normalise
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, World
-from recal.errors import InputError, UsageError
+from recal.errors import InputError, UsageError, pick
 from recal.progress import Progress, silent
-from recal.wording import pick
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

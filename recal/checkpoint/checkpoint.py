@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from recal.checkpoint.branches import take_apart
-from recal.checkpoint.detect import check_layout, recognise
-from recal.checkpoint.layouts import choose_layout, parse_roles
-from recal.checkpoint.options import ReadingOptions
+from recal.checkpoint.branches import check_layout, recognise, take_apart
+from recal.checkpoint.layouts import Layout, ReadingOptions, choose_layout, parse_roles
 from recal.checkpoint.reading import read_weight_file
-from recal.errors import InputError, UsageError, printable
+from recal.errors import InputError, UsageError, did_you_mean, listed, printable
 from recal.networks.spec import NOTHING_GIVEN, ModelOverrides, ModelSpec, complete_spec
 from recal.schema import convert
-from recal.wording import did_you_mean, listed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from recal.checkpoint.layouts import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +111,7 @@ class Checkpoint:
         Arguments that are None keep what the file, or an earlier call, says.
 
         Args:
-            arch: Name of the architecture, such as `wrn16_1`, `timm:resnet50` or
-                `python:FILE.py:CALLABLE`.
+            arch: Name of the architecture: `wrn16_1`, `timm:resnet50`, `python:FILE.py:CALLABLE`.
             classes: Number of classes, K.
             family: Family of policies that suits the network, such as `cifar`.
             mean: Mean of each channel of RGB images in [0, 1], 3 numbers.
@@ -176,19 +167,17 @@ def read_checkpoint(path: Path, options: ReadingOptions) -> Checkpoint:
     """Read a checkpoint as `load_checkpoint` does, with its arguments as one object.
 
     Raises:
-        InputError: As for `load_checkpoint`.
-        UsageError: As for `load_checkpoint`.
+        InputError, UsageError: As for `load_checkpoint`.
     """
-    layout, roles = options.layout, options.roles
-    where = str(path)
+    where, layout = str(path), options.layout
     file = read_weight_file(path, ema=options.ema)
     if layout is None:
-        chosen = recognise(file.tensors, where)
-    else:
-        chosen = choose_layout(layout) if isinstance(layout, str) else layout
-    check_layout(file.tensors, chosen, where)
-    positions = None if roles is None else parse_roles(roles)
-    weights, branches, shared = take_apart(file.tensors, chosen, positions, where)
+        layout = recognise(file.tensors, where)
+    elif isinstance(layout, str):
+        layout = choose_layout(layout)
+    check_layout(file.tensors, layout, where)
+    roles = None if options.roles is None else parse_roles(options.roles)
+    weights, branches, shared = take_apart(file.tensors, layout, roles, where)
     if not branches["main"]:
         raise InputError(
             f"{path}: expected a network with BatchNorm, got {len(file.tensors)} tensors and no "
@@ -197,19 +186,18 @@ def read_checkpoint(path: Path, options: ReadingOptions) -> Checkpoint:
     notes = list(file.notes)
     if shared:
         notes.append(f"one BatchNorm for all branches at {listed(shared)}")
-    if positions is not None:
-        notes.append("roles as given: " + ", ".join(f"{k} = {v}" for k, v in positions.items()))
-    doubts: tuple[Finding, ...] = ()
-    if chosen.doubt and layout is None and positions is None:
-        doubts = (
-            Finding(
-                kind="roles",
-                what=f"the roles are in doubt: {chosen.doubt}",
-                follows="Branches are named by position. Score them on clean images (recal inspect "
-                "--data) and, if need be, swap them with --roles main=1,aux0=0.",
-            ),
+    if roles is not None:
+        notes.append("roles as given: " + ", ".join(f"{k} = {v}" for k, v in roles.items()))
+    doubts = []
+    if layout.doubt and options.layout is None and roles is None:
+        finding = Finding(
+            kind="roles",
+            what=f"the roles are in doubt: {layout.doubt}",
+            follows="Branches are named by position. Score them on clean images (recal inspect "
+            "--data) and, if need be, swap them with --roles main=1,aux0=0.",
         )
+        doubts.append(finding)
     return Checkpoint(
-        path=path, layout=chosen, weights=weights, branches=branches, facts=file.facts,
-        overrides=options.model, notes=tuple(notes), doubts=doubts,
+        path=path, layout=layout, weights=weights, branches=branches, facts=file.facts,
+        overrides=options.model, notes=tuple(notes), doubts=tuple(doubts),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Layouts: where the tensors of each BatchNorm branch are in a file of weights.
+"""Layouts: where the tensors of each BatchNorm branch are in a file; what users say about a file.
 
 Most are in the table `LAYOUTS`. Users can describe their own in a TOML file:
 
@@ -18,18 +18,15 @@ Numbered branches need one entry, `key = "{layer}.norms.{index}.{leaf}"`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from recal.errors import UsageError
+from recal.errors import UsageError, pick, shown
+from recal.networks.spec import NOTHING_GIVEN, ModelOverrides
 from recal.schema import Record, read_toml
-from recal.wording import pick, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
 
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 MEAN = "running_mean"
@@ -122,18 +119,15 @@ def find_sites(keys: Iterable[str], layout: Layout) -> dict[str, Site]:
             match = PLAIN.pattern.fullmatch(key)
             if match is not None:
                 sites.setdefault(match["layer"], {})[None] = match["prefix"]
-    return dict(_without_lone_main(layer, site, layout) for layer, site in sites.items())
-
-
-def _without_lone_main(layer: str, site: Site, layout: Layout) -> tuple[str, Site]:
-    """Return a layer that has only its main branch as a plain one, shared by all branches.
-
-    This applies if the main branch has an ordinary key (`bn1`), or a key that ordinary networks
-    use, too (`conv1.bn`, beside SubBN).
-    """
-    if set(site) == {0} and (PLAIN in layout.places or layout.chunks):
-        return site[0].removesuffix("."), {None: site[0]}
-    return layer, site
+    # A layer with only a main branch is plain, and shared by all branches, if that branch has an
+    # ordinary key (`bn1`), or a key that ordinary networks use, too (`conv1.bn`, beside SubBN).
+    may_be_plain = PLAIN in layout.places or layout.chunks
+    return dict(
+        (site[0].removesuffix("."), {None: site[0]})
+        if may_be_plain and set(site) == {0}
+        else (layer, site)
+        for layer, site in sites.items()
+    )
 
 
 def marked(sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -310,16 +304,12 @@ def choose_layout(name: str) -> Layout:
         InputError: The file does not describe a layout.
     """
     if name.endswith(".toml"):
-        return read_layout(Path(name))
+        return _read_layout(Path(name))
     return BY_NAME[pick(name, BY_NAME, "--layout (or a .toml file)")]
 
 
 class BranchEntry(Record, frozen=True, kw_only=True):
-    """A `[[branch]]` of a layout file.
-
-    Attributes:
-        key: Pattern of the keys of the branch, from `{layer}` to `{leaf}`.
-    """
+    """A `[[branch]]` of a layout file: the pattern of its keys, from `{layer}` to `{leaf}`."""
 
     key: str
 
@@ -332,15 +322,13 @@ class BranchEntry(Record, frozen=True, kw_only=True):
 
 
 class LayoutFile(Record, frozen=True, kw_only=True):
-    """A layout that a user describes in a TOML file.
+    """A layout that a user describes in a TOML file, as at the top of this module.
 
     Attributes:
         name: Name of the layout; by default that of the file.
         roles: Which images trained which branch.
-        affine: Whether each branch has its `own` weight and bias, or they are `shared` at
-            `{layer}`.
-        branch: The branches in order: main, aux0 ... Numbered branches need one entry, with
-            `{index}` in its key.
+        affine: Whether each branch has its `own` weight and bias, or `{layer}` has `shared` ones.
+        branch: The branches in order: main, aux0 ..., or one entry for all numbered branches.
     """
 
     name: str = ""
@@ -353,12 +341,7 @@ class LayoutFile(Record, frozen=True, kw_only=True):
             raise ValueError("branch: expected at least two, or one with {index}.")
 
 
-def read_layout(path: Path) -> Layout:
-    """Read a layout that a user describes in a TOML file.
-
-    Raises:
-        InputError: The file is not TOML, or does not describe a layout.
-    """
+def _read_layout(path: Path) -> Layout:
     file = read_toml(path, LayoutFile)
     places = [Place(entry.key, first) for first, entry in enumerate(file.branch)]
     return Layout(
@@ -388,3 +371,23 @@ def parse_roles(text: str | Mapping[str, int]) -> dict[str, int]:
         return {str(name).strip(): int(position) for name, position in pairs}
     except ValueError as error:
         raise UsageError(f"--roles: expected main=1,aux0=0, got '{text}'.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """What the user says about a checkpoint, to complete or override what the file says.
+
+    Attributes:
+        layout: Name of a layout or a .toml file that describes one; None to detect it.
+        roles: Which position is which branch, as `main=1,aux0=0` or a dictionary.
+        ema: Whether to take the moving average of the weights instead of the weights.
+        model: Architecture and preprocessing.
+    """
+
+    layout: str | Layout | None = None
+    roles: str | Mapping[str, int] | None = None
+    ema: bool = False
+    model: ModelOverrides = NOTHING_GIVEN
+
+
+AS_FOUND = ReadingOptions()

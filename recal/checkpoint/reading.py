@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,10 +17,6 @@ from recal.files import require_file
 from recal.networks.spec import ModelOverrides
 from recal.networks.wrappers import strip_front
 from recal.schema import convert
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 # keys under which training scripts store the weights and their moving average
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "params")
@@ -39,21 +36,8 @@ ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("i
 ARGUMENT_TABLES = ("args", "hparams", "hyper_parameters", "config")
 
 
-def unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Return the weights among the content of a file.
-
-    Args:
-        content: What the file holds.
-        ema: Whether to return the moving average of the weights instead of the weights.
-        where: Name of the file, for messages.
-
-    Returns:
-        The tensors by name, and notes on what was used and left out.
-
-    Raises:
-        InputError: There are no weights.
-        UsageError: There is no moving average.
-    """
+def _unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the weights in the content of a file, and notes on what was used and left out."""
     tables = _tables(content)
     plain = [name for name in WRAPPERS if name in tables]
     averages = [name for name in AVERAGES if name in tables]
@@ -63,22 +47,17 @@ def unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Tens
             "--ema."
         )
     own = _tensors(content)
-    if ema or (averages and not plain and not own):
-        taken = averages[0]
-        notes = [f"averaged weights (EMA) taken from '{taken}'"]
-    elif plain:
-        taken = plain[0]
-        notes = [f"weights taken from '{taken}'"]
-    elif own:
+    if own and not plain and not ema:
         return own, []
-    elif len(tables) == 1:
-        taken = next(iter(tables))
-        notes = [f"weights taken from '{taken}'"]
-    else:
+    named = averages if ema else plain or averages
+    if not named and len(tables) != 1:
         raise InputError(
             f"{where}: expected a dictionary of tensors, or one under {', '.join(WRAPPERS)}, "
             f"got {_describe(content)}."
         )
+    taken = next(iter(named or tables))
+    kind = "averaged weights (EMA)" if taken in averages else "weights"
+    notes = [f"{kind} taken from '{taken}'"]
     if averages and taken not in averages:
         notes.append(f"averaged weights under '{averages[0]}' left; take them with --ema")
     others = [name for name in plain if name != taken and taken not in averages]
@@ -90,14 +69,10 @@ def _tables(content: Any) -> dict[str, dict[str, torch.Tensor]]:
     """Return the dictionaries with weights in the content, at most two levels down, by name."""
     found = {}
     for name, value in content.items() if isinstance(content, dict) else ():
-        inner = value
-        if isinstance(value, dict) and not _tensors(value):
-            # such as {"ema": {"state_dict": ...}}
-            nested = (
-                value[key] for key in (*WRAPPERS, *AVERAGES, "shadow", "module") if key in value
-            )
-            inner = next(nested, None)
-        tensors = _tensors(inner)
+        tensors = _tensors(value)
+        if isinstance(value, dict) and not tensors:  # such as {"ema": {"state_dict": ...}}
+            keys = (*WRAPPERS, *AVERAGES, "shadow", "module")
+            tensors = _tensors(next((value[key] for key in keys if key in value), None))
         named = name in (*WRAPPERS, *AVERAGES) and tensors
         if isinstance(name, str) and (named or any(k.endswith("running_mean") for k in tensors)):
             found[name] = tensors
@@ -116,7 +91,7 @@ def _tensors(content: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def find_facts(content: Any) -> ModelOverrides:
+def _find_facts(content: Any) -> ModelOverrides:
     """Return what the content of a file says about its network."""
     if not isinstance(content, dict):
         return ModelOverrides()
@@ -124,12 +99,13 @@ def find_facts(content: Any) -> ModelOverrides:
     for name in ARGUMENT_TABLES:
         table = content.get(name)
         arguments = table.state if isinstance(table, Record) else table
-        if not isinstance(arguments, dict):
-            continue
-        for fact, names in ARGUMENTS.items():
-            found = [arguments[key] for key in names if _is_fact(fact, arguments.get(key))]
-            if found:
-                facts[fact] = found[0]
+        if isinstance(arguments, dict):
+            facts |= {
+                fact: arguments[key]
+                for fact, names in ARGUMENTS.items()
+                for key in reversed(names)  # the first one is stored last
+                if _is_fact(fact, arguments.get(key))
+            }
     facts |= {key: content[key] for key in FACTS if _is_fact(key, content.get(key))}
     return convert(facts, ModelOverrides, "checkpoint")
 
@@ -139,11 +115,9 @@ def _is_fact(name: str, value: Any) -> bool:
         return False
     if isinstance(value, (list, tuple)):
         return len(value) == 3 and all(isinstance(v, int | float) and -1e6 < v < 1e6 for v in value)
-    return (
-        len(value) < 200 and value.isprintable()
-        if isinstance(value, str)
-        else isinstance(value, int) and 0 < value <= LARGEST[name]
-    )
+    if isinstance(value, str):
+        return len(value) < 200 and value.isprintable()
+    return isinstance(value, int) and 0 < value <= LARGEST[name]
 
 
 def _describe(content: Any) -> str:
@@ -164,8 +138,7 @@ class WeightFile:
     """The content of a checkpoint file.
 
     Attributes:
-        tensors: The tensors by name, without wrappers and common prefixes, in the order of the
-            file.
+        tensors: The tensors by name, without common prefixes, in the order of the file.
         facts: What the file says about the network.
         notes: Notes for people on what was unwrapped.
     """
@@ -188,14 +161,16 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     """
     require_file(path, "a checkpoint")
     try:
-        if _is_safetensors(path):
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head[8:] == b"{":  # safetensors: eight bytes of header length, then JSON
             content, facts = _read_safetensors(path)
         else:
             content = _read_torch(path)
-            facts = find_facts(content)
+            facts = _find_facts(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    tensors, notes = unwrap(content, ema=ema, where=str(path))
+    tensors, notes = _unwrap(content, ema=ema, where=str(path))
     _check_tensors(path, tensors)
     front = strip_front(tensors)
     if front.prefix:
@@ -209,32 +184,23 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     return WeightFile(tensors=front.tensors, facts=facts, notes=tuple(notes))
 
 
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(9)
-    # eight bytes of header length, then JSON
-    return len(head) == 9 and head[8:] == b"{"
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelOverrides]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if "recal" in metadata:
-                raise InputError(
-                    f"{path}: expected a checkpoint, got a variant (BatchNorm tensors alone). Name "
-                    "the checkpoint that it was made from."
-                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except InputError:
-        raise
     except Exception as error:  # the reader raises several kinds of error for a damaged file
         raise InputError(f"{path}: expected a whole safetensors file, got {error}.") from error
+    if "recal" in metadata:
+        raise InputError(
+            f"{path}: expected a checkpoint, got a variant (BatchNorm tensors alone). Name the "
+            "checkpoint that it was made from."
+        )
     try:
         record = json.loads(metadata.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
         record = {}
-    return tensors, find_facts(record)
+    return tensors, _find_facts(record)
 
 
 def _read_torch(path: Path) -> Any:

@@ -13,15 +13,11 @@ import io
 import pickletools
 import warnings
 import zipfile
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 from recal.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-    from typing import BinaryIO
-
 
 # training checkpoints have up to some hundred thousand operations
 MOST_OPERATIONS = 4_000_000
@@ -33,18 +29,6 @@ ITEM_SIZES = {
     "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
     "BoolStorage": 1, "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "UntypedStorage": 1,
 }  # fmt: skip
-
-
-class Readable(Protocol):
-    """The stream that a pickle is read from."""
-
-    def read(self, count: int, /) -> bytes:
-        """Return this number of bytes, or fewer at the end of the file."""
-        ...
-
-    def readline(self) -> bytes:
-        """Return one line."""
-        ...
 
 
 class Global(NamedTuple):
@@ -82,7 +66,7 @@ class Walk:
         self._memo: dict[int, Any] = {}
         self._protocol = 0
 
-    def run(self, stream: Readable) -> None:
+    def run(self, stream: io.BytesIO | _Bounded) -> None:
         """Walk to the end of the pickle, and leave the stream there.
 
         Raises:
@@ -98,58 +82,54 @@ class Walk:
             else:
                 step(self, argument)
 
-    def skip(self, _: Any) -> None:
-        """Do nothing."""
-
-    def protocol(self, argument: int) -> None:
-        """Store the version, because names of modules differ between versions."""
+    # names of modules differ between versions of the protocol
+    def _set_protocol(self, argument: int) -> None:
         self._protocol = argument
 
-    def mark(self, _: Any) -> None:
-        """Remember the height of the stack."""
+    def _mark(self, _: Any) -> None:
         self._marks.append(len(self._stack))
 
-    def take_marked(self, _: Any = None) -> list[Any]:
-        """Pop the values on the stack since the last mark."""
+    def _take(self, count: int) -> list[Any]:
+        if not 0 <= count <= len(self._stack):
+            raise IndexError("takes more values than there are")
+        values = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        return values
+
+    def _take_marked(self, _: Any = None) -> list[Any]:
         return self._take(len(self._stack) - self._marks.pop())
 
-    def import_name(self, argument: str) -> None:
-        """Record a global that is given as module and name."""
+    def _import(self, module: str, name: str) -> None:
+        if self._protocol < 3:  # written under the names of Python 2
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        self.names[f"{module}.{name}"] = None
+        self._stack.append(Global(f"{module}.{name}"))
+
+    def _import_given(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self._name(module, name)
+        self._import(module, name)
 
-    def import_stacked(self, _: Any) -> None:
-        """Record a global whose module and name are on the stack."""
+    def _import_stacked(self, _: Any) -> None:
         module, name = self._take(2)
-        self._name(str(module), str(name))
+        self._import(str(module), str(name))
 
-    def import_extension(self, _: Any) -> None:
-        """Record a global that is given by its number in a table of the process."""
-        self._name("copyreg", "an extension")
+    # INST of protocol 0: the class is named, and its arguments lie above the mark
+    def _instance(self, argument: str) -> None:
+        self._take_marked()
+        self._import_given(argument)
 
-    def instance(self, argument: str) -> None:
-        """Build an object as in protocol 0."""
-        self.take_marked()
-        self.import_name(argument)
-
-    def tuple_of(self, size: int | None) -> None:
-        """Build a tuple of the last values, or of all values since the mark."""
-        values = self.take_marked() if size is None else self._take(size)
+    def _tuple(self, values: list[Any]) -> None:
         nodes = 1 + sum(getattr(value, "nodes", 1) for value in values)
         if nodes > MOST_NODES:
             raise ValueError("tuples nested beyond reason")
         self._stack.append(Items(tuple(values), nodes))
 
-    def remember(self, argument: int | None) -> None:
-        """Store the last value in the memo."""
+    def _remember(self, argument: int | None) -> None:
         self._memo[len(self._memo) if argument is None else argument] = self._stack[-1]
 
-    def recall(self, argument: int) -> None:
-        """Push a value from the memo."""
-        self._stack.append(self._memo[argument])
-
-    def refer(self, _: Any) -> None:
-        """Record a reference to a storage."""
+    # a reference to a storage
+    def _refer(self, _: Any) -> None:
         (reference,) = self._take(1)
         values = reference.values if isinstance(reference, Items) else ()
         if len(values) < 5 or values[0] != "storage" or not isinstance(values[1], Global):
@@ -160,50 +140,26 @@ class Walk:
             raise ValueError("a storage of unknown type or length")
         if self.storages.setdefault(key, count * item_size) != count * item_size:
             raise ValueError(f"two lengths for storage {key}")
-        self._stack.append(Thing())
+        self._push_thing()
 
-    def call(self, arguments: int) -> None:
-        """Call a global with this number of values from the stack."""
+    # a global is called with this number of values from the stack
+    def _call(self, arguments: int) -> None:
         function, *values = self._take(1 + arguments)
         _check_call(function, values[0])
         self._stack.append(Thing(sum(getattr(value, "nodes", 1) for value in values)))
 
-    def make_object(self, _: Any) -> None:
-        """Call the first value since the mark with the others."""
-        values = self.take_marked()
-        _check_call(values[0], None)
+    # OBJ of protocol 1: the first value above the mark is called with the others
+    def _object(self, _: Any) -> None:
+        _check_call(self._take_marked()[0], None)
+        self._push_thing()
+
+    # a list, dictionary or frozenset of the values above the mark
+    def _collect(self, _: Any) -> None:
+        self._take_marked()
+        self._push_thing()
+
+    def _push_thing(self, _: Any = None) -> None:
         self._stack.append(Thing())
-
-    def collect(self, _: Any) -> None:
-        """Build a list, dictionary or frozenset of the values since the mark."""
-        self.take_marked()
-        self._stack.append(Thing())
-
-    def repeat(self, _: Any) -> None:
-        """Repeat the last value."""
-        self._stack.append(self._stack[-1])
-
-    def drop(self, count: int) -> None:
-        """Drop the last values."""
-        self._take(count)
-
-    def empty(self, _: Any) -> None:
-        """Push an empty list, dictionary or set."""
-        self._stack.append(Thing())
-
-    def _take(self, count: int) -> list[Any]:
-        if not 0 <= count <= len(self._stack):
-            raise IndexError("takes more values than there are")
-        values = self._stack[len(self._stack) - count :]
-        del self._stack[len(self._stack) - count :]
-        return values
-
-    def _name(self, module: str, name: str) -> None:
-        if self._protocol < 3:  # written under the names of Python 2
-            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        self.names[f"{module}.{name}"] = None
-        self._stack.append(Global(f"{module}.{name}"))
 
 
 def _check_call(function: Any, arguments: Any) -> None:
@@ -217,34 +173,35 @@ def _check_call(function: Any, arguments: Any) -> None:
             raise ValueError("a text in an encoding that no checkpoint uses")
 
 
-STEPS: dict[str, Callable[[Walk, Any], Any]] = {
-    "PROTO": Walk.protocol,
-    **dict.fromkeys(("FRAME", "STOP"), Walk.skip),
-    "MARK": Walk.mark,
-    "GLOBAL": Walk.import_name,
-    "STACK_GLOBAL": Walk.import_stacked,
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), Walk.import_extension),
-    "INST": Walk.instance,
-    "OBJ": Walk.make_object,
-    "EMPTY_TUPLE": lambda walk, _: walk.tuple_of(0),
-    "TUPLE1": lambda walk, _: walk.tuple_of(1),
-    "TUPLE2": lambda walk, _: walk.tuple_of(2),
-    "TUPLE3": lambda walk, _: walk.tuple_of(3),
-    "TUPLE": lambda walk, _: walk.tuple_of(None),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Walk.remember),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Walk.recall),
-    **dict.fromkeys(("PERSID", "BINPERSID"), Walk.refer),
-    "REDUCE": lambda walk, _: walk.call(1),
-    "NEWOBJ": lambda walk, _: walk.call(1),
-    "NEWOBJ_EX": lambda walk, _: walk.call(2),
-    "BUILD": lambda walk, _: walk.drop(1),
-    "APPEND": lambda walk, _: walk.drop(1),
-    "SETITEM": lambda walk, _: walk.drop(2),
-    **dict.fromkeys(("APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK"), Walk.take_marked),
-    **dict.fromkeys(("LIST", "DICT", "FROZENSET"), Walk.collect),
-    "POP": lambda walk, _: walk.drop(1),
-    "DUP": Walk.repeat,
-    **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"), Walk.empty),
+STEPS: dict[str, Callable[[Walk, Any], object]] = {
+    "PROTO": Walk._set_protocol,
+    **dict.fromkeys(("FRAME", "STOP"), lambda *_: None),
+    "MARK": Walk._mark,
+    "GLOBAL": Walk._import_given,
+    "STACK_GLOBAL": Walk._import_stacked,
+    **dict.fromkeys(
+        ("EXT1", "EXT2", "EXT4"), lambda walk, _: walk._import("copyreg", "an extension")
+    ),
+    "INST": Walk._instance,
+    "OBJ": Walk._object,
+    "EMPTY_TUPLE": lambda walk, _: walk._tuple([]),
+    "TUPLE1": lambda walk, _: walk._tuple(walk._take(1)),
+    "TUPLE2": lambda walk, _: walk._tuple(walk._take(2)),
+    "TUPLE3": lambda walk, _: walk._tuple(walk._take(3)),
+    "TUPLE": lambda walk, _: walk._tuple(walk._take_marked()),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Walk._remember),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda walk, key: walk._stack.append(walk._memo[key])
+    ),
+    **dict.fromkeys(("PERSID", "BINPERSID"), Walk._refer),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda walk, _: walk._call(1)),
+    "NEWOBJ_EX": lambda walk, _: walk._call(2),
+    **dict.fromkeys(("BUILD", "APPEND", "POP"), lambda walk, _: walk._take(1)),
+    "SETITEM": lambda walk, _: walk._take(2),
+    **dict.fromkeys(("APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK"), Walk._take_marked),
+    **dict.fromkeys(("LIST", "DICT", "FROZENSET"), Walk._collect),
+    "DUP": lambda walk, _: walk._stack.append(walk._stack[-1]),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"), Walk._push_thing),
 }
 
 
@@ -301,24 +258,20 @@ def vet_file(path: Path) -> None:
     Raises:
         InputError: The file is one of these, or is not a PyTorch checkpoint.
     """
-    if _is_archive(path):
+    try:
+        is_archive = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        is_archive = True  # an archive with a damaged end, which is reported when it is opened
+    if is_archive:
         _vet_archive(path)
     else:
         _vet_legacy(path)
-
-
-def _is_archive(path: Path) -> bool:
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        return True  # an archive with a damaged end, which is reported when it is opened
 
 
 def _vet_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            _refuse_programs(path, [entry.filename for entry in entries])
             _check_entries(path, entries)
             pickles = [e.filename for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
             if len(pickles) != 1:
@@ -335,20 +288,17 @@ def _vet_archive(path: Path) -> None:
             folder = pickles[0].removesuffix("data.pkl") + "data/"
             lengths = {entry.filename: entry.file_size for entry in entries}
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: expected a whole PyTorch checkpoint, got a damaged one ({error}). "
-            "Copy or download it again."
-        ) from error
+        raise _damaged(path, error) from error
     for key, size in storages.items():
-        if lengths.get(folder + key, 0) != size:
+        if (found := lengths.get(folder + key, 0)) != size:
             raise InputError(
-                f"{path}: expected {size:,} bytes for storage {key}, got "
-                f"{lengths.get(folder + key, 0):,}. The file is damaged or forged."
+                f"{path}: expected {size:,} bytes for storage {key}, got {found:,}. The file is "
+                "damaged or forged."
             )
 
 
-def _refuse_programs(path: Path, names: list[str]) -> None:
-    files = {name.rpartition("/")[2] for name in names}
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    files = {entry.filename.rpartition("/")[2] for entry in entries}
     if "constants.pkl" in files:
         raise InputError(
             f"{path}: expected weights, got a TorchScript program. Load it where you trust it, "
@@ -359,9 +309,6 @@ def _refuse_programs(path: Path, names: list[str]) -> None:
             f"{path}: expected weights, got a torch.export program. Save the state_dict of the "
             "exported program alone."
         )
-
-
-def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputError(
             f"{path}: expected the uncompressed archive that PyTorch writes, got compressed "
@@ -378,16 +325,16 @@ def _vet_legacy(path: Path) -> None:
         if file.read(1) not in PICKLE_STARTS:
             raise InputError(f"{path}: expected a checkpoint, got {_guess(path)}.")
         file.seek(0)
-        stream = _Bounded(file, path.stat().st_size)
         # before PyTorch 1.6, files were five pickles and the storages; other files are one pickle
-        pickles = LEGACY_PICKLES if _starts_with_magic(file) else 1
-        total = 0
-        for _ in range(pickles):
-            total += sum(_walk_or_refuse(path, stream).values())
-    if total > path.stat().st_size:
+        pickles = LEGACY_PICKLES if LEGACY_MAGIC.to_bytes(10, "little") in file.read(32) else 1
+        file.seek(0)
+        size = path.stat().st_size
+        stream = _Bounded(file, size)
+        total = sum(sum(_walk_or_refuse(path, stream).values()) for _ in range(pickles))
+    if total > size:
         raise InputError(
-            f"{path}: expected {total:,} bytes of storages, got a file of "
-            f"{path.stat().st_size:,}. It is truncated or forged."
+            f"{path}: expected {total:,} bytes of storages, got a file of {size:,}. It is "
+            "truncated or forged."
         )
 
 
@@ -406,13 +353,7 @@ class _Bounded:
         return self._read(count)
 
 
-def _starts_with_magic(file: BinaryIO) -> bool:
-    head = file.read(32)
-    file.seek(0)
-    return LEGACY_MAGIC.to_bytes(10, "little") in head
-
-
-def _walk_or_refuse(path: Path, stream: Readable) -> dict[str, int]:
+def _walk_or_refuse(path: Path, stream: io.BytesIO | _Bounded) -> dict[str, int]:
     walk, problem = Walk(), None
     try:
         with warnings.catch_warnings():
@@ -428,11 +369,15 @@ def _walk_or_refuse(path: Path, stream: Readable) -> dict[str, int]:
                 "Where you trust the file, load it there and save the state_dict() alone."
             )
     if problem is not None:
-        raise InputError(
-            f"{path}: expected a whole PyTorch checkpoint, got a damaged one ({problem}). "
-            "Copy or download it again."
-        ) from problem
+        raise _damaged(path, problem) from problem
     return walk.storages
+
+
+def _damaged(path: Path, problem: Exception) -> InputError:
+    return InputError(
+        f"{path}: expected a whole PyTorch checkpoint, got a damaged one ({problem}). Copy or "
+        "download it again."
+    )
 
 
 # first bytes of other kinds of files

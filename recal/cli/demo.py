@@ -40,6 +40,7 @@ def command(output: Path) -> None:
     from recal.cli.console import progress_bar, warn
     from recal.data.normalise import normalise_array
     from recal.export.subject import comparison_images
+    from recal.files import sample_checkpoint, sample_images
     from recal.inspection.distances import inspect_checkpoint
     from recal.onnx_file.session import OnnxNetwork
     from recal.report.calibration import estimation_blocks
@@ -48,7 +49,6 @@ def command(output: Path) -> None:
     from recal.report.page import write_report
     from recal.report.plots import save_figure, trade_off_figure
     from recal.report.summary import summary_blocks
-    from recal.resources import sample_checkpoint, sample_images
     from recal.runs.store import read_target_cell
 
     began = time.monotonic()

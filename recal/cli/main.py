@@ -6,11 +6,13 @@ import importlib
 import io
 import sys
 import traceback
+import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 
-from recal.errors import RecalError, printable
+from recal.errors import RecalError, RecalWarning, printable
 from recal.version import __version__
 
 PROJECT_FILE = Path("recal.toml")
@@ -102,12 +104,24 @@ def recal(ctx: click.Context) -> None:
         from recal.cli.project import project_defaults
 
         name = ctx.invoked_subcommand
-        ctx.default_map = {name: project_defaults(PROJECT_FILE, name)}
+        ctx.default_map = {name: project_defaults(PROJECT_FILE, name, recal)}
+
+
+_show_as_python_does = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, *about: Any) -> None:
+    """Show a warning of recal's in one line, and others as Python does."""
+    if isinstance(message, RecalWarning):
+        click.echo(f"warning: {printable(str(message))}", err=True)
+    else:
+        _show_as_python_does(message, *about)
 
 
 def main() -> None:
     """Run the command line and exit with the status of the outcome."""
     arguments, debug = split_debug(sys.argv[1:])
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # it passes all arguments on
     try:
         sys.exit(recal.main(arguments, standalone_mode=False))
     except click.ClickException as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.networks.spec import ModelOverrides
 
 Decorator: TypeAlias = "Callable[[Any], Any]"
@@ -231,7 +231,7 @@ def _model_overrides(*, arch: str | None, trust: bool, **fields: Any) -> ModelOv
 
 
 def _reading(*, overrides: ModelOverrides, **fields: Any) -> ReadingOptions:
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
 
     return ReadingOptions(model=overrides, **fields)
 
@@ -387,7 +387,7 @@ def checkpoint_or_sample(
         family: The bundled network: `sample` (Fashion-MNIST) or `cifar`.
     """
     from recal.cli.console import messages
-    from recal.resources import sample_checkpoint, sample_images
+    from recal.files import sample_checkpoint, sample_images
 
     if checkpoint is not None:
         return checkpoint, data

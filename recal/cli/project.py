@@ -48,16 +48,17 @@ class DataTable(Record, frozen=True, kw_only=True):
 
 
 @cache
-def project_record() -> type[Record]:
+def project_record(group: click.Group) -> type[Record]:
     """Return the record of recal.toml: `[model]`, `[data]`, and a table for each of three commands.
 
     The keys of a command's table are its options, so the record is made from these.
-    """
-    from recal.cli.main import recal
 
+    Args:
+        group: The group that has the commands.
+    """
     tables: dict[str, type[Record]] = {"model": ModelTable, "data": DataTable}
     for name in COMMAND_TABLES:
-        command = recal.get_command(click.Context(recal), name)
+        command = group.get_command(click.Context(group), name)
         assert command is not None
         options = [
             parameter
@@ -82,7 +83,7 @@ def _record(name: str, fields: dict[str, Any]) -> type[Record]:
     return record
 
 
-def project_defaults(path: Path, name: str) -> dict[str, Any]:
+def project_defaults(path: Path, name: str, group: click.Group) -> dict[str, Any]:
     """Return the defaults that the file sets for the parameters of a command.
 
     The tables `[model]` and `[data]` hold for every command that has these options,
@@ -91,14 +92,13 @@ def project_defaults(path: Path, name: str) -> dict[str, Any]:
     Args:
         path: The project file.
         name: Name of the command.
+        group: The group that has the commands.
 
     Raises:
         InputError: The file is not TOML, or has unknown tables, unknown keys or wrong values.
     """
-    from recal.cli.main import recal
-
-    project = read_toml(path, project_record())
-    command = recal.get_command(click.Context(recal), name)
+    project = read_toml(path, project_record(group))
+    command = group.get_command(click.Context(group), name)
     assert command is not None
     known = {_key(parameter): parameter.name or "" for parameter in command.params}
     tables = ["model", *(["data"] if name in USE_DATA else [])]

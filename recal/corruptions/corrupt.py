@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS, SEVERITIES
-from recal.errors import InputError, UsageError
-from recal.wording import pick
+from recal.errors import InputError, UsageError, pick
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +41,7 @@ class Corruption:
 
         Args:
             image: A PIL image of mode RGB, or uint8 (H, W, 3).
-            index: The image's number in its data set, which keys the random draws. None takes a
+            index: Number of the image in its data set, which keys the random draws. None takes a
                 hash of the pixels: the draws are the same in every worker and epoch.
 
         Raises:
@@ -65,43 +64,22 @@ class Corruption:
         if index is None:
             digest = hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=8).digest()
             index = int.from_bytes(digest, "little") >> 1
-        corrupted = corrupt(
-            pixels[None],
-            self.name,
-            self.severity,
-            family=self.family,
-            seed=self.seed,
-            indices=[index],
-        )
-        return np.asarray(corrupted[0])
+        return np.asarray(corrupt(pixels[None], **asdict(self), indices=[index])[0])
 
 
 @cache
 def _operations() -> Mapping[str, Callable[..., NDArray[np.uint8]]]:
-    # imported at the first call: the kernels need numba and OpenCV, which are slow to import
-    from recal.corruptions import blur, digital, elastic, fog, frost, noise, weather
+    """Return the function of each corruption, which has its name.
 
-    return {
-        "gaussian_noise": noise.gaussian_noise,
-        "shot_noise": noise.shot_noise,
-        "impulse_noise": noise.impulse_noise,
-        "defocus_blur": blur.defocus_blur,
-        "glass_blur": blur.glass_blur,
-        "motion_blur": blur.motion_blur,
-        "zoom_blur": blur.zoom_blur,
-        "snow": weather.snow,
-        "frost": frost.frost,
-        "fog": fog.fog,
-        "brightness": weather.brightness,
-        "contrast": digital.contrast,
-        "elastic_transform": elastic.elastic_transform,
-        "pixelate": digital.pixelate,
-        "jpeg_compression": digital.jpeg_compression,
-        "speckle_noise": noise.speckle_noise,
-        "gaussian_blur": blur.gaussian_blur,
-        "spatter": weather.spatter,
-        "saturate": digital.saturate,
-    }
+    It takes uint8 (N, H, W, 3), the factor of all lengths in pixels, `Draws`, and the parameters of
+    one severity. It returns a new array.
+    """
+    # imported at the first call: the kernels need numba and OpenCV, which are slow to import
+    from recal.corruptions import blur, digital, elastic, frost, noise, weather
+
+    modules = (blur, digital, elastic, frost, noise, weather)
+    functions = {name: value for module in modules for name, value in vars(module).items()}
+    return {name: functions[name] for name in ALL_CORRUPTIONS}
 
 
 def corrupt(
@@ -163,10 +141,8 @@ def _check_images(images: Any) -> None:
     if not isinstance(images, np.ndarray):
         raise InputError(f"images: expected a NumPy array, got {type(images).__name__}.")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(
-            f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}."
-            f"{_hint(images)}"
-        )
+        got = f"{images.dtype} {images.shape}"
+        raise InputError(f"images: expected uint8 (N, H, W, 3), got {got}.{_hint(images)}")
     if min(images.shape[1:3]) < 1:
         raise InputError(f"images: expected at least one pixel, got {images.shape}.")
 

@@ -7,28 +7,21 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from recal.corruptions.blur import too_small
+from recal.corruptions.blur import check_side
 from recal.corruptions.random import Draws
-from recal.kernels import compiled
+from recal.kernels import I32, I64, U8, compiled
 
-if TYPE_CHECKING:
-    Resampling = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]
-
-
+Resampling = tuple[I64, I32, I64, I32]
 LEVELS = 256
 CHANNELS = 3
 FIXED_POINT = 22  # bits of a weight after the point in Pillow's resampling
 
 
-def contrast(
-    images: NDArray[np.uint8], _scale: float, _draws: Draws, factor: float
-) -> NDArray[np.uint8]:
+def contrast(images: U8, _scale: float, _draws: Draws, factor: float) -> U8:
     """Move each channel's values towards its mean over the image, by `factor`."""
     out = np.empty_like(images)
     _scale_around_mean(images, factor, out)
@@ -36,7 +29,7 @@ def contrast(
 
 
 @compiled
-def _scale_around_mean(images: NDArray[np.uint8], factor: float, out: NDArray[np.uint8]) -> None:
+def _scale_around_mean(images: U8, factor: float, out: U8) -> None:
     count, height, width, channels = images.shape
     sums = np.zeros(channels, np.int64)
     table = np.empty((channels, LEVELS), np.uint8)
@@ -57,9 +50,7 @@ def _scale_around_mean(images: NDArray[np.uint8], factor: float, out: NDArray[np
                     out[i, y, x, c] = table[c, images[i, y, x, c]]
 
 
-def saturate(
-    images: NDArray[np.uint8], _scale: float, _draws: Draws, factor: float, offset: float
-) -> NDArray[np.uint8]:
+def saturate(images: U8, _scale: float, _draws: Draws, factor: float, offset: float) -> U8:
     """Map the saturation s of HSV to `factor` s + `offset`, clipped to [0, 1].
 
     A grey pixel has hue 0 in HSV, which is red: an offset colours it so.
@@ -70,9 +61,7 @@ def saturate(
 
 
 @compiled
-def _saturate(
-    images: NDArray[np.uint8], factor: float, offset: float, out: NDArray[np.uint8]
-) -> None:
+def _saturate(images: U8, factor: float, offset: float, out: U8) -> None:
     # Saturated colours are often whole numbers, where truncation depends on the last bit of a sum:
     # the operations are those of scikit-image's HSV, one by one, to get the same bits.
     count, height, width, _ = images.shape
@@ -123,13 +112,10 @@ def _from_hsv(hue: float, saturation: float, value: float) -> tuple[float, float
     return value, rising, low
 
 
-def pixelate(
-    images: NDArray[np.uint8], _scale: float, _draws: Draws, factor: float
-) -> NDArray[np.uint8]:
+def pixelate(images: U8, _scale: float, _draws: Draws, factor: float) -> U8:
     """Shrink to `factor` of the size and enlarge again, both with Pillow's BOX filter."""
     height, width = images.shape[1:3]
-    if int(min(height, width) * factor) < 1:
-        raise too_small("pixelate", images, int(np.ceil(1 / factor)))
+    check_side(images, int(np.ceil(1 / factor)), "pixelate")
     shrink = (*_box(width, int(width * factor)), *_box(height, int(height * factor)))
     enlarge = (*_box(int(width * factor), width), *_box(int(height * factor), height))
     out = np.empty_like(images)
@@ -138,7 +124,7 @@ def pixelate(
 
 
 @lru_cache(maxsize=64)
-def _box(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _box(size: int, new_size: int) -> tuple[I64, I32]:
     """Return the weights by which Pillow's BOX filter resamples an axis, in fixed point.
 
     Returns:
@@ -158,9 +144,7 @@ def _box(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]
 
 
 @compiled
-def _pixelate(
-    images: NDArray[np.uint8], shrink: Resampling, enlarge: Resampling, out: NDArray[np.uint8]
-) -> None:
+def _pixelate(images: U8, shrink: Resampling, enlarge: Resampling, out: U8) -> None:
     height, width = images.shape[1:3]
     low, narrow = len(shrink[2]), len(shrink[0])
     # as in Pillow, columns first and bytes in between
@@ -175,12 +159,7 @@ def _pixelate(
 
 
 @compiled
-def _resample_rows(
-    image: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    weights: NDArray[np.int32],
-    out: NDArray[np.uint8],
-) -> None:
+def _resample_rows(image: U8, starts: I64, weights: I32, out: U8) -> None:
     for y in range(out.shape[0]):
         row = image[y]
         for x in range(out.shape[1]):
@@ -198,12 +177,7 @@ def _resample_rows(
 
 
 @compiled
-def _resample_columns(
-    image: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    weights: NDArray[np.int32],
-    out: NDArray[np.uint8],
-) -> None:
+def _resample_columns(image: U8, starts: I64, weights: I32, out: U8) -> None:
     size = out.shape[1] * out.shape[2]
     flat, result = image.reshape((len(image), size)), out.reshape((len(out), size))
     total = np.empty(size, np.int32)
@@ -219,9 +193,7 @@ def _resample_columns(
             result[y, j] = total[j] >> FIXED_POINT
 
 
-def jpeg_compression(
-    images: NDArray[np.uint8], _scale: float, _draws: Draws, quality: float
-) -> NDArray[np.uint8]:
+def jpeg_compression(images: U8, _scale: float, _draws: Draws, quality: float) -> U8:
     """Encode and decode as JPEG of `quality`, with Pillow's own codec."""
     size = (images.shape[2], images.shape[1])
     out = np.empty_like(images)

@@ -6,12 +6,11 @@ All work on rows of W * C values, channels side by side, so that the innermost l
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from recal.kernels import compiled
+from recal.kernels import F32, F64, I64, U8, compiled
 
 
-def gaussian_taps(sigma: float, truncate: float = 4.0) -> NDArray[np.float64]:
+def gaussian_taps(sigma: float, truncate: float = 4.0) -> F64:
     """Return the weights of a sampled normal density, from the middle outwards, float64 (r + 1,).
 
     Args:
@@ -22,18 +21,12 @@ def gaussian_taps(sigma: float, truncate: float = 4.0) -> NDArray[np.float64]:
         return np.ones(1)
     radius = int(truncate * sigma + 0.5)
     weights = np.exp(-0.5 / sigma**2 * np.arange(-radius, radius + 1) ** 2)
-    one_side: NDArray[np.float64] = (weights / weights.sum())[radius:]
+    one_side: F64 = (weights / weights.sum())[radius:]
     return one_side
 
 
 @compiled
-def smooth(
-    image: NDArray[np.float64],
-    channels: int,
-    taps: NDArray[np.float64],
-    scratch: NDArray[np.float64],
-    out: NDArray[np.float64],
-) -> None:
+def smooth(image: F64, channels: int, taps: F64, out: F64) -> None:
     """Smooth along both axes with symmetric weights; beyond an edge its values are repeated.
 
     The sums are taken in the order of SciPy's `gaussian_filter`, outermost pair first, which gives
@@ -43,12 +36,12 @@ def smooth(
         image: float64 (H, W * channels).
         channels: Number of values per pixel.
         taps: Weights from the middle outwards, float64 (r + 1,).
-        scratch: Memory to overwrite, float64 (W * channels + 2 r * channels,).
         out: Result, float64 (H, W * channels); it may share `image`'s memory only if r is 0.
     """
     height, width = image.shape
     radius = taps.size - 1
     margin = radius * channels
+    scratch = np.empty(width + 2 * margin)
     middle = scratch[margin : margin + width]
     for y in range(height):
         row = image[y]
@@ -77,13 +70,7 @@ def smooth(
 
 
 @compiled
-def add_shifted(
-    padded: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
+def add_shifted(padded: F32, rows: I64, columns: I64, weights: F32, out: F32) -> None:
     """Sum weighted copies of an image, each shifted.
 
     Args:
@@ -114,14 +101,10 @@ def add_shifted(
 
 
 @compiled
-def pad(image: NDArray[np.uint8], margin: int, mirrored: bool, padded: NDArray[np.float32]) -> None:
+def pad(image: U8, margin: int, mirrored: bool, padded: F32) -> None:
     """Surround an image by a margin, mirrored without the edge or filled with the edge's values.
 
-    Args:
-        image: uint8 (H, W, C).
-        margin: Width of the margin, in pixels.
-        mirrored: Whether to mirror the image; otherwise the edge's values are repeated.
-        padded: Result, float32 (H + 2 margin, (W + 2 margin) C).
+    The result is float32 (H + 2 margin, (W + 2 margin) C).
     """
     height, width, channels = image.shape
     for y in range(-margin, height + margin):

@@ -10,12 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from recal.corruptions.random import BLOCK, Draws, fill_words
+from recal.corruptions.random import Draws, random_words
 from recal.errors import InputError
-from recal.kernels import compiled
-from recal.resources import data_folders
+from recal.files import data_folders
+from recal.kernels import U8, compiled
 
 # there is a sixth texture, but the generators draw from the first five; the second and the third
 # have the same pixels
@@ -25,29 +24,15 @@ _HALF = np.uint64(32)
 
 
 def frost(
-    images: NDArray[np.uint8],
-    scale: float,
-    draws: Draws,
-    kept: float,
-    added: float,
-    texture_scale: float,
-) -> NDArray[np.uint8]:
+    images: U8, scale: float, draws: Draws, kept: float, added: float, texture_scale: float
+) -> U8:
     """Add `added` of a random piece of a texture to `kept` of each image.
 
-    Args:
-        images: uint8 (N, H, W, 3).
-        scale: Factor applied to all lengths in pixels, such as the size of the textures.
-        draws: Key of the random draws and indices of the images.
-        kept: Weight of the image.
-        added: Weight of the texture.
-        texture_scale: Size of the textures, relative to their files.
-
-    Raises:
-        InputError: The textures are missing.
+    The textures are resized by `texture_scale`. InputError is raised if they are missing.
     """
     textures = _read_textures(find_textures(), texture_scale * scale, images.shape[1:3])
     out = np.empty_like(images)
-    _blend(images, textures, kept, added, draws.key, draws.indices, out)
+    _blend(images, textures, kept, added, draws, out)
     return out
 
 
@@ -85,9 +70,7 @@ def _installed_folders() -> list[Path]:
 
 
 @lru_cache(maxsize=8)
-def _read_textures(
-    paths: tuple[Path, ...], scale: float, size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], ...]:
+def _read_textures(paths: tuple[Path, ...], scale: float, size: tuple[int, int]) -> tuple[U8, ...]:
     """Read the textures at a scale, or at a larger one if an image of `size` would not fit."""
     import cv2
 
@@ -106,18 +89,11 @@ def _read_textures(
 
 @compiled
 def _blend(
-    images: NDArray[np.uint8],
-    textures: tuple[NDArray[np.uint8], ...],
-    kept: float,
-    added: float,
-    key: NDArray[np.uint32],
-    indices: NDArray[np.int64],
-    out: NDArray[np.uint8],
+    images: U8, textures: tuple[U8, ...], kept: float, added: float, draws: Draws, out: U8
 ) -> None:
     count, height, width, channels = images.shape
-    words = np.empty(BLOCK, np.uint32)
     for i in range(count):
-        fill_words(words, key, indices[i], 0, 0)
+        words = random_words(3, draws, i)
         texture = textures[_below(words[0], len(textures))]
         top = _below(words[1], texture.shape[0] - height)
         left = _below(words[2], texture.shape[1] - width)

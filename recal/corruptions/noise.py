@@ -15,11 +15,10 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
 from recal.corruptions.random import BLOCK, Draws, fill_words
-from recal.kernels import compiled
+from recal.kernels import F64, I64, U8, U32, compiled
 
 LEVELS = 256
 CHUNK = 4096
@@ -27,40 +26,32 @@ _KEEP_BITS = np.uint32(8)
 _COLUMN = np.uint32(LEVELS - 1)
 
 
-def gaussian_noise(
-    images: NDArray[np.uint8], _scale: float, draws: Draws, sigma: float
-) -> NDArray[np.uint8]:
+def gaussian_noise(images: U8, _scale: float, draws: Draws, sigma: float) -> U8:
     """Add normal noise of standard deviation `sigma`, of the range [0, 1]."""
     return _send(images, draws, gaussian_channel, sigma)
 
 
-def speckle_noise(
-    images: NDArray[np.uint8], _scale: float, draws: Draws, sigma: float
-) -> NDArray[np.uint8]:
+def speckle_noise(images: U8, _scale: float, draws: Draws, sigma: float) -> U8:
     """Add normal noise of standard deviation `sigma` times the value."""
     return _send(images, draws, speckle_channel, sigma)
 
 
-def shot_noise(
-    images: NDArray[np.uint8], _scale: float, draws: Draws, photons: float
-) -> NDArray[np.uint8]:
+def shot_noise(images: U8, _scale: float, draws: Draws, photons: float) -> U8:
     """Replace each value by a Poisson count, `photons` at full brightness."""
     return _send(images, draws, shot_channel, photons)
 
 
-def impulse_noise(
-    images: NDArray[np.uint8], _scale: float, draws: Draws, amount: float
-) -> NDArray[np.uint8]:
+def impulse_noise(images: U8, _scale: float, draws: Draws, amount: float) -> U8:
     """Set a fraction `amount` of the values to 0 or 255, each with the same probability."""
     return _send(images, draws, impulse_channel, amount)
 
 
-def gaussian_channel(sigma: float) -> NDArray[np.float64]:
+def gaussian_channel(sigma: float) -> F64:
     """Return P(out | in) of Gaussian noise, (256, 256)."""
     return _normal_channel(np.full(LEVELS, 255 * sigma))
 
 
-def speckle_channel(sigma: float) -> NDArray[np.float64]:
+def speckle_channel(sigma: float) -> F64:
     """Return P(out | in) of speckle noise, (256, 256); black stays black."""
     channel = np.zeros((LEVELS, LEVELS))
     channel[0, 0] = 1
@@ -68,7 +59,7 @@ def speckle_channel(sigma: float) -> NDArray[np.float64]:
     return channel
 
 
-def _normal_channel(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+def _normal_channel(deviations: F64) -> F64:
     # the generators truncate: level k covers [k, k + 1), and 255 everything from 255 on
     edges = np.arange(1, LEVELS)
     with np.errstate(divide="ignore"):
@@ -76,7 +67,7 @@ def _normal_channel(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.diff(below, axis=1, prepend=0, append=1)
 
 
-def shot_channel(photons: float) -> NDArray[np.float64]:
+def shot_channel(photons: float) -> F64:
     """Return P(out | in) of shot noise, (256, 256)."""
     mean = np.arange(LEVELS)[:, None] / 255 * photons
     counts = np.arange(int(photons))
@@ -87,19 +78,14 @@ def shot_channel(photons: float) -> NDArray[np.float64]:
     return np.asarray(share @ np.eye(LEVELS)[levels])
 
 
-def impulse_channel(amount: float) -> NDArray[np.float64]:
+def impulse_channel(amount: float) -> F64:
     """Return P(out | in) of impulse noise, (256, 256)."""
     channel = (1 - amount) * np.eye(LEVELS)
     channel[:, [0, -1]] += amount / 2
     return channel
 
 
-def _send(
-    images: NDArray[np.uint8],
-    draws: Draws,
-    channel: Callable[[float], NDArray[np.float64]],
-    parameter: float,
-) -> NDArray[np.uint8]:
+def _send(images: U8, draws: Draws, channel: Callable[[float], F64], parameter: float) -> U8:
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
     out = np.empty_like(flat)
     _draw_levels(flat, _alias_table(channel, parameter), draws.key, draws.indices, out)
@@ -107,16 +93,14 @@ def _send(
 
 
 @lru_cache(maxsize=64)
-def _alias_table(
-    channel: Callable[[float], NDArray[np.float64]], parameter: float
-) -> NDArray[np.uint32]:
+def _alias_table(channel: Callable[[float], F64], parameter: float) -> U32:
     table = np.empty((LEVELS, LEVELS), np.uint32)
     _fill_alias_table(channel(parameter), table)
     return table
 
 
 @compiled
-def _fill_alias_table(channel: NDArray[np.float64], table: NDArray[np.uint32]) -> None:
+def _fill_alias_table(channel: F64, table: U32) -> None:
     """Pack, for every level in and column, a 24-bit threshold over the 8-bit other level.
 
     A column is chosen with probability 1/256. It gives its own level below the threshold, and the
@@ -149,13 +133,7 @@ def _fill_alias_table(channel: NDArray[np.float64], table: NDArray[np.uint32]) -
 
 
 @compiled
-def _draw_levels(
-    images: NDArray[np.uint8],
-    table: NDArray[np.uint32],
-    key: NDArray[np.uint32],
-    indices: NDArray[np.int64],
-    out: NDArray[np.uint8],
-) -> None:
+def _draw_levels(images: U8, table: U32, key: U32, indices: I64, out: U8) -> None:
     words = np.empty(CHUNK, np.uint32)
     count, size = images.shape
     for i in range(count):

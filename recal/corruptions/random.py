@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from recal.kernels import compiled
+from recal.kernels import F64, I64, U32, compiled
 
 BLOCK = 4
 ROUNDS = 10
@@ -24,8 +23,7 @@ _WEYL_0, _WEYL_1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The key of the random draws of a batch of images.
 
     Attributes:
@@ -33,20 +31,18 @@ class Draws:
         indices: Numbers of the images in their data set, not negative, int64 (N,).
     """
 
-    key: NDArray[np.uint32]
-    indices: NDArray[np.int64]
+    key: U32
+    indices: I64
 
 
-def derive_key(seed: int, corruption: str, severity: int) -> NDArray[np.uint32]:
+def derive_key(seed: int, corruption: str, severity: int) -> U32:
     """Return the key, uint32 (2,), of one corruption at one severity."""
     text = f"{seed}/{corruption}/{severity}".encode()
     return np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), "<u4").astype(np.uint32)
 
 
 @compiled
-def fill_words(
-    words: NDArray[np.uint32], key: NDArray[np.uint32], image: int, part: int, first: int
-) -> None:
+def fill_words(words: U32, key: U32, image: int, part: int, first: int) -> None:
     """Fill `words` with random bits, from n / 4 consecutive blocks of four words.
 
     Args:
@@ -87,21 +83,31 @@ def uniform(word: np.uint32) -> float:
     return (np.float64(word) + 0.5) * 2.0**-32
 
 
-def first_uniforms(draws: Draws, part: int = 0) -> NDArray[np.float64]:
-    """Return one number in (0, 1) per image, float64 (N,)."""
-    out = np.empty(len(draws.indices))
-    _fill_first_uniforms(draws.key, draws.indices, part, out)
+@compiled
+def random_words(count: int, draws: Draws, i: int, part: int = 0) -> U32:
+    """Return the words of one part of image i of a batch, uint32 (`count` rounded up to 4 n,)."""
+    words = np.empty(-(-count // BLOCK) * BLOCK, np.uint32)
+    fill_words(words, draws.key, draws.indices[i], part, 0)
+    return words
+
+
+@compiled
+def uniforms(draws: Draws, count: int, part: int = 0) -> F64:
+    """Return `count` numbers in (0, 1) for each image, float64 (N, count)."""
+    out = np.empty((draws.indices.size, count))
+    for i in range(len(out)):
+        words = random_words(count, draws, i, part)
+        for j in range(count):
+            out[i, j] = uniform(words[j])
     return out
 
 
 @compiled
-def _fill_first_uniforms(
-    key: NDArray[np.uint32], indices: NDArray[np.int64], part: int, out: NDArray[np.float64]
-) -> None:
-    words = np.empty(BLOCK, np.uint32)
-    for i in range(out.size):
-        fill_words(words, key, indices[i], part, 0)
-        out[i] = uniform(words[0])
+def fill_normals(out: F64, mean: float, deviation: float, draws: Draws, i: int) -> None:
+    """Fill a contiguous array with normal draws of image i."""
+    words, flat = random_words(out.size, draws, i), out.reshape(out.size)
+    for j in range(flat.size):
+        flat[j] = mean + deviation * normal(uniform(words[j]))
 
 
 @compiled

@@ -11,8 +11,7 @@ from PIL import Image
 from recal.corruptions.corrupt import corrupt
 from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS, SEVERITIES
 from recal.data.contact_sheet import write_sheet
-from recal.errors import InputError
-from recal.wording import pick
+from recal.errors import InputError, pick
 
 EVERY = "all"
 LARGEST_SIDE = 512

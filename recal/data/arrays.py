@@ -1,14 +1,20 @@
-"""Images in NumPy files: .npy, .npz, and .npy inside tar files."""
+"""Images in arrays: .npy and .npz files, .npy inside tar files, CIFAR's pickles, MNIST's files.
+
+A file that is missing or damaged, or holds another type or shape, is an `InputError`.
+"""
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
+import pickle
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +24,24 @@ from recal.data.tars import no_tar, plain_members
 from recal.errors import InputError
 
 ROWS = 1024
+CIFAR_PICKLES: dict[str, dict[str, tuple[str, ...]]] = {
+    "cifar-10-batches-py": {
+        "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+        "test": ("test_batch",),
+    },
+    "cifar-100-python": {"train": ("train",), "test": ("test",)},
+}
 
 
 def plain_array(path: Path, _split: str) -> ArraySource:
-    """Open an .npy file of images. `images.npy` has its labels in `labels.npy` beside it.
-
-    Raises:
-        InputError: The images or labels are of another type or shape, or damaged.
-    """
+    """Open an .npy file of images. `images.npy` has its labels in `labels.npy` beside it."""
     beside = path.with_name(path.name.replace("images", "labels"))
     labels = open_array(beside) if beside != path and beside.is_file() else None
     return checked_source(path, open_array(path), labels)
 
 
 def packed_arrays(path: Path, split: str) -> ArraySource:
-    """Read an .npz file with arrays `images` and `labels`, or `arr_0`.
-
-    Args:
-        path: The file.
-        split: Arrays `<split>_images` and `<split>_labels` take precedence.
-
-    Raises:
-        InputError: It has none of these, or they are of another type or shape, or damaged.
-    """
+    """Read an .npz file of `<split>_images`, `images` or `arr_0`, and labels named likewise."""
     with _refusing_bad_arrays(path), np.load(path, allow_pickle=False) as arrays:
         names = [name for name in (f"{split}_images", "images", "arr_0") if name in arrays]
         if not names:
@@ -72,11 +73,7 @@ def _require_memory(path: Path, arrays: Any, name: str) -> None:
 
 
 def open_array(path: Path) -> NDArray[Any]:
-    """Open an .npy file as a read-only memory map.
-
-    Raises:
-        InputError: It is missing, truncated, or holds pickled objects.
-    """
+    """Open an .npy file as a read-only memory map; pickled objects are refused."""
     with _refusing_bad_arrays(path):
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
@@ -95,15 +92,12 @@ def _refusing_bad_arrays(path: Path) -> Iterator[None]:
 
 
 def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
-    """Return images as a source.
+    """Return images as a source, or raise an error that shows how to convert them.
 
     Args:
         path: The file that they were read from, for messages.
         images: uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey.
         labels: Integers (N,), or None.
-
-    Raises:
-        InputError: They are of another type or shape. The message shows how to convert them.
     """
     shape = images.shape
     fits = images.ndim in (3, 4) and shape[3:] in ((), (1,), (3,))
@@ -119,11 +113,7 @@ def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None
 
 
 def checked_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return labels as int64 (N,).
-
-    Raises:
-        InputError: They are not integers, or not `count` of them.
-    """
+    """Return labels as int64 (count,), or refuse what is not as many integers."""
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"{path}: expected integer labels ({count},), got {labels.dtype} {labels.shape}."
@@ -164,12 +154,7 @@ def _conversion(images: NDArray[Any]) -> str:
 
 @lru_cache(maxsize=4)
 def tarred_arrays(archive: Path) -> Mapping[str, NDArray[Any]]:
-    """Map the .npy files of a tar file read-only into memory, by their names without `.npy`.
-
-    Raises:
-        InputError: It is compressed, damaged, holds a link, a device, a path that leads out of it,
-            two arrays of one name, or an array that is cut off or of pickled objects.
-    """
+    """Map the .npy files of a tar file read-only into memory, by their names without `.npy`."""
     arrays: dict[str, NDArray[Any]] = {}
     try:
         with tarfile.open(archive, "r:") as tar:
@@ -188,7 +173,13 @@ def tarred_arrays(archive: Path) -> Mapping[str, NDArray[Any]]:
 def _mapped(archive: Path, name: PurePosixPath, offset: int, size: int) -> NDArray[Any]:
     with archive.open("rb") as file:
         file.seek(offset)
-        shape, fortran, dtype = _header(file, archive, name)
+        try:
+            if np.lib.format.read_magic(file) == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            else:
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        except (ValueError, TypeError, SyntaxError) as error:
+            raise InputError(f"{archive}: {name}: expected a NumPy file, got {error}.") from error
         begin = file.tell()
     length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if dtype.hasobject or length != offset + size - begin or offset + size > archive.stat().st_size:
@@ -200,13 +191,77 @@ def _mapped(archive: Path, name: PurePosixPath, offset: int, size: int) -> NDArr
     return np.memmap(archive, dtype, "r", begin, shape, order)  # type: ignore[call-overload, no-any-return]
 
 
-def _header(
-    file: IO[bytes], archive: Path, name: PurePosixPath
-) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickler that builds NumPy arrays and plain containers, and refuses every other name."""
+
+    ALLOWED = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def cifar_pickles(folder: Path, split: str) -> ArraySource | None:
+    """Read CIFAR's own pickles without running their code, or return None if there are none."""
+    for name, files in CIFAR_PICKLES.items():
+        for base in (folder / name, folder):
+            paths = [base / file for file in files[split]]
+            if all(path.is_file() for path in paths):
+                batches = [_read_cifar_pickle(path) for path in paths]
+                images = np.concatenate([images for images, _ in batches])
+                return ArraySource(base, images, np.concatenate([labels for _, labels in batches]))
+    return None
+
+
+def _read_cifar_pickle(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(file)
-        return np.lib.format.read_array_header_2_0(file)
-    except (ValueError, TypeError, SyntaxError) as error:
-        raise InputError(f"{archive}: {name}: expected a NumPy file, got {error}.") from error
+        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        flat = np.asarray(batch[b"data"])
+        labels = batch[b"fine_labels"] if b"fine_labels" in batch else batch[b"labels"]
+        if flat.dtype != np.uint8 or flat.ndim != 2 or flat.shape[1] != 3 * 32 * 32:
+            raise ValueError(f"data of {flat.dtype} {flat.shape}")
+        if len(labels) != len(flat):
+            raise ValueError(f"{len(labels)} labels for {len(flat)} images")
+        return flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels, np.int64)
+    except Exception as error:
+        raise InputError(f"{path}: expected one of CIFAR's own files, got {error}.") from error
+
+
+def mnist_files(folder: Path, split: str) -> ArraySource | None:
+    """Read MNIST's idx files, plain or gzipped, or return None if there are none."""
+    stem = {"train": "train", "test": "t10k"}[split]
+    images = _read_idx(folder / f"{stem}-images-idx3-ubyte")
+    if images is None:
+        return None
+    path = folder / f"{stem}-labels-idx1-ubyte"
+    labels = _read_idx(path)
+    if labels is None:
+        raise InputError(f"{path}: expected the labels beside the images, but it does not exist.")
+    return checked_source(path, images, labels)
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8] | None:
+    """Read an idx file of bytes (type 0x08), plain or gzipped."""
+    packed = path.with_name(f"{path.name}.gz")
+    if path.is_file():
+        content = path.read_bytes()
+    elif packed.is_file():
+        try:
+            content = gzip.decompress(packed.read_bytes())
+        except (OSError, EOFError) as error:
+            raise InputError(f"{packed}: expected a whole gzip file, got {error}.") from error
+    else:
+        return None
+    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 4 else 0
+    shape = tuple(np.frombuffer(content, ">u4", rank, offset=4)) if len(content) > 4 * rank else ()
+    body = np.frombuffer(content, np.uint8, offset=min(4 + 4 * rank, len(content)))
+    if not shape or body.size != np.prod(shape, dtype=np.int64):
+        raise InputError(f"{path}: expected a whole idx file of bytes, got another content.")
+    return body.reshape(shape)

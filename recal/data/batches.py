@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from recal.errors import RecalError
 from recal.machine import may_keep
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 # one uint8 (N, size, size, 3) tensor for each policy
 PolicyBatches = tuple[torch.Tensor, ...]
@@ -28,34 +25,29 @@ class ReadsBatches(Protocol):
     @property
     def policy_count(self) -> int:
         """The number of policies."""
-        ...
 
     def batch_all(self, indices: Iterable[int]) -> list[NDArray[np.uint8]]:
         """Return some images under every policy, each uint8 (N, size, size, 3)."""
-        ...
 
 
 class _BatchDataset(Dataset[PolicyBatches | RecalError]):
-    """Passes whole batches to torch's loader, or the error that one met.
+    """Whole batches for torch's loader, or the error that one met.
 
     An error that a worker raises would come back with a traceback for a message.
     """
 
-    def __init__(self, images: ReadsBatches) -> None:
-        self._images = images
+    def __init__(self, images: ReadsBatches, batches: Sequence[NDArray[np.int64]]) -> None:
+        self._images, self._batches = images, batches
 
-    def __getitems__(self, indices: list[int]) -> PolicyBatches | RecalError:
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> PolicyBatches | RecalError:
         try:
-            return tuple(torch.from_numpy(batch) for batch in self._images.batch_all(indices))
+            images = self._images.batch_all(self._batches[number].tolist())
+            return tuple(map(torch.from_numpy, images))
         except RecalError as error:
             return error
-
-    def __getitem__(self, index: int) -> PolicyBatches | RecalError:
-        return self.__getitems__([index])
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 class Batches:
@@ -79,8 +71,7 @@ class Batches:
         workers: int = 0,
         keep: bool = False,
     ) -> None:
-        self._images = images
-        self._batches = batches
+        self._batches = _BatchDataset(images, batches)
         self._workers = min(workers, len(batches))
         size = sum(map(len, batches)) * images.size**2 * 3 * images.policy_count
         self._keeps = keep and may_keep(size)
@@ -91,17 +82,11 @@ class Batches:
             yield from self._kept
             return
         read: list[PolicyBatches] = []
-        if not self._batches:
-            return
-        for batch in DataLoader(
-            _BatchDataset(self._images),
-            batch_sampler=[batch.tolist() for batch in self._batches],
-            collate_fn=_unchanged,
-            num_workers=self._workers,
-        ):
+        # a batch size of None stops torch from batching and converting once more
+        for batch in DataLoader(self._batches, batch_size=None, num_workers=self._workers):
             if isinstance(batch, RecalError):
                 raise batch
             if self._keeps:
-                read.append(batch)
-            yield batch
+                read.append(tuple(batch))
+            yield tuple(batch)
         self._kept = read

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from recal.errors import InputError
 from recal.files import whole_file
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 GAP, LINE = 6, 18
 LEAST_SIDE = 96
@@ -43,12 +39,10 @@ def write_sheet(
         RecalError: The file cannot be written.
     """
     height, width = rows[0][1][-1].shape[:2]
-    scale = -(-LEAST_SIDE // min(width, height)) if min(width, height) < LEAST_SIDE else 1
+    scale = -(-LEAST_SIDE // min(width, height, LEAST_SIDE))
     width, height = width * scale, height * scale
-    size = (
-        len(columns) * (width + GAP) + GAP,
-        2 * (LINE + GAP) + len(rows) * (LINE + height + GAP),
-    )
+    band = LINE + height + GAP
+    size = (len(columns) * (width + GAP) + GAP, 2 * (LINE + GAP) + len(rows) * band)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
 
@@ -60,13 +54,12 @@ def write_sheet(
     write(GAP, GAP, title, size[0] - 2 * GAP)
     for column, caption in enumerate(columns):
         write(GAP + column * (width + GAP), GAP + LINE, caption, width)
-    top = 2 * (LINE + GAP)
-    for caption, cells in rows:
+    for top, (caption, cells) in zip(range(2 * (LINE + GAP), size[1], band), rows, strict=True):
         write(GAP, top, caption, size[0] - 2 * GAP)
         for column, cell in enumerate(cells):
             picture = Image.fromarray(cell).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (GAP + column * (width + GAP), top + LINE))
-        top += LINE + height + GAP
+
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise InputError(f"{path}: expected a name that ends in .png or .jpg.")

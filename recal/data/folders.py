@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
-from recal.data.arrays import packed_arrays, plain_array
-from recal.data.cifar_mnist import cifar_pickles, mnist_files
-from recal.data.images import FileSource, ImageSource, is_image_name
+from recal.data.arrays import cifar_pickles, mnist_files, packed_arrays, plain_array
+from recal.data.images import FileSource, ImageSource, is_image_name, numbered
 from recal.data.tars import TAR_SUFFIX, TarSource, open_tars
 from recal.errors import InputError
-from recal.files import read_text
-from recal.resources import cache_folder, data_folders
+from recal.files import cache_folder, data_folders, read_text
 
 TRAIN, TEST = "train", "test"
 # Tiny-ImageNet's list of images and their classes
 ANNOTATIONS = "val_annotations.txt"
 SPLIT_FOLDERS = {TRAIN: ("train",), TEST: ("test", "val", "validation")}
+SPLIT_NAMES = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
 
 
 def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSource:
@@ -46,27 +43,19 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
             f"{folder}: expected a folder of images, or a file of {', '.join(FILES)}, got another "
             f"file.{hint}"
         )
-    for read in FOLDER_READERS if folder.is_dir() else (FILES[folder.suffix.lower()],):
+    for read in READERS if folder.is_dir() else (FILES[folder.suffix.lower()],):
         source = read(folder, split) if archives or read is not _tars else None
         if source is not None:
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return source
-    others = _split_names() & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+    others = SPLIT_NAMES & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
     found = f"only {', '.join(sorted(others))}" if others else "none"
     raise InputError(
         f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
         "images, or tar files of them."
     )
-
-
-def _cifar_pickles(folder: Path, split: str) -> ImageSource | None:
-    return cifar_pickles(folder, training=split == TRAIN)
-
-
-def _mnist_files(folder: Path, split: str) -> ImageSource | None:
-    return mnist_files(folder, training=split == TRAIN)
 
 
 def _arrays(folder: Path, split: str) -> ImageSource | None:
@@ -80,10 +69,6 @@ def _arrays(folder: Path, split: str) -> ImageSource | None:
     return None
 
 
-def _tar(path: Path, split: str) -> ImageSource | None:
-    return _split_of_tars(open_tars(path), split)
-
-
 def _annotated(folder: Path, split: str) -> ImageSource | None:
     """Read Tiny-ImageNet's own `val/`, whose labels are in a file."""
     path = folder / "val" / ANNOTATIONS
@@ -92,34 +77,28 @@ def _annotated(folder: Path, split: str) -> ImageSource | None:
     rows = [line.split("\t") for line in read_text(path).splitlines() if line]
     if not rows or any(len(row) < 2 for row in rows):
         raise InputError(f"{path}: expected lines of an image and a class with a tab between.")
-    classes = sorted({row[1] for row in rows})
-    numbers = {name: number for number, name in enumerate(classes)}
     rows.sort(key=lambda row: (row[1], row[0]))
     paths = tuple(path.parent / "images" / Path(row[0]).name for row in rows)
-    labels = np.array([numbers[row[1]] for row in rows], np.int64)
-    return FileSource(path.parent, paths, labels, tuple(classes))
+    classes, labels = numbered([row[1] for row in rows])
+    return FileSource(path.parent, paths, labels, classes)
 
 
-def _class_folders(folder: Path, split: str) -> ImageSource | None:
+def _image_files(folder: Path, split: str) -> ImageSource | None:
+    """Read class folders, or the images that lie in the folder where there are none."""
     base = _split_folder(folder, split)
     if base is None:
         return None
     names = sorted(path.name for path in base.iterdir() if path.is_dir())
-    found = [(name, path) for name in names for path in _images_below(base, name)]
-    if not found:
-        return None
-    classes = sorted({name for name, _ in found})
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[name] for name, _ in found], np.int64)
-    return FileSource(base, tuple(path for _, path in found), labels, tuple(classes))
+    found = [(name, path) for name in names for path in _images(base, (base / name).rglob("*"))]
+    if found:
+        classes, labels = numbered([name for name, _ in found])
+        return FileSource(base, tuple(path for _, path in found), labels, classes)
+    plain = _images(base, base.iterdir())
+    return FileSource(base, tuple(plain), None) if plain else None
 
 
-def _plain_images(folder: Path, split: str) -> ImageSource | None:
-    base = _split_folder(folder, split)
-    if base is None:
-        return None
-    paths = tuple(p for p in sorted(base.iterdir()) if is_image_name(p.name) and p.is_file())
-    return FileSource(base, paths, None) if paths else None
+def _images(base: Path, paths: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in paths if is_image_name(p.relative_to(base).as_posix()) and p.is_file())
 
 
 def _tars(folder: Path, split: str) -> ImageSource | None:
@@ -133,7 +112,7 @@ def _tars(folder: Path, split: str) -> ImageSource | None:
 
 def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
     """Return a split's images, below the folder that was packed where all lie in one folder."""
-    while len(tops := source.folders()) == 1 and not tops & _split_names():
+    while len(tops := source.folders()) == 1 and not tops & SPLIT_NAMES:
         inner = source.below(*tops)
         if len(inner) < len(source):
             break
@@ -153,39 +132,23 @@ def _split_name(folders: set[str], split: str) -> str | None:
     named = [name for name in SPLIT_FOLDERS[split] if name in folders]
     if named:
         return named[0]
-    return None if folders & _split_names() else ""
-
-
-def _split_names() -> set[str]:
-    return {name for names in SPLIT_FOLDERS.values() for name in names}
-
-
-def _images_below(base: Path, name: str) -> list[Path]:
-    return sorted(
-        path
-        for path in (base / name).rglob("*")
-        if is_image_name(path.relative_to(base).as_posix()) and path.is_file()
-    )
+    return None if folders & SPLIT_NAMES else ""
 
 
 Reader: TypeAlias = Callable[[Path, str], ImageSource | None]
-FOLDER_READERS: tuple[Reader, ...] = (
-    _cifar_pickles,
-    _arrays,
-    _mnist_files,
-    _annotated,
-    _class_folders,
-    _plain_images,
-    _tars,
-)
-FILES: dict[str, Reader] = {".npy": plain_array, ".npz": packed_arrays, TAR_SUFFIX: _tar}
+READERS: tuple[Reader, ...] = (cifar_pickles, _arrays, mnist_files, _annotated, _image_files, _tars)
+FILES: dict[str, Reader] = {
+    ".npy": plain_array,
+    ".npz": packed_arrays,
+    TAR_SUFFIX: lambda path, split: _split_of_tars(open_tars(path), split),
+}
 
 
 def candidates(data: Path | None, names: Sequence[str]) -> list[Path]:
     """Return the folders that may hold a data set, the likeliest first.
 
     Args:
-        data: The user's choice. If given, no other location is searched.
+        data: The user's choice, or None to look in the usual places.
         names: Usual folder names of the data set, which are searched below each place.
     """
     named = [path for path in named_places(data, names) if path.is_dir()]
@@ -197,18 +160,13 @@ def named_places(data: Path | None, names: Sequence[str]) -> list[Path]:
     """Return the folders and tar files that bear a data set's name, the likeliest first.
 
     Args:
-        data: The user's choice. If given, no other location is searched.
+        data: The user's choice, or None to look in the usual places.
         names: Usual names of the data set's folder, or of its tar file without `.tar`.
     """
     places = [data] if data is not None else data_folders()
     own = [data] if data is not None and data.name in names and data.is_dir() else []
-    below = [
-        path
-        for place in places
-        for name in names
-        for path in (place / name, place / f"{name}{TAR_SUFFIX}")
-    ]
-    return [*own, *(path for path in below if path.is_dir() or is_tar(path))]
+    both = ((place / name, place / f"{name}{TAR_SUFFIX}") for place in places for name in names)
+    return [*own, *(path for pair in both for path in pair if path.is_dir() or is_tar(path))]
 
 
 def is_tar(path: Path) -> bool:
@@ -216,17 +174,13 @@ def is_tar(path: Path) -> bool:
     return path.suffix == TAR_SUFFIX and path.is_file()
 
 
-def find_images(
-    data: Path | None, names: Sequence[str], split: str, *, classes: int | None, what: str
-) -> ImageSource:
+def find_images(data: Path | None, names: Sequence[str], split: str, what: str) -> ImageSource:
     """Open the images of a data set.
 
     Args:
         data: The user's choice, or None to look in the usual places.
         names: Usual folder names of the data set.
         split: `train` or `test`.
-        classes: Number of classes that class folders must have, or None for any. A folder in a
-            usual place is skipped if it has another number.
         what: Name of the images in messages.
 
     Raises:
@@ -239,15 +193,9 @@ def find_images(
         # a place for data sets may hold archives of any: only those of a named folder are meant
         named = data is not None or folder.name in names
         try:
-            source = open_images(folder, split, archives=named)
+            return open_images(folder, split, archives=named)
         except InputError as error:
             problem = error
-            continue
-        if classes is None or source.classes is None or len(source.classes) == classes:
-            return source
-        problem = InputError(
-            f"{folder}: expected {classes} class folders, got {len(source.classes)}."
-        )
     if data is not None and problem is not None:
         raise problem
     raise InputError(f"{what}: expected images, got none. {places_searched(data)}")

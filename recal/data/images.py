@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from recal.data.sampling import in_batches, seeded_batches
-from recal.errors import BrokenImageError, InputError
+from recal.errors import BrokenImageError, InputError, listed
 from recal.machine import available_cores
 from recal.progress import Progress, silent
-from recal.wording import listed
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -32,33 +31,26 @@ class ImageSource(Protocol):
     @property
     def where(self) -> Path:
         """The folder or file that it was read from, for messages."""
-        ...
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """The labels, int64 (N,), or None."""
-        ...
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The classes' names in the order of the labels, or None where they have none."""
-        ...
 
     def __len__(self) -> int:
         """Return the number of images, N."""
-        ...
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """Return image `index`, uint8 (H, W, 3)."""
-        ...
 
     def name(self, index: int) -> str:
         """Return the name of image `index` in messages."""
-        ...
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' names, contents and labels, in hexadecimal."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +76,8 @@ class ArraySource:
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Return a hash of these images' contents and labels, in hexadecimal."""
         digest = hashlib.sha256(repr(self.images.shape[1:]).encode())
-        for start in range(0, len(indices), 1024):
-            digest.update(self.images[indices[start : start + 1024]].tobytes())
+        for some in in_batches(np.array(indices, np.int64), 1024):
+            digest.update(self.images[some].tobytes())
         if self.labels is not None:
             digest.update(self.labels[list(indices)].astype("<i8").tobytes())
         return digest.hexdigest()
@@ -114,7 +106,18 @@ class FileSource:
         """Return a hash of these images' names, contents and labels, in hexadecimal."""
         paths = [self.paths[index] for index in indices]
         names = [path.relative_to(self.where).as_posix() for path in paths]
-        return fingerprint_files(names, (path.read_bytes() for path in paths), self.labels, indices)
+        return fingerprint_files(names, map(Path.read_bytes, paths), self.labels, indices)
+
+
+def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the classes' names in order, and the number of each image's, int64 (N,).
+
+    Args:
+        names: Name of each image's class.
+    """
+    classes = tuple(sorted(set(names)))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, np.array([numbers[name] for name in names], np.int64)
 
 
 def is_image_name(name: str) -> bool:
@@ -169,11 +172,11 @@ def fingerprint_files(
     labels: NDArray[np.int64] | None,
     indices: Sequence[int],
 ) -> str:
-    """Return a hash of images' names, contents and labels, in hexadecimal.
+    """Return a hash of images, in hexadecimal.
 
     Args:
-        names: Path of each file below its source, with slashes.
-        contents: Content of each file.
+        names: Path of each image below its source, with slashes.
+        contents: Content of each image's file.
         labels: Labels of all images of the source, int64 (N,), or None.
         indices: Numbers of the images in the source.
     """
@@ -190,9 +193,7 @@ DECODED_AT_ONCE = 512
 
 
 def without_broken(
-    source: ImageSource,
-    indices: NDArray[np.int64],
-    progress: Progress = silent,
+    source: ImageSource, indices: NDArray[np.int64], progress: Progress = silent
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Decode images once and leave out those that cannot be decoded.
 
@@ -207,22 +208,26 @@ def without_broken(
     """
     if isinstance(source, ArraySource):  # nothing to decode
         return indices, []
-    kept = np.ones(len(indices), bool)
+
+    def decodes(index: int) -> bool:
+        try:
+            source[index]
+        except BrokenImageError:
+            return False
+        return True
+
+    decoded: list[bool] = []
     with ThreadPoolExecutor(min(available_cores(), 16)) as pool:
-        for start in range(0, len(indices), DECODED_AT_ONCE):
-            block = indices[start : start + DECODED_AT_ONCE].tolist()
-            kept[start : start + DECODED_AT_ONCE] = list(
-                pool.map(lambda i: _decodes(source, i), block)
-            )
-            progress(start + len(block), len(indices))
+        for block in in_batches(indices, DECODED_AT_ONCE):
+            decoded += pool.map(decodes, block.tolist())
+            progress(len(decoded), len(indices))
+    kept = np.array(decoded, bool)
     return indices[kept], [source.name(index) for index in indices[~kept].tolist()]
 
 
 @contextmanager
 def counting_broken(
-    source: ImageSource,
-    indices: NDArray[np.int64],
-    progress: Progress = silent,
+    source: ImageSource, indices: NDArray[np.int64], progress: Progress = silent
 ) -> Iterator[None]:
     """If the block meets a broken image, look for all of them and report them together.
 
@@ -243,14 +248,6 @@ def counting_broken(
             f"cannot be decoded: {listed(broken)}. Replace or remove them, or leave them out with "
             "--skip-broken."
         ) from error
-
-
-def _decodes(source: ImageSource, index: int) -> bool:
-    try:
-        source[index]
-    except BrokenImageError:
-        return False
-    return True
 
 
 # fewer images tell next to nothing about a channel's variance
@@ -276,10 +273,9 @@ def usable_batches(
         batch_size: Images per batch.
         seed: Seed of the random draw.
         min_images: Least number of images.
-        skip_broken: Whether to leave out images that cannot be decoded. Otherwise they raise an
-            error when they are read.
-        ask_once: Function that returns the result of its argument, computed in one process of a
-            job, in all of them.
+        skip_broken: Whether to leave out images that cannot be decoded.
+        ask_once: Function that returns the result of its argument in all processes of a job,
+            computed in one of them.
         progress: Called with the number of images decoded and in total, with `skip_broken`.
 
     Returns:

@@ -26,10 +26,9 @@ def normalise_array(
         float32 (N, 3, H, W), contiguous.
     """
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
-    shape = (1, -1, 1, 1)
     planes /= np.float32(255.0)
-    planes -= np.asarray(mean, np.float32).reshape(shape)
-    planes /= np.asarray(std, np.float32).reshape(shape)
+    planes -= np.asarray(mean, np.float32)[:, None, None]
+    planes /= np.asarray(std, np.float32)[:, None, None]
     return planes
 
 
@@ -39,7 +38,7 @@ def normalise(
     """Normalise a tensor of images on a device.
 
     Args:
-        images: uint8 (N, H, W, 3) in 0 to 255.
+        images: uint8 (N, H, W, 3) in 0 to 255, on any device.
         mean: Mean of each channel of images in [0, 1].
         std: Standard deviation of each channel of images in [0, 1].
         device: The device that computes and holds the result.
@@ -50,7 +49,5 @@ def normalise(
     import torch
 
     planes = images.to(device).permute(0, 3, 1, 2).float().div_(255.0)
-    shape = (1, -1, 1, 1)
-    shift = torch.tensor(mean, dtype=torch.float32, device=device).view(shape)
-    scale = torch.tensor(std, dtype=torch.float32, device=device).view(shape)
+    shift, scale = torch.tensor((mean, std), dtype=torch.float32, device=device)[..., None, None]
     return planes.sub_(shift).div_(scale)

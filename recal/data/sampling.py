@@ -18,7 +18,6 @@ def keyed_draws(*key: int) -> Iterator[None]:
     """Seed the global generators of `random`, NumPy and torch from a key, inside the block only.
 
     torchvision's and timm's transforms draw from these three and take no generator as an argument.
-    The states from before the block are restored after it, also after an error.
 
     Args:
         key: Non-negative integers; equal keys give equal draws.
@@ -30,7 +29,7 @@ def keyed_draws(*key: int) -> Iterator[None]:
 
 @contextmanager
 def undisturbed_draws() -> Iterator[None]:
-    """Restore the states of the three global generators after the block.
+    """Restore the states of the three global generators after the block, also after an error.
 
     This takes several times as long as seeding them: for many images, enter the block once and call
     `seed_draws` for each image.
@@ -49,17 +48,13 @@ def undisturbed_draws() -> Iterator[None]:
 
 
 def seed_draws(*key: int) -> None:
-    """Seed the three global generators from a key, without restoring them.
-
-    Args:
-        key: Non-negative integers; equal keys give equal draws.
-    """
+    """Seed the three global generators as `keyed_draws` does, without restoring them."""
     import torch
 
-    words = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.default_generator.manual_seed(int(words[2]))
+    first, second, third = np.random.SeedSequence(key).generate_state(3).tolist()
+    random.seed(first)
+    np.random.seed(second)
+    torch.default_generator.manual_seed(third)
 
 
 def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list[NDArray[np.int64]]:
@@ -69,6 +64,14 @@ def seeded_batches(count: int, samples: int, batch_size: int, seed: int) -> list
     last batch may be smaller.
     """
     return in_batches(np.random.default_rng(seed).permutation(count)[:samples], batch_size)
+
+
+def stratified_sample(labels: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
+    """Return the indices of `limit` images, spread evenly over the classes, in rising order."""
+    if limit is None:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return np.sort(even_over_classes(order, labels, limit))
 
 
 def in_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

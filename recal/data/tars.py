@@ -1,4 +1,8 @@
-"""Images inside tar archives, read in place without unpacking."""
+"""Images inside tar archives, read in place without unpacking.
+
+An archive that is compressed or damaged, or holds a link, a device, a name that leads out of it, or
+the same name twice, is an `InputError`.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.data.images import decode, fingerprint_files, is_hidden, is_image_name
+from recal.data.images import decode, fingerprint_files, is_hidden, is_image_name, numbered
 from recal.errors import InputError
 
 TAR_SUFFIX = ".tar"
 
 
 class Member(NamedTuple):
-    """An image inside an archive.
-
-    Attributes:
-        name: Its path inside, with slashes.
-        offset: Position of its content in the archive, in bytes.
-        size: Length of its content, in bytes.
-    """
+    """The path of an image in an archive, with slashes, and its content's place in bytes."""
 
     name: str
     offset: int
@@ -37,16 +35,13 @@ class Member(NamedTuple):
 class TarSource:
     """Images in one or several tar files, in the order of their paths: an `ImageSource`.
 
-    An image is read by opening the archive, so that nothing is shared with other threads or with
-    the processes of a loader.
+    Each image is read by opening the archive: threads and processes of a loader share nothing.
 
     Attributes:
         where: The archive, or the folder of archives.
         archives: The archives.
         names: Path of each image below `folder`, with slashes.
-        archive: Number of each image's archive, int32 (N,).
-        offsets: Position of each image in its archive, in bytes, int64 (N,).
-        sizes: Length of each image, in bytes, int64 (N,).
+        places: Number of the archive, offset and size in bytes of each image, int64 (N, 3).
         labels: Label of each image, int64 (N,), or None.
         classes: Names of the classes in the order of the labels, or None.
         folder: The folder inside that the images are taken from; empty for all of it.
@@ -55,9 +50,7 @@ class TarSource:
     where: Path
     archives: tuple[Path, ...]
     names: tuple[str, ...]
-    archive: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    places: NDArray[np.int64]
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
     folder: str = ""
@@ -75,11 +68,8 @@ class TarSource:
         Args:
             where: The archive, or the folder of archives.
             archives: The archives.
-            members: The images of each archive, their names below `folder`.
+            members: The images of each archive, their names below `folder`, each once.
             folder: The folder inside that the images are taken from; empty for all of it.
-
-        Raises:
-            InputError: A path occurs twice.
         """
         found = [(m.name.split("/"), m, i) for i, part in enumerate(members) for m in part]
         found.sort(key=lambda row: row[0])
@@ -89,13 +79,12 @@ class TarSource:
                 raise InputError(
                     f"{archives[number]}: holds the same name twice, '{name}'. Refused."
                 )
+        places = [(number, member.offset, member.size) for _, member, number in found]
         return cls(
             where=where,
             archives=tuple(archives),
             names=tuple(member.name for _, member, _ in found),
-            archive=np.array([number for *_, number in found], np.int32),
-            offsets=np.array([member.offset for _, member, _ in found], np.int64),
-            sizes=np.array([member.size for _, member, _ in found], np.int64),
+            places=np.array(places, np.int64).reshape(-1, 3),
             folder=folder,
         )
 
@@ -108,20 +97,18 @@ class TarSource:
     def name(self, index: int) -> str:
         """Return the archive's path and the image's path in it."""
         inside = f"{self.folder}/{self.names[index]}" if self.folder else self.names[index]
-        return f"{self.archives[self.archive[index]]}: {inside}"
+        return f"{self.archives[self.places[index, 0]]}: {inside}"
 
     def fingerprint(self, indices: Sequence[int]) -> str:
-        """Return a hash of these images' names, contents and labels, in hexadecimal.
-
-        It equals that of the same images unpacked.
-        """
+        """Return the same hash as for the same images unpacked: see `FileSource.fingerprint`."""
         names = [self.names[index] for index in indices]
         return fingerprint_files(names, map(self._content, indices), self.labels, indices)
 
     def _content(self, index: int) -> bytes:
-        archive, size = self.archives[int(self.archive[index])], int(self.sizes[index])
+        number, offset, size = self.places[index].tolist()
+        archive = self.archives[number]
         with archive.open("rb", buffering=0) as file:
-            file.seek(int(self.offsets[index]))
+            file.seek(offset)
             content: bytes = file.read(size)
         if len(content) != size:  # it has changed since it was listed
             raise InputError(f"{archive}: ends in the middle of '{self.names[index]}'.")
@@ -129,8 +116,7 @@ class TarSource:
 
     def folders(self) -> set[str]:
         """Return the names of the folders at the top of `folder`."""
-        tops = (name.partition("/") for name in self.names)
-        return {top for top, slash, _ in tops if slash}
+        return {name.partition("/")[0] for name in self.names if "/" in name}
 
     def below(self, folder: str) -> TarSource:
         """Return the images below a folder inside `folder`; its own folders are the classes.
@@ -143,21 +129,14 @@ class TarSource:
         """
         prefix = f"{folder}/" if folder else ""
         inside = [i for i, name in enumerate(self.names) if name.startswith(prefix)]
-        names = [self.names[i].removeprefix(prefix) for i in inside]
-        tops = [top if slash else None for top, slash, _ in (n.partition("/") for n in names)]
-        classes = tuple(sorted({top for top in tops if top is not None}))
-        if classes:
-            labelled = [i for i, top in enumerate(tops) if top is not None]
-            inside, names = [inside[i] for i in labelled], [names[i] for i in labelled]
-        numbers = {name: number for number, name in enumerate(classes)}
-        labels = [numbers[top] for top in tops if top is not None]
+        inside = [i for i in inside if "/" in self.names[i][len(prefix) :]] or inside
+        names = tuple(self.names[i][len(prefix) :] for i in inside)
+        classes, labels = numbered([name.partition("/")[0] for name in names if "/" in name])
         return replace(
             self,
-            names=tuple(names),
-            archive=self.archive[inside],
-            offsets=self.offsets[inside],
-            sizes=self.sizes[inside],
-            labels=np.array(labels, np.int64) if classes else None,
+            names=names,
+            places=self.places[inside],
+            labels=labels if classes else None,
             classes=classes or None,
             folder="/".join(filter(None, (self.folder, folder))),
         )
@@ -172,10 +151,6 @@ def open_tars(where: Path, archives: Sequence[Path] | None = None) -> TarSource:
     Args:
         where: An archive, or the folder that holds them.
         archives: The archives in the folder; None where `where` is the archive.
-
-    Raises:
-        InputError: An archive is compressed or damaged, or holds a link, a device, a name that
-            leads out of it, or the same name twice.
     """
     archives = archives or [where]
     members = []
@@ -194,12 +169,7 @@ def _listed(archive: Path, _mtime: int, _size: int) -> tuple[Member, ...]:
 
 
 def images_in(archive: Path) -> Iterator[Member]:
-    """Yield the images inside a tar file, in the order of the file.
-
-    Raises:
-        InputError: The archive is compressed or damaged, or holds a link, a device or a name that
-            leads out of it.
-    """
+    """Yield the images inside a tar file, in the order of the file."""
     try:
         with tarfile.open(archive, "r:") as tar:
             size = archive.stat().st_size
@@ -236,11 +206,7 @@ def _images(
 
 
 def plain_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive, their names without `./` and doubled slashes.
-
-    Raises:
-        InputError: It holds a link, a device or a name that leads out of it, or is damaged.
-    """
+    """Yield the files of an archive, their names without `./` and doubled slashes."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte per image
         member.name = str(safe_path(member, archive))
@@ -254,11 +220,7 @@ def plain_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarIn
 
 
 def safe_path(member: tarfile.TarInfo, archive: Path) -> PurePosixPath:
-    """Return a member's path inside an archive.
-
-    Raises:
-        InputError: It leads out of the archive, or the member is no plain file or folder.
-    """
+    """Return a member's path inside an archive, or refuse one that leads out of it, or a link."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{archive}: '{member.name}' leads out of it. Refused.")

@@ -1,19 +1,23 @@
-"""The published data sets, from `catalogue.toml`: where they come from, how they are recognised."""
+"""The data sets: published ones, from `catalogue.toml`, and records of regenerated ones."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta, field
+from msgspec import Meta, Struct, field
 
-from recal.resources import data_folders
-from recal.schema import Record, read_toml
+from recal.errors import InputError
+from recal.files import data_folders, write_whole
+from recal.schema import Record, read_json_file, read_toml, to_json
 
 SUMS = "SHA256SUMS"
+PROVENANCE = "PROVENANCE.json"
+REGENERATED = "regenerated: not comparable digit for digit with the published set"
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,84 @@ def find_set(name: str) -> Path | None:
             if (place / folder).is_dir():
                 return place / folder
     return None
+
+
+class Provenance(Record, frozen=True, kw_only=True):
+    """The content of PROVENANCE.json in a folder of regenerated data.
+
+    Attributes:
+        label: The label that results made from the folder must show.
+        set: Name of the published set.
+        family: Name of the corruption parameters.
+        side: Side of the images, in pixels.
+        severities: Severities of each corruption.
+        seed: Seed of the random draws.
+        images: Number of clean images.
+        source_sha256: Hash of the clean images' names, contents and labels.
+        jpeg_quality: Quality of the JPEG files; None for arrays.
+        versions: Versions of recal, Python and the libraries that compute the images.
+        corruptions: The corruptions that are, or were going to be, in the folder.
+        complete: Whether all of them are there.
+    """
+
+    label: str = REGENERATED
+    set: str
+    family: str
+    side: Annotated[int, Meta(ge=1)]
+    severities: tuple[int, ...]
+    seed: int
+    images: Annotated[int, Meta(ge=0)]
+    source_sha256: str
+    jpeg_quality: int | None
+    versions: dict[str, str]
+    corruptions: tuple[str, ...] = ()
+    complete: bool = False
+
+
+class _Labelled(Struct):
+    """The one field that every record of regenerated data has, whoever wrote it."""
+
+    label: str
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """Return the record of a folder of regenerated data, or None if there is none.
+
+    Raises:
+        InputError: The record cannot be read.
+    """
+    path = folder / PROVENANCE
+    return read_json_file(path, Provenance) if path.is_file() else None
+
+
+def write_provenance(folder: Path, record: Provenance) -> None:
+    """Write the record of a folder, whole or not at all."""
+    write_whole(folder / PROVENANCE, to_json(record, indent=1) + "\n")
+
+
+def label_of(folder: Path) -> str | None:
+    """Return the label that results made from a folder must show, or None for published data.
+
+    Raises:
+        InputError: The folder has a record that cannot be read.
+    """
+    path = folder / PROVENANCE
+    return read_json_file(path, _Labelled).label if path.is_file() else None
+
+
+@cache
+def wnids(name: str) -> tuple[str, ...]:
+    """Return ImageNet's synsets in the order of the logits, from timm's list of them.
+
+    Args:
+        name: `imagenet` for all 1000, `imagenet_a` or `imagenet_r` for 200 of them.
+    """
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    # read without importing timm, which would import torch
+    path = Path(spec.origin).parent / "data" / "_info" / f"{name}_synsets.txt"
+    try:
+        return tuple(path.read_text(encoding="utf-8").split())
+    except OSError as error:
+        raise InputError(f"{path}: expected timm's list of classes, got none.") from error

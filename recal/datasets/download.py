@@ -9,16 +9,11 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from email.message import Message
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from recal.datasets.catalogue import Download
 from recal.errors import RecalError, UsageError, VerificationError
 from recal.progress import Progress
-
-if TYPE_CHECKING:
-    from recal.datasets.catalogue import Download
-
 
 BLOCK = 1 << 20
 ATTEMPTS = 5
@@ -28,21 +23,17 @@ SPARE_BYTES = 64 << 20
 HTTP_PARTIAL, HTTP_RANGE_NOT_SATISFIABLE = 206, 416
 
 
-class _CutError(Exception):
-    """The transfer stopped early; the bytes that came are kept, and the rest is requested."""
+# the transfer stopped early; the bytes that came are kept, and the rest is requested
+CUT = (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError)
 
 
 def download(source: Download, path: Path, progress: Progress) -> None:
-    """Download a file, resuming an earlier attempt.
+    """Download a file to `path`, resuming an earlier attempt.
 
     The bytes are kept in `<path>.partial` until the file is whole and its checksum right. If the
     server cuts the connection or sends less than it announced, the rest is requested. If a resumed
     file does not have the published checksum, it is downloaded once more from its beginning.
-
-    Args:
-        source: The address and checksum of the file.
-        path: Path of the file to write.
-        progress: Called with the number of bytes on disk and in total (0 while unknown).
+    `progress` is called with the number of bytes on disk and in total (0 while unknown).
 
     Raises:
         RecalError: The server cannot be reached, keeps cutting the connection, or the disk is full.
@@ -101,7 +92,7 @@ def _fetch_whole(url: str, partial: Path, progress: Progress) -> None:
         except urllib.error.HTTPError as error:
             with error:
                 if error.code == HTTP_RANGE_NOT_SATISFIABLE and before > 0:
-                    if _announced_size(error.headers) == before:
+                    if error.headers.get("Content-Range", "").rpartition("/")[2] == str(before):
                         return  # the file was whole already
                     partial.unlink()
                     continue
@@ -110,9 +101,7 @@ def _fetch_whole(url: str, partial: Path, progress: Progress) -> None:
                         f"{url}: the server answered {error.code} {error.reason}."
                     ) from error
                 reason: Exception = error
-        except (_CutError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = error
-        except urllib.error.URLError as error:
+        except CUT as error:
             reason = error
         else:
             return
@@ -133,11 +122,12 @@ def _fetch_rest(url: str, partial: Path, offset: int, progress: Progress) -> Non
         headers["Range"] = f"bytes={offset}-"
     request = urllib.request.Request(url, headers=headers)  # noqa: S310  (checked by download)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-        if offset and (answer.status != HTTP_PARTIAL or _range_start(answer.headers) != offset):
+        place = answer.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0].strip()
+        if offset and (answer.status != HTTP_PARTIAL or place != str(offset)):
             offset = 0  # the server does not resume, or not where it was asked to
             if answer.status == HTTP_PARTIAL:
                 partial.unlink()
-                raise _CutError("the server resumed at another place")
+                raise ConnectionError("the server resumed at another place")
         length = answer.headers.get("Content-Length")
         total = offset + int(length) if length and length.isdigit() else 0
         require_room(partial.parent, max(total - offset, 0) + SPARE_BYTES)
@@ -152,17 +142,7 @@ def _fetch_rest(url: str, partial: Path, offset: int, progress: Progress) -> Non
             file.flush()
             os.fsync(file.fileno())
         if total and done < total:
-            raise _CutError(f"{done} of {total} bytes came")
-
-
-def _range_start(headers: Message) -> int | None:
-    text = headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0].strip()
-    return int(text) if text.isdigit() else None
-
-
-def _announced_size(headers: Message) -> int | None:
-    text = headers.get("Content-Range", "").rpartition("/")[2]
-    return int(text) if text.isdigit() else None
+            raise ConnectionError(f"{done} of {total} bytes came")
 
 
 def require_room(folder: Path, needed: int) -> None:

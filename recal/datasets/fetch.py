@@ -12,12 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias
 
 from recal.data.tars import safe_path
-from recal.datasets.catalogue import SUMS, Download, PublishedSet, catalogue
+from recal.datasets.catalogue import SUMS, PublishedSet, catalogue
 from recal.datasets.download import BLOCK, SPARE_BYTES, download, hash_file, require_room
-from recal.errors import InputError, RecalError, UsageError, VerificationError
-from recal.files import locked, whole_file
+from recal.errors import InputError, RecalError, UsageError, pick
+from recal.files import locked, whole_file, write_whole
 from recal.progress import Progress
-from recal.wording import listed, pick
 
 StepProgress: TypeAlias = Callable[[str, int, int], None]
 
@@ -31,8 +30,7 @@ def unpack(archive: Path, folder: Path, sums: IO[str], progress: Progress) -> No
     Args:
         archive: A .tar or .tar.gz file.
         folder: The folder to make.
-        sums: Text stream that receives a line for each file: its SHA-256 and its path below
-            `folder`, with slashes.
+        sums: Text stream that receives each file's line of SHA256SUMS.
         progress: Called with the number of bytes of the archive that were read and in total.
 
     Raises:
@@ -156,8 +154,10 @@ def fetch(name: str, place: Path, progress: StepProgress) -> Path:
 
 def _fetch_parts(wanted: PublishedSet, work: Path, progress: StepProgress) -> None:
     content = work / "content"
-    for source in wanted.files:
-        record, part = _record(work, source), _part(work, source, wanted)
+    # the list of a download's files exists once it is unpacked
+    records = [work / f"{source.name}.sums" for source in wanted.files]
+    parts = [work / f"{source.name}.content" / wanted.folder for source in wanted.files]
+    for source, record, part in zip(wanted.files, records, parts, strict=True):
         if record.is_file():
             continue
         path = work / source.name
@@ -173,19 +173,8 @@ def _fetch_parts(wanted: PublishedSet, work: Path, progress: StepProgress) -> No
                 shutil.copyfile(path, part / source.name)
                 sums.write(format_sum(hash_file(path, "sha256"), source.name))
         path.unlink()
-    _merge([_part(work, source, wanted) for source in wanted.files], content)
-    with whole_file(content / SUMS) as lines, lines.open("wb") as sums_of_all:
-        for source in wanted.files:
-            sums_of_all.write(_record(work, source).read_bytes())
-
-
-def _record(work: Path, source: Download) -> Path:
-    """Return the path of the list of a download's files, which exists once it is unpacked."""
-    return work / f"{source.name}.sums"
-
-
-def _part(work: Path, source: Download, wanted: PublishedSet) -> Path:
-    return work / f"{source.name}.content" / wanted.folder
+    _merge(parts, content)
+    write_whole(content / SUMS, b"".join(record.read_bytes() for record in records))
 
 
 def _merge(parts: list[Path], content: Path) -> None:
@@ -200,64 +189,3 @@ def _merge(parts: list[Path], content: Path) -> None:
                 raise InputError(f"{path.name}: is in two archives of the set. Refused.")
             else:
                 path.replace(target)
-
-
-def verify(folder: Path, progress: StepProgress) -> int:
-    """Check the files of a folder against its SHA256SUMS.
-
-    Returns:
-        The number of files.
-
-    Raises:
-        InputError: There is no SHA256SUMS in it, or one of its lines is malformed.
-        VerificationError: A file is missing or changed. The message names the first ones.
-    """
-    record = folder / SUMS
-    if not record.is_file():
-        raise InputError(
-            f"{folder}: expected {SUMS} in it, got none. Only sets that recal fetched or generated "
-            "have one."
-        )
-    faults, count = [], 0
-    done, total = 0, record.stat().st_size
-    with record.open(encoding="utf-8") as lines:
-        for line in lines:
-            digest, path = _parse_sum(line, record)
-            if not (folder / path).is_file():
-                faults.append(f"{path} is missing")
-            elif hash_file(folder / path, "sha256") != digest:
-                faults.append(f"{path} differs")
-            count += 1
-            done += len(line.encode())
-            progress("verify", done, total)
-    if faults or not count:
-        raise VerificationError(
-            f"{folder}: expected the files of {SUMS}, got {listed(faults, 5) or 'none'}."
-        )
-    return count
-
-
-def _parse_sum(line: str, record: Path) -> tuple[str, str]:
-    digest, path = line[:64], line[66:].rstrip("\n")
-    if line[64:66] not in ("  ", " *") or not path or not is_portable(path):
-        raise InputError(f"{record}: expected lines of a sha256 and a path, got {line!r}.")
-    return digest, path
-
-
-def verify_archive(path: Path) -> str:
-    """Check a downloaded file by its published checksum, and return the name of its set.
-
-    Raises:
-        InputError: No set has a file of this name.
-        VerificationError: The checksum differs.
-    """
-    for name, published in catalogue().items():
-        for source in published.files:
-            if source.name == path.name:
-                found = hash_file(path, "md5")
-                if found != source.md5:
-                    raise VerificationError(
-                        f"{path}: expected md5 {source.md5} ({name}), got {found}. Fetch it again."
-                    )
-                return name
-    raise InputError(f"{path}: expected a folder, or a file of a published set, got '{path.name}'.")

@@ -13,18 +13,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS, PARAMETER_SETS, SEVERITIES
-from recal.datasets.catalogue import SUMS
+from recal.datasets.catalogue import PROVENANCE, SUMS, Provenance, read_provenance, write_provenance
 from recal.datasets.download import hash_file, require_room
 from recal.datasets.fetch import format_sum
-from recal.datasets.provenance import (
-    PROVENANCE,
-    Provenance,
-    read_provenance,
-    write_provenance,
-)
 from recal.datasets.regenerate import (
     CHUNK,
     JPEG_QUALITY,
@@ -36,11 +29,10 @@ from recal.datasets.regenerate import (
     write_array,
     write_folders,
 )
-from recal.errors import InputError, RecalError, UsageError, VerificationError
+from recal.errors import InputError, RecalError, UsageError, pick
 from recal.files import locked, whole_file, write_whole
 from recal.progress import Progress
 from recal.version import __version__
-from recal.wording import pick
 
 LIBRARIES = ("numpy", "scipy", "numba", "opencv-python-headless", "opencv-python", "pillow")
 
@@ -111,9 +103,15 @@ def generate(
     chosen = {pick(corruption, ALL_CORRUPTIONS, "corruption") for corruption in corruptions}
     names = [corruption for corruption in ALL_CORRUPTIONS if corruption in chosen]
     clean = open_clean(source)
-    missing_textures = _textures_missing(names)
-    if missing_textures:
-        names.remove("frost")
+    missing_textures = None
+    if "frost" in names:
+        from recal.corruptions.frost import find_textures
+
+        try:
+            find_textures()
+        except InputError as error:
+            missing_textures = error
+            names.remove("frost")
     request = _request(name, wanted, source, seed)
     _check_folder(out, request)
     needed = len(names) * len(SEVERITIES) * len(clean) * wanted.image_bytes
@@ -128,24 +126,16 @@ def generate(
         _run(wanted, _cut(wanted, source, out, names, len(clean), seed), progress, workers)
         assert clean.labels is not None
         if wanted.arrays:
-            _write_labels(out / "labels.npy", clean.labels)
-            _write_sums(out, [*(f"{c}.npy" for c in present), "labels.npy"])
+            with whole_file(out / "labels.npy") as partial, partial.open("wb") as file:
+                np.save(file, np.tile(clean.labels, len(SEVERITIES)).astype(np.uint8))
+            paths = [out / f"{name}.npy" for name in sorted([*present, "labels"])]
+            sums = [format_sum(hash_file(p, "sha256"), p.name) for p in paths if p.is_file()]
+            write_whole(out / SUMS, "".join(sums))
         record = msgspec.structs.replace(record, complete=True)
         write_provenance(out, record)
     if missing_textures:
         raise missing_textures
     return record
-
-
-def _textures_missing(names: list[str]) -> InputError | None:
-    if "frost" in names:
-        from recal.corruptions.frost import find_textures
-
-        try:
-            find_textures()
-        except InputError as error:
-            return error
-    return None
 
 
 def _request(name: str, wanted: GeneratedSet, source: Path, seed: int) -> Provenance:
@@ -198,16 +188,14 @@ def _bytes_there(out: Path, wanted: GeneratedSet, names: list[str]) -> int:
     if wanted.arrays:
         paths = [out / f"{name}.npy" for name in names]
         return sum(path.stat().st_size for path in paths if path.is_file())
-    there = sum(1 for name in names for _ in (out / name).rglob("*.JPEG"))
-    return there * wanted.image_bytes
+    return wanted.image_bytes * sum(1 for name in names for _ in (out / name).rglob("*.JPEG"))
 
 
 def _cut(
     wanted: GeneratedSet, source: Path, out: Path, names: list[str], count: int, seed: int
 ) -> list[Task]:
     """Return the tasks: whole files of one corruption, or all corruptions of a few images."""
-    groups = [(name,) for name in names] if wanted.arrays else [tuple(names)]
-    step = count if wanted.arrays else CHUNK
+    groups, step = ([(n,) for n in names], count) if wanted.arrays else ([tuple(names)], CHUNK)
     task = Task(source=source, out=out, family=wanted.family, seed=seed)
     return [
         replace(task, corruptions=group, start=start, stop=min(start + step, count))
@@ -238,40 +226,3 @@ def _run(wanted: GeneratedSet, tasks: list[Task], progress: Progress, workers: i
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _write_labels(path: Path, labels: NDArray[np.int64]) -> None:
-    with whole_file(path) as partial, partial.open("wb") as file:
-        np.save(file, np.tile(labels, len(SEVERITIES)).astype(np.uint8))
-
-
-def _write_sums(out: Path, names: list[str]) -> None:
-    there = [name for name in sorted(names) if (out / name).is_file()]
-    write_whole(
-        out / SUMS, "".join(format_sum(hash_file(out / name, "sha256"), name) for name in there)
-    )
-
-
-def verify_folders(out: Path, record: Provenance) -> int:
-    """Count the images of a regenerated set of folders.
-
-    Returns:
-        The number of files.
-
-    Raises:
-        VerificationError: It is not complete, or a cell has another number of images.
-    """
-    again = "Run `recal data generate` again."
-    if not record.complete:
-        raise VerificationError(f"{out}: expected a complete set, got a part of it. {again}")
-    count = 0
-    for name in record.corruptions:
-        for severity in record.severities:
-            cell = out / name / str(severity)
-            there = sum(1 for path in cell.rglob("*.JPEG") if path.stat().st_size > 0)
-            if there != record.images:
-                raise VerificationError(
-                    f"{cell}: expected {record.images} images, got {there}. {again}"
-                )
-            count += there
-    return count

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -70,18 +72,10 @@ def open_clean(folder: Path) -> ImageSource:
 
 
 def read_prepared(source: ImageSource, index: int, family: str) -> NDArray[np.uint8]:
-    """Read an image at the side that the corruption parameters are for.
+    """Read an image at the side that a family's parameters are for, uint8 (side, side, 3).
 
     Images for ImageNet's parameters are resized to 256 pixels at the shorter side and cropped in
     the middle, as the generators do. All others must have the right side already.
-
-    Args:
-        source: The clean images.
-        index: Number of the image.
-        family: Name of the corruption parameters.
-
-    Returns:
-        uint8 (side, side, 3).
 
     Raises:
         InputError: The image cannot be decoded, or has another side.
@@ -101,12 +95,8 @@ def read_prepared(source: ImageSource, index: int, family: str) -> NDArray[np.ui
 
 
 @lru_cache(maxsize=1)
-def _read_all(folder: Path, family: str) -> NDArray[np.uint8]:
-    """Read all images at once: small ones are decoded once a process, not once a corruption."""
-    return _read(folder, family, 0, len(open_clean(folder)))
-
-
 def _read(folder: Path, family: str, start: int, stop: int) -> NDArray[np.uint8]:
+    """Read some images: small sets are decoded once a process, not once a corruption."""
     source = open_clean(folder)
     return np.stack([read_prepared(source, index, family) for index in range(start, stop)])
 
@@ -114,17 +104,16 @@ def _read(folder: Path, family: str, start: int, stop: int) -> NDArray[np.uint8]
 def forget_images() -> None:
     """Forget the images that were opened, because their files may have changed since."""
     open_clean.cache_clear()
-    _read_all.cache_clear()
+    _read.cache_clear()
 
 
 def write_array(task: Task) -> int:
-    """Write `<corruption>.npy`: uint8 (5 N, H, W, 3), severity after severity.
+    """Write `<corruption>.npy`, uint8 (5 N, H, W, 3), severity after severity.
 
-    Returns:
-        The number of corrupted images that are there now.
+    The number of corrupted images that are there now is returned.
     """
     side, count = PARAMETER_SETS[task.family].side, task.stop - task.start
-    clean = _read_all(task.source, task.family)
+    clean = _read(task.source, task.family, task.start, task.stop)
     for name in task.corruptions:
         path = task.out / f"{name}.npy"
         if path.is_file():  # only whole files have this name
@@ -135,7 +124,7 @@ def write_array(task: Task) -> int:
             np.lib.format.write_array_header_1_0(file, header)
             for severity in SEVERITIES:
                 for start in range(task.start, task.stop, STEP):
-                    some = clean[start : min(start + STEP, task.stop)]
+                    some = clean[start - task.start : start - task.start + STEP]
                     file.write(_corrupted(task, name, severity, some, start).tobytes())
     return task.size
 
@@ -143,22 +132,17 @@ def write_array(task: Task) -> int:
 def write_folders(task: Task) -> int:
     """Write `<corruption>/<severity>/<class>/<name>.JPEG` for a few images.
 
-    Existing files are kept, because only whole files have their final names.
-
-    Returns:
-        The number of corrupted images that are there now.
+    Existing files are kept, because only whole files have their final names. The number of
+    corrupted images that are there now is returned.
     """
     source = open_clean(task.source)
     names = [place_of(source, index) for index in range(task.start, task.stop)]
-    images = None
     for name in task.corruptions:
         for severity in SEVERITIES:
             paths = [task.out / name / str(severity) / place for place in names]
-            if all(path.is_file() for path in paths):
-                continue
-            if images is None:
+            if not all(path.is_file() for path in paths):
                 images = _read(task.source, task.family, task.start, task.stop)
-            _write_jpegs(paths, _corrupted(task, name, severity, images, task.start))
+                _write_jpegs(paths, _corrupted(task, name, severity, images, task.start))
     return task.size
 
 
@@ -201,20 +185,16 @@ def _write_jpegs(paths: list[Path], images: NDArray[np.uint8]) -> None:
 
 def begin_worker() -> None:
     """Make a worker process end with its parent, even if that is killed, but not by Ctrl-C."""
-    import signal
-    from multiprocessing import parent_process
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too
-
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.join,), daemon=True).start()
     import cv2
 
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too
+    parent = parent_process()
 
+    def end_with_parent() -> None:
+        assert parent is not None
+        parent.join()
+        os._exit(1)
 
-def _end_with(wait: object) -> None:
-    assert callable(wait)
-    wait()
-    os._exit(1)
+    if parent is not None:
+        threading.Thread(target=end_with_parent, daemon=True).start()

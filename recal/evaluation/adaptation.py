@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recal.errors import UsageError
-from recal.variant.plain import batch_norms
-from recal.wording import pick
+from recal.errors import UsageError, pick
+from recal.variant.plain import batch_norms, first_tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,15 +102,15 @@ class AdaptedLayer:
             layer.get_buffer(name) for name in ("running_mean", "running_var")
         )
         self._source = self._mean.clone(), self._variance.clone()
-        layer.register_forward_pre_hook(self._set)
+        layer.register_forward_pre_hook(self._set, with_kwargs=True)
 
     def reset(self) -> None:
         """Set the statistics back to the network's own."""
         self._mean.copy_(self._source[0])
         self._variance.copy_(self._source[1])
 
-    def _set(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].float()
+    def _set(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = first_tensor(args, kwargs).float()
         over = [0, *range(2, x.ndim)]
         variance, mean = torch.var_mean(x, over, correction=0)
         if self._adaptation.kind == "ema":

@@ -111,7 +111,11 @@ class Predictors:
         if key not in self._traced:
             network = build(target.checkpoint, target.variant)
             self._traced[key] = to_onnx(network, target.spec.size, fold=False)
-        return with_arrays(self._traced[key], dict(target.variant.tensors))
+        model = self._traced[key]
+        # what the graph lacks belongs to layers that the network never uses
+        held = {tensor.name for tensor in model.graph.initializer}
+        tensors = {name: t for name, t in target.variant.tensors.items() if name in held}
+        return with_arrays(model, tensors)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

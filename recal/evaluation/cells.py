@@ -19,8 +19,7 @@ from recal.progress import Progress, silent
 from recal.runs.metrics import score
 from recal.runs.store import Columns, cell_file, read_cell, write_cell
 from recal.schema import to_json
-from recal.suites.classes import kept_logits
-from recal.suites.suite import Cell
+from recal.suites.suite import Cell, Suite, kept_logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from recal.evaluation.targets import Target
     from recal.runs.store import RunRecord
     from recal.suites.images import SuiteImages
-    from recal.suites.suite import Suite
 
 
 # part of every cell's key: increase it when a change of this code changes a number

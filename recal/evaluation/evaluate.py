@@ -14,7 +14,7 @@ from torch import nn
 
 from recal.calibration.hooks import device_of
 from recal.checkpoint.checkpoint import Checkpoint
-from recal.checkpoint.options import ReadingOptions
+from recal.checkpoint.layouts import ReadingOptions
 from recal.distributed import ALONE
 from recal.errors import InputError, UsageError, printable
 from recal.evaluation.cells import compute_cells, drop_cell

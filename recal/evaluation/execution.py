@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recal.data.normalise import normalise, normalise_array
-from recal.errors import UsageError
+from recal.errors import UsageError, pick
 from recal.machine import cores_of_this_process
-from recal.wording import pick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

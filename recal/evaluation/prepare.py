@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from recal.checkpoint.options import AS_FOUND
+from recal.checkpoint.layouts import AS_FOUND
 from recal.errors import InputError, UsageError
 from recal.evaluation.cells import Work
 from recal.evaluation.execution import ExecutionOptions, choose_execution
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from recal.checkpoint.checkpoint import Checkpoint
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.evaluation.execution import Execution
     from recal.evaluation.targets import Given, Target
     from recal.suites.images import ChosenImages, SuiteImages

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.suites.classes import class_count
+from recal.suites.suite import Cell, Suite, class_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from recal.evaluation.targets import Target
     from recal.runs.store import Columns
     from recal.suites.images import SuiteImages
-    from recal.suites.suite import Cell, Suite
 
 
 # number of images whose mean and standard deviation are computed

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from recal.checkpoint.checkpoint import Checkpoint
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.evaluation.adaptation import Adaptation
     from recal.networks.spec import ModelSpec
     from recal.variant.variant import Variant

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from recal.errors import InputError, UsageError, VerificationError
 from recal.export.forms import Float32, Form
 from recal.export.subject import comparison_images, make_subjects
@@ -17,6 +19,7 @@ from recal.onnx_file.record import (
     GraphOptions,
     HeldVariant,
     OnnxRecord,
+    shortened,
     with_onnx,
     write_record,
 )
@@ -107,6 +110,7 @@ def export_onnx(
         evidence = form.prove(content, subjects, options, progress)
     except VerificationError as error:
         raise VerificationError(f"{error} No file was written. {form.advice}") from error
+    made = evidence.int8
     record = OnnxRecord(
         form=form.name,
         options=options,
@@ -118,8 +122,8 @@ def export_onnx(
         checkpoint_sha256=_file_sha256(checkpoint.path),
         classes=None if class_names is None else tuple(class_names),
         accuracies=accuracies,
-        parity={name: proof.shortened() for name, proof in evidence.proofs.items()},
-        int8=evidence.int8.shortened() if evidence.int8 else None,
+        parity={name: shortened(proof, 2) for name, proof in evidence.proofs.items()},
+        int8=made and structs.replace(made, proof=shortened(made.proof, 4)),
     )
     _write(model, record, Path(path))
     return evidence

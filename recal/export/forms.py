@@ -21,7 +21,7 @@ from recal.export.proof import FLOAT16, FLOAT32, Tolerance, prove
 from recal.export.quantise import activation_ranges, simplified, to_int8
 from recal.export.switchable import switchable
 from recal.export.trace import to_onnx
-from recal.onnx_file.editing import accept_uint8, end_in_softmax, to_half
+from recal.onnx_file.editing import accept_uint8, end_in_softmax, layer_tensors, to_half
 from recal.onnx_file.record import Int8Record
 from recal.onnx_file.session import filled
 
@@ -175,7 +175,7 @@ class Patchable(FloatForm):
 
     def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
         """Return the unfolded graph."""
-        return _dressed(_traced(subjects[0], options, fold=False), subjects[0].spec, options)
+        return _dressed(_unfolded(subjects[0], options), subjects[0].spec, options)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Switchable(FloatForm):
     def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
         """Return a graph that chooses between the BatchNorm tensors of the variants."""
         spec = subjects[0].spec
-        unfolded = _traced(subjects[0], options, fold=False)
+        unfolded = _unfolded(subjects[0], options)
         normalised = msgspec.structs.replace(options, uint8=False)
         arrays = [subject.variant.tensors for subject in subjects]
         model = switchable(_dressed(unfolded, spec, normalised), arrays)
@@ -256,6 +256,23 @@ def _traced(subject: Subject, options: GraphOptions, *, fold: bool) -> onnx.Mode
         subject.network, subject.spec.size, fold=fold, opset=options.opset, batch=options.batch,
         any_size=options.any_size,
     )  # fmt: skip
+
+
+def _unfolded(subject: Subject, options: GraphOptions) -> onnx.ModelProto:
+    """Trace a network whose BatchNorm tensors can all be replaced in the file.
+
+    Raises:
+        InputError: A layer of another class reads its tensors in another way than BatchNorm.
+    """
+    model = _traced(subject, options, fold=False)
+    held = {tensor.name for tensor in model.graph.initializer}
+    fixed = (held & subject.variant.tensors.keys()) - layer_tensors(model.graph).keys()
+    if fixed:
+        raise InputError(
+            f"export: expected plain BatchNorm at every layer, got another one with the tensor "
+            f"'{min(fixed)}'. Export a folded file of each variant."
+        )
+    return model
 
 
 def _dressed(model: onnx.ModelProto, spec: ModelSpec, options: GraphOptions) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ import numpy as np
 
 from recal.data.folders import TEST, TRAIN
 from recal.data.sampling import even_over_classes
-from recal.datasets.imagenet import wnids
+from recal.datasets.catalogue import wnids
 from recal.errors import InputError, UsageError
 from recal.export.subject import spread
 from recal.onnx_file.record import RangeImagesRecord

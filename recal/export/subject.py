@@ -11,10 +11,10 @@ from PIL import Image
 
 from recal.data.folders import TEST, open_images
 from recal.errors import InputError
+from recal.files import sample_images
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
-from recal.resources import sample_images
-from recal.variant.build import build
+from recal.variant.build import build, build_with_own
 from recal.variant.statistics import BranchStatistics
 from recal.variant.variant import Variant, branch_variant
 
@@ -40,7 +40,8 @@ class Subject:
         name: The variant's name in the file.
         variant: BatchNorm tensors and preprocessing.
         network: The network that is traced; in eval mode, on the CPU.
-        reference: The network that the file is compared with; in eval mode, on the CPU.
+        reference: The network that the file is compared with: that of the architecture's own code
+            where recal replaced layers of it; in eval mode, on the CPU.
         rivals: Networks of the same shape that the file must not be, by name.
         images: Images to compare outputs on, uint8 (N, size, size, 3).
         where: What is examined, for messages: `export`, or a file's name.
@@ -94,15 +95,16 @@ def make_subjects(
             f"{where}: expected images uint8 (N, {side}, {side}, 3), got {images.dtype} "
             f"{images.shape}."
         )
-    networks = {name: build(checkpoint, variant) for name, variant in variants.items()}
+    built = {name: build_with_own(checkpoint, variant) for name, variant in variants.items()}
+    networks = {name: pair.network for name, pair in built.items()}
     rivals = networks if len(networks) > 1 else _other_branches(checkpoint, first)
     return tuple(
         Subject(
-            name=name, variant=variants[name], network=network, reference=network,
-            rivals={n: rival for n, rival in rivals.items() if rival is not network},
+            name=name, variant=variants[name], network=pair.network, reference=pair.own,
+            rivals={n: rival for n, rival in rivals.items() if rival is not pair.network},
             images=images, where=where,
         )
-        for name, network in networks.items()
+        for name, pair in built.items()
     )  # fmt: skip
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from recal.errors import InputError
-from recal.onnx_file.editing import layer_tensors
+from recal.onnx_file.editing import arrays_of_graph, layer_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,16 +33,11 @@ def switchable(
         InputError: A variant does not fit the model.
     """
     graph = model.graph
-    names = layer_tensors(graph)
-    for number, tensors in enumerate(variants):
-        odd = sorted(names.keys() ^ tensors.keys())
-        if odd:
-            raise InputError(f"variant {number}: tensor '{odd[0]}': expected those of the network.")
     branches = [
-        _branch(graph, {names[key]: array for key, array in tensors.items()}, number)
+        _branch(graph, arrays_of_graph(graph, tensors, "network", f"variant {number}"), number)
         for number, tensors in enumerate(variants)
     ]
-    own = set(names.values())
+    own = set(layer_tensors(graph).values())
     shared = [tensor for tensor in graph.initializer if tensor.name not in own]
     # Gather fails for a number out of range, so that no variant runs by mistake
     shared.append(numpy_helper.from_array(np.arange(len(variants), dtype=np.int64), "variants"))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from recal.errors import InputError, UsageError, reason
-from recal.onnx_file.editing import with_arrays
+from recal.errors import InputError, RecalWarning, UsageError, listed, reason
+from recal.onnx_file.editing import LEAVES, with_arrays
 from recal.onnx_file.record import OPSET, OPSETS
-from recal.variant.plain import batch_norms
+from recal.variant.plain import statistics_owners
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from torch import nn
 
 
@@ -27,33 +30,48 @@ def find_culprit(network: nn.Module, example: torch.Tensor, opset: int) -> str:
     The exporter names the operator but not its place. So every module is exported alone, on the
     input that it gets inside the network, children before parents.
     """
-    inputs: dict[str, tuple[Any, ...]] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, given, name=name: inputs.setdefault(name, given))
-        for name, module in network.named_modules()
-    ]
+    modules = dict(network.named_modules())
     try:
-        network(example)
+        inputs = _inputs(network, modules, example)
     except Exception:  # noqa: BLE001  (the search goes on whatever a user's module raises)
         return type(network).__name__
-    finally:
-        for hook in hooks:
-            hook.remove()
-    modules = dict(network.named_modules())
     for name in sorted(inputs, key=lambda name: -name.count(".") - bool(name)):
-        if not _exports(modules[name], inputs[name], opset):
+        if not _exports(modules[name], *inputs[name], opset):
             return f"{name or 'the network'} ({type(modules[name]).__name__})"
     return type(network).__name__
 
 
-def _exports(module: nn.Module, inputs: tuple[Any, ...], opset: int) -> bool:
+@torch.inference_mode()
+def _inputs(
+    network: nn.Module, modules: Mapping[str, nn.Module], example: torch.Tensor
+) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return the arguments of the first call of each module that an example reaches."""
+    inputs: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def note(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs.setdefault(name, (args, kwargs))
+
+    hooks = [
+        module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    try:
+        network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
+
+
+def _exports(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,
-                inputs,
+                args,
                 io.BytesIO(),  # type: ignore[arg-type]  # the tracing exporter writes to files too
+                kwargs=kwargs,
                 dynamo=False,
                 opset_version=opset,
             )
@@ -125,7 +143,16 @@ def to_onnx(
     _use_plain_names(model, traced)
     if fold:
         return model
-    tensors = _batch_norm_tensors(network)
+    owners = statistics_owners(network)
+    unused = sorted(owners.keys() - _inputs(network, owners, example).keys())
+    if unused:
+        warnings.warn(
+            f"export: the network's forward pass never uses {listed(unused)}. The graph leaves "
+            "these BatchNorm layers out.",
+            RecalWarning,
+            stacklevel=2,
+        )
+    tensors = _batch_norm_tensors(network, leave_out=unused)
     return with_arrays(model, {name: t.float().cpu().numpy() for name, t in tensors.items()})
 
 
@@ -148,12 +175,14 @@ def _check_exportable(network: nn.Module, opset: int) -> None:
             )
 
 
-def _batch_norm_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+def _batch_norm_tensors(
+    network: nn.Module, leave_out: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{leaf}": tensor
-        for name, layer in batch_norms(network).items()
+        for name, layer in statistics_owners(network).items()
         for leaf, tensor in layer.state_dict().items()
-        if tensor.ndim == 1
+        if leaf in LEAVES and name not in leave_out
     }
 
 
@@ -171,7 +200,7 @@ def _with_distinct_tensors(network: nn.Module) -> nn.Module:
 
 def _use_plain_names(model: onnx.ModelProto, network: nn.Module) -> None:
     """Rename BatchNorm initialisers to the checkpoint's plain names where these differ."""
-    plain = {id(layer): name for name, layer in batch_norms(network).items()}
+    plain = {id(layer): name for name, layer in statistics_owners(network).items()}
     renamed = {}
     for path, module in network.named_modules(remove_duplicate=False):
         if id(module) in plain and plain[id(module)] != path:

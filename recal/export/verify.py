@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recal.errors import UsageError, VerificationError
+from recal.errors import UsageError, VerificationError, listed
 from recal.export.export import held_variants
 from recal.export.forms import FLOAT_FORMS, Evidence, Form, Int8
 from recal.export.int8_images import (
@@ -24,7 +24,6 @@ from recal.onnx_file.record import OnnxRecord, check_digest, read_record, with_o
 from recal.progress import silent
 from recal.variant.statistics import BranchStatistics
 from recal.variant.variant import branch_variant, versions_with_torch
-from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from recal.checkpoint.checkpoint import Checkpoint, Finding
 from recal.errors import UsageError
 from recal.inspection.findings import examine
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from recal.checkpoint.checkpoint import Checkpoint, Finding
-
 
 # PyTorch's default for the number that BatchNorm adds to a variance
 EPS = 1e-5
@@ -22,7 +18,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDistance:
-    """The distances of one layer of a branch from the same layer of `main`.
+    """The distances of one layer of a branch from the same layer of `main`; NaN if values are NaN.
 
     Attributes:
         layer: Plain path of the layer.
@@ -100,48 +96,56 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     Args:
         checkpoint: The checkpoint with the branches.
     """
-    main = checkpoint.branches["main"]
+    architecture = checkpoint.overrides.arch
+    if architecture is None:
+        with suppress(UsageError):
+            architecture = checkpoint.spec.arch
     return Inspection(
         path=str(checkpoint.path),
         layout=checkpoint.layout.name,
         writer=checkpoint.layout.writer,
         roles=checkpoint.layout.roles,
-        architecture=_architecture(checkpoint),
+        architecture=architecture,
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
         weights_sha256=checkpoint.weights_sha256,
         branches=tuple(
-            BranchReport(
-                name=name,
-                layers=len(checkpoint.layers),
-                channels=sum(main[f"{layer}.running_mean"].numel() for layer in checkpoint.layers),
-                trained_batches=_trained_batches(tensors),
-                distances=()
-                if name == "main"
-                else tuple(layer_distance(layer, tensors, main) for layer in checkpoint.layers),
-            )
-            for name, tensors in checkpoint.branches.items()
+            _report(name, tensors, checkpoint) for name, tensors in checkpoint.branches.items()
         ),
         notes=checkpoint.notes,
         findings=examine(checkpoint),
     )
 
 
-def layer_distance(
+def _report(name: str, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> BranchReport:
+    main, layers = checkpoint.branches["main"], checkpoint.layers
+    counts = [int(t.max()) for k, t in tensors.items() if k.endswith(".num_batches_tracked")]
+    compared = () if name == "main" else layers
+    return BranchReport(
+        name=name,
+        layers=len(layers),
+        channels=sum(main[f"{layer}.running_mean"].numel() for layer in layers),
+        trained_batches=max(counts, default=None),
+        distances=tuple(_layer_distance(layer, tensors, main) for layer in compared),
+    )
+
+
+def _layer_distance(
     layer: str, branch: Mapping[str, torch.Tensor], main: Mapping[str, torch.Tensor]
 ) -> LayerDistance:
-    """Return the distances of one layer of a branch from that of `main`; NaN if values are NaN."""
     mean_shift, log_variance_ratio, symmetric_kl = gaussian_distances(
-        branch[f"{layer}.running_mean"],
-        branch[f"{layer}.running_var"],
-        main[f"{layer}.running_mean"],
-        main[f"{layer}.running_var"],
+        *(b[f"{layer}.{leaf}"] for b in (branch, main) for leaf in ("running_mean", "running_var"))
     )
+    keys = [key for key in (f"{layer}.weight", f"{layer}.bias") if key in main]
+    affine_distance = None
+    if keys:
+        own, base = (torch.cat([b[key].double() for key in keys]) for b in (branch, main))
+        affine_distance = float((own - base).norm() / (base.norm() or 1))
     return LayerDistance(
         layer=layer,
         mean_shift=mean_shift,
         log_variance_ratio=log_variance_ratio,
         symmetric_kl=symmetric_kl,
-        affine_distance=_affine_distance(layer, branch, main),
+        affine_distance=affine_distance,
     )
 
 
@@ -168,28 +172,3 @@ def gaussian_distances(
     kl = ((variance + gap) / base_variance + (base_variance + gap) / variance) / 2 - 1
     shift, ratio = gap / base_variance, (variance / base_variance).log().square()
     return float(shift.mean().sqrt()), float(ratio.mean().sqrt()), float(kl.mean())
-
-
-def _affine_distance(
-    layer: str, branch: Mapping[str, torch.Tensor], main: Mapping[str, torch.Tensor]
-) -> float | None:
-    keys = [key for key in (f"{layer}.weight", f"{layer}.bias") if key in main]
-    if not keys:
-        return None
-    own, base = (torch.cat([b[key].double() for key in keys]) for b in (branch, main))
-    norm = base.norm()
-    return float((own - base).norm() / norm) if norm else float((own - base).norm())
-
-
-def _trained_batches(tensors: Mapping[str, torch.Tensor]) -> int | None:
-    counts = [int(t.max()) for k, t in tensors.items() if k.endswith(".num_batches_tracked")]
-    return max(counts, default=None)
-
-
-def _architecture(checkpoint: Checkpoint) -> str | None:
-    if checkpoint.overrides.arch is not None:
-        return checkpoint.overrides.arch
-    try:
-        return checkpoint.spec.arch
-    except UsageError:
-        return None

@@ -6,18 +6,13 @@ To add a fault, write a function from a checkpoint to findings and add it to `CH
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from itertools import combinations
 
 import torch
 
-from recal.checkpoint.checkpoint import Finding
-from recal.wording import listed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from recal.checkpoint.checkpoint import Checkpoint
-
+from recal.checkpoint.checkpoint import Checkpoint, Finding
+from recal.errors import listed
 
 # a smaller variance is negligible beside the 1e-5 that BatchNorm adds to it
 VANISHING = 1e-12
@@ -28,6 +23,18 @@ def examine(checkpoint: Checkpoint) -> tuple[Finding, ...]:
     return tuple(finding for check in CHECKS for finding in check(checkpoint))
 
 
+def _failing(
+    checkpoint: Checkpoint, leaf: str, test: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """Yield branches of which channels fail a test, with the layers and the number of channels."""
+    for name, tensors in checkpoint.branches.items():
+        keys = ((layer, f"{layer}.{leaf}") for layer in checkpoint.layers)
+        channels = {layer: int(test(tensors[key]).sum()) for layer, key in keys if key in tensors}
+        layers = tuple(layer for layer, count in channels.items() if count)
+        if layers:
+            yield name, layers, sum(channels.values())
+
+
 def _never_trained(checkpoint: Checkpoint) -> Iterator[Finding]:
     for name, tensors in checkpoint.branches.items():
         layers = tuple(
@@ -36,24 +43,23 @@ def _never_trained(checkpoint: Checkpoint) -> Iterator[Finding]:
             if not tensors[f"{layer}.running_mean"].any()
             and bool((tensors[f"{layer}.running_var"] == 1).all())
         )
-        if not layers:
-            continue
-        whole = len(layers) == len(checkpoint.layers)
-        yield Finding(
-            kind="never-trained",
-            branch=name,
-            layers=layers,
-            what="never trained: mean 0 and variance 1 throughout"
-            if whole
-            else f"{listed(layers)} never trained: mean 0 and variance 1 in every channel",
-            follows="Its outputs mean nothing; do not deploy it, or estimate its statistics first "
-            "(recal calibrate).",
-        )
+        if layers:
+            whole = len(layers) == len(checkpoint.layers)
+            yield Finding(
+                kind="never-trained",
+                branch=name,
+                layers=layers,
+                what="never trained: mean 0 and variance 1 throughout"
+                if whole
+                else f"{listed(layers)} never trained: mean 0 and variance 1 in every channel",
+                follows="Its outputs mean nothing; do not deploy it, or estimate its statistics "
+                "first (recal calibrate).",
+            )
 
 
 def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
     for name, tensors in checkpoint.branches.items():
-        keys = (key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+        keys = (key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())
         layers = tuple(dict.fromkeys(key.rpartition(".")[0] for key in keys))
         if layers:
             yield Finding(
@@ -67,12 +73,11 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
     broken = tuple(
         name
         for name, tensor in checkpoint.weights.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
     )
     if broken:
         yield Finding(
             kind="not-finite",
-            branch=None,
             layers=broken,
             what=f"NaN or infinity in the shared weights {listed(broken)}",
             follows="No branch can give finite outputs; training diverged, or the file is damaged.",
@@ -80,85 +85,60 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _negative_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for name, tensors in checkpoint.branches.items():
-        layers = tuple(
-            layer
-            for layer in checkpoint.layers
-            if bool((tensors[f"{layer}.running_var"] < 0).any())
+    for name, layers, _ in _failing(checkpoint, "running_var", lambda v: v < 0):
+        yield Finding(
+            kind="negative-variance",
+            branch=name,
+            layers=layers,
+            what=f"negative variances in {listed(layers)}",
+            follows="Their root is NaN or wrong; estimate the statistics again (recal calibrate).",
         )
-        if layers:
-            yield Finding(
-                kind="negative-variance",
-                branch=name,
-                layers=layers,
-                what=f"negative variances in {listed(layers)}",
-                follows="Their root is NaN or wrong; estimate the statistics again "
-                "(recal calibrate).",
-            )
 
 
 def _vanishing_variance(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for name, tensors in checkpoint.branches.items():
-        small = {
-            layer: int((tensors[f"{layer}.running_var"].abs() < VANISHING).sum())
-            for layer in checkpoint.layers
-        }
-        layers = tuple(layer for layer, count in small.items() if count)
-        if layers:
-            yield Finding(
-                kind="vanishing-variance",
-                branch=name,
-                layers=layers,
-                what=f"{sum(small.values())} channels of variance 0 in {listed(layers)}",
-                follows="Their input is constant: a unit before them is dead. Any input that does "
-                "move there is multiplied by 1 / sqrt(epsilon), usually 316.",
-            )
+    for name, layers, channels in _failing(
+        checkpoint, "running_var", lambda variance: variance.abs() < VANISHING
+    ):
+        yield Finding(
+            kind="vanishing-variance",
+            branch=name,
+            layers=layers,
+            what=f"{channels} channels of variance 0 in {listed(layers)}",
+            follows="Their input is constant: a unit before them is dead. Any input that does "
+            "move there is multiplied by 1 / sqrt(epsilon), usually 316.",
+        )
 
 
 def _dead_channels(checkpoint: Checkpoint) -> Iterator[Finding]:
-    for name, tensors in checkpoint.branches.items():
-        dead = {
-            layer: int((tensors[f"{layer}.weight"] == 0).sum())
-            for layer in checkpoint.layers
-            if f"{layer}.weight" in tensors
-        }
-        layers = tuple(layer for layer, count in dead.items() if count)
-        if layers:
-            yield Finding(
-                kind="dead-channels",
-                branch=name,
-                layers=layers,
-                what=f"{sum(dead.values())} channels of weight 0 in {listed(layers)}",
-                follows="They pass on a constant whatever the statistics: pruned, or never left a "
-                "zero initialisation.",
-            )
+    for name, layers, channels in _failing(checkpoint, "weight", lambda weight: weight == 0):
+        yield Finding(
+            kind="dead-channels",
+            branch=name,
+            layers=layers,
+            what=f"{channels} channels of weight 0 in {listed(layers)}",
+            follows="They pass on a constant whatever the statistics: pruned, or never left a "
+            "zero initialisation.",
+        )
 
 
 def _equal_branches(checkpoint: Checkpoint) -> Iterator[Finding]:
-    names = list(checkpoint.branches)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            equal = {
-                kind: all(
-                    torch.equal(tensor, checkpoint.branches[second][key])
-                    for key, tensor in checkpoint.branches[first].items()
-                    if key.endswith(leaves)
-                )
-                for kind, leaves in (
-                    ("statistics", (".running_mean", ".running_var")),
-                    ("affine", (".weight", ".bias")),
-                )
-            }
-            if equal["statistics"]:
-                yield Finding(
-                    kind="equal-branches",
-                    branch=second,
-                    what=f"the same {'values' if equal['affine'] else 'statistics'} as {first}",
-                    follows="The auxiliary BatchNorm was never used in training, or one was copied "
-                    "from the other."
-                    if equal["affine"]
-                    else "Both were trained on the same images, or their statistics are shared.",
-                )
+    for (first, tensors), (second, others) in combinations(checkpoint.branches.items(), 2):
+        differing = {
+            key.rpartition(".")[2]
+            for key in tensors.keys() & others.keys()
+            if not torch.equal(tensors[key], others[key])
+        }
+        if differing.isdisjoint(("running_mean", "running_var")):
+            same_affine = differing.isdisjoint(("weight", "bias"))
+            yield Finding(
+                kind="equal-branches",
+                branch=second,
+                what=f"the same {'values' if same_affine else 'statistics'} as {first}",
+                follows="The auxiliary BatchNorm was never used in training, or one was copied "
+                "from the other."
+                if same_affine
+                else "Both were trained on the same images, or their statistics are shared.",
+            )
 
 
 def _roles(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from recal.calibration.estimators import merge_found
 from recal.calibration.hooks import Found, Listener
+from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.batches import Batches
 from recal.data.folders import find_images
 from recal.data.normalise import normalise
@@ -21,14 +23,6 @@ from recal.policies.prepared import PreparedTogether
 from recal.progress import Progress, silent
 from recal.variant.build import build
 from recal.variant.plain import batch_norms
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
-
-    from recal.checkpoint.checkpoint import Checkpoint
-
 
 BATCH = 100
 
@@ -82,7 +76,7 @@ def score_branches(
         UsageError: The architecture cannot be determined.
     """
     spec = checkpoint.spec
-    source = find_images(data, (), "test", classes=None, what="images to score the branches on")
+    source = find_images(data, (), "test", what="images to score the branches on")
     chosen = seeded_batches(len(source), samples, BATCH, seed)
     labels = None if source.labels is None else torch.from_numpy(source.labels)
     if labels is not None and int(labels.max()) >= spec.classes:
@@ -126,8 +120,6 @@ def _distances(network: nn.Module, moments: Found) -> dict[str, float]:
     layers = batch_norms(network)
     result = {}
     for name, found in moments.items():
-        mean, variance = layers[name].running_mean, layers[name].running_var
-        assert mean is not None
-        assert variance is not None
+        mean, variance = (layers[name].get_buffer(leaf) for leaf in ("running_mean", "running_var"))
         result[name] = gaussian_distances(mean, variance, found.mean, found.variance)[2]
     return result

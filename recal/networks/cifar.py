@@ -11,6 +11,14 @@ from torch.nn import functional as F
 
 from recal.errors import UsageError
 
+EXPANSION = 4  # width after a bottleneck, in widths inside
+BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def _conv(width_in: int, width_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2, bias=False)
+
 
 class BasicBlock(nn.Module):
     """BN, ReLU and a 3x3 convolution, twice, added to the input."""
@@ -18,12 +26,10 @@ class BasicBlock(nn.Module):
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(width_in)
-        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
+        self.conv1 = _conv(width_in, width_out, 3, stride)
         self.bn2 = nn.BatchNorm2d(width_out)
-        self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
-        self.convShortcut = (
-            None if width_in == width_out else nn.Conv2d(width_in, width_out, 1, stride, bias=False)
-        )
+        self.conv2 = _conv(width_out, width_out, 3)
+        self.convShortcut = None if width_in == width_out else _conv(width_in, width_out, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, C', H / stride, W / stride)."""
@@ -39,12 +45,8 @@ class NetworkBlock(nn.Module):
 
     def __init__(self, blocks: int, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
-        self.layer = nn.Sequential(
-            *(
-                BasicBlock(width_in if i == 0 else width_out, width_out, stride if i == 0 else 1)
-                for i in range(blocks)
-            )
-        )
+        shapes = [(width_in, width_out, stride)] + [(width_out, width_out, 1)] * (blocks - 1)
+        self.layer = nn.Sequential(*(BasicBlock(*shape) for shape in shapes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, C', H / stride, W / stride)."""
@@ -64,7 +66,7 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks = (depth - 4) // 6
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
-        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = _conv(3, widths[0], 3)
         self.block1 = NetworkBlock(blocks, widths[0], widths[1], 1)
         self.block2 = NetworkBlock(blocks, widths[1], widths[2], 2)
         self.block3 = NetworkBlock(blocks, widths[2], widths[3], 2)
@@ -76,14 +78,6 @@ class WideResNet(nn.Module):
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         x = F.relu(self.bn1(x))
         return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-
-BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-
-
-def _conv(width_in: int, width_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2, bias=False)
 
 
 class PadShortcut(nn.Module):
@@ -103,15 +97,15 @@ class Block(nn.Module):
 
     def __init__(self, width_in: int, width: int, stride: int, shape: str) -> None:
         super().__init__()
-        width_out = 4 * width if shape == "bottleneck" else width
-        if shape == "bottleneck":
+        self.deep = shape == "bottleneck"
+        width_out = EXPANSION * width if self.deep else width
+        if self.deep:
             self.conv1, self.bn1 = _conv(width_in, width, 1), nn.BatchNorm2d(width)
             self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
             self.conv3, self.bn3 = _conv(width, width_out, 1), nn.BatchNorm2d(width_out)
         else:
             self.conv1, self.bn1 = _conv(width_in, width, 3, stride), nn.BatchNorm2d(width)
             self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
-        self.deep = shape == "bottleneck"
         self.shortcut: nn.Module = nn.Sequential()
         if stride != 1 or width_in != width_out:
             self.shortcut = (
@@ -133,15 +127,14 @@ class PreActBlock(nn.Module):
 
     def __init__(self, width_in: int, width: int, stride: int, shape: str) -> None:
         super().__init__()
-        deep = shape == "bottleneck"
-        width_out = 4 * width if deep else width
+        self.deep = shape == "bottleneck"
+        width_out = EXPANSION * width if self.deep else width
         self.bn1, self.bn2 = nn.BatchNorm2d(width_in), nn.BatchNorm2d(width)
-        if deep:
+        if self.deep:
             self.conv1, self.conv2 = _conv(width_in, width, 1), _conv(width, width, 3, stride)
             self.bn3, self.conv3 = nn.BatchNorm2d(width), _conv(width, width_out, 1)
         else:
             self.conv1, self.conv2 = _conv(width_in, width, 3, stride), _conv(width, width, 3)
-        self.deep = deep
         if stride != 1 or width_in != width_out:
             self.shortcut = nn.Sequential(_conv(width_in, width_out, 1, stride))
 
@@ -189,7 +182,7 @@ class CifarResNet(nn.Module):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 layers.append(block(width_in, width << stage, stride, shape))
-                width_in = (width << stage) * (4 if shape == "bottleneck" else 1)
+                width_in = (width << stage) * (EXPANSION if shape == "bottleneck" else 1)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.bn = nn.BatchNorm2d(width_in) if final_bn else None
         self.linear = nn.Linear(width_in, classes)
@@ -237,14 +230,10 @@ def preact_resnet(depth: int, classes: int, *, final_bn: bool) -> CifarResNet:
     """
     blocks = {**BASIC, **BOTTLENECK}.get(depth)
     if blocks is None:
-        known = ", ".join(str(d) for d in (*BASIC, *BOTTLENECK))
+        known = ", ".join(map(str, (*BASIC, *BOTTLENECK)))
         raise UsageError(f"--arch: expected a depth out of {known}, got preactresnet{depth}.")
     shape = "basic" if depth in BASIC else "bottleneck"
     return CifarResNet(blocks, shape, 64, classes, preact=True, final_bn=final_bn)
-
-
-BLOCKS = 3
-EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
@@ -253,17 +242,17 @@ class Bottleneck(nn.Module):
     def __init__(self, width_in: int, width: int, groups: int, base: int, stride: int) -> None:
         super().__init__()
         inner = groups * (width * base // 64)
-        self.conv_reduce = nn.Conv2d(width_in, inner, 1, bias=False)
+        self.conv_reduce = _conv(width_in, inner, 1)
         self.bn_reduce = nn.BatchNorm2d(inner)
         self.conv_conv = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(inner)
-        self.conv_expand = nn.Conv2d(inner, EXPANSION * width, 1, bias=False)
-        self.bn_expand = nn.BatchNorm2d(EXPANSION * width)
+        width_out = EXPANSION * width
+        self.conv_expand = _conv(inner, width_out, 1)
+        self.bn_expand = nn.BatchNorm2d(width_out)
         self.downsample = None
-        if stride != 1 or width_in != EXPANSION * width:
+        if stride != 1 or width_in != width_out:
             self.downsample = nn.Sequential(
-                nn.Conv2d(width_in, EXPANSION * width, 1, stride, bias=False),
-                nn.BatchNorm2d(EXPANSION * width),
+                _conv(width_in, width_out, 1, stride), nn.BatchNorm2d(width_out)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -285,13 +274,13 @@ class ResNeXt29(nn.Module):
 
     def __init__(self, groups: int, base: int, classes: int) -> None:
         super().__init__()
-        self.conv_1_3x3 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.conv_1_3x3 = _conv(3, 64, 3)
         self.bn_1 = nn.BatchNorm2d(64)
         width_in = 64
         stages = []
         for stage, width in enumerate((64, 128, 256)):
             blocks = []
-            for i in range(BLOCKS):
+            for i in range(3):
                 stride = 2 if stage > 0 and i == 0 else 1
                 blocks.append(Bottleneck(width_in, width, groups, base, stride))
                 width_in = EXPANSION * width

@@ -7,16 +7,13 @@ to have exactly these tensors.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from recal.errors import UsageError
 from recal.networks.names import HARMLESS_ORIGINS, create_network, is_known
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    Shapes = Mapping[str, tuple[int, ...]]
-
+Shapes = Mapping[str, tuple[int, ...]]
 
 COUNTER = ".num_batches_tracked"
 # depth of a ResNet by its stage sizes and whether blocks have three convolutions
@@ -38,24 +35,26 @@ def architecture_of(named: str | None, shapes: Shapes) -> str:
         UsageError: The architecture cannot be determined.
     """
     options = _readings(named) if named else []
-    if len(options) == 1:
-        return options[0]
-    fitting = [name for name in options if fits(name, shapes)]
-    if fitting or options:
-        return (fitting or options)[0]
+    if options:
+        # a lone option need not be built
+        rivals = options if len(options) > 1 else []
+        return next((name for name in rivals if fits(name, shapes)), options[0])
     proposed = [name for propose in PROPOSALS for name in propose(shapes)]
     proven = [name for name in proposed if fits(name, shapes)]
     if len(proven) == 1:
         return proven[0]
-    told = f"names an architecture that recal may not use ('{named}')" if named else (
-        "names no architecture")  # fmt: skip
+    told = "names no architecture"
+    if named:
+        told = f"names an architecture that recal may not use ('{named}')"
     choice = (
-        f"Its tensors fit {' and '.join(proven)}, which compute different things. Give one with "
-        "--arch."
-        if proven
-        else "Give one with --arch, for instance --arch timm:resnet50, --arch wrn16_1 or --arch "
+        "Give one with --arch, for instance --arch timm:resnet50, --arch wrn16_1 or --arch "
         "python:FILE.py:CALLABLE."
     )
+    if proven:
+        choice = (
+            f"Its tensors fit {' and '.join(proven)}, which compute different things. Give one "
+            "with --arch."
+        )
     raise UsageError(f"the checkpoint {told}. {choice}")
 
 
@@ -99,18 +98,15 @@ def plain_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return result
 
 
-def _stages(shapes: Shapes, pattern: str, first: str) -> tuple[int, ...]:
-    """Return the number of blocks of each stage, from keys that match a pattern."""
-    blocks: dict[int, int] = {}
-    for key in shapes:
-        match = re.fullmatch(pattern + first, key)
-        if match is not None:
-            blocks[int(match[1])] = blocks.get(int(match[1]), 0) + 1
+def _stages(shapes: Shapes, pattern: str) -> tuple[int, ...]:
+    """Return the number of blocks of each stage, from keys of their first convolutions."""
+    matches = (re.fullmatch(pattern, key) for key in shapes)
+    blocks = Counter(int(match[1]) for match in matches if match)
     return tuple(blocks[stage] for stage in sorted(blocks))
 
 
 def _wide_resnets(shapes: Shapes) -> list[str]:
-    blocks = _stages(shapes, r"block(\d)\.layer\.(\d+)\.", r"conv1\.weight")
+    blocks = _stages(shapes, r"block(\d)\.layer\.\d+\.conv1\.weight")
     inner = shapes.get("block1.layer.0.conv1.weight")
     if len(blocks) != 3 or not inner or inner[0] % 16:
         return []
@@ -118,7 +114,7 @@ def _wide_resnets(shapes: Shapes) -> list[str]:
 
 
 def _cifar_resnets(shapes: Shapes) -> list[str]:
-    blocks = _stages(shapes, r"layer(\d)\.(\d+)\.", r"conv1\.weight")
+    blocks = _stages(shapes, r"layer(\d)\.\d+\.conv1\.weight")
     if not blocks or "linear.weight" not in shapes:
         return []
     deep = "layer1.0.conv3.weight" in shapes
@@ -140,7 +136,7 @@ def _resnexts(shapes: Shapes) -> list[str]:
 
 
 def _imagenet_resnets(shapes: Shapes) -> list[str]:
-    blocks = _stages(shapes, r"layer(\d)\.(\d+)\.", r"conv1\.weight")
+    blocks = _stages(shapes, r"layer(\d)\.\d+\.conv1\.weight")
     deep = "layer1.0.conv3.weight" in shapes
     depth = DEPTHS.get((blocks, deep))
     if depth is None or "fc.weight" not in shapes:

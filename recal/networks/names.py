@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from recal.errors import UsageError
-from recal.wording import did_you_mean, pick
+from recal.errors import UsageError, did_you_mean, pick
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
 
@@ -133,25 +131,23 @@ def _timm(name: str, classes: int) -> nn.Module:
 def _torchvision(name: str, classes: int) -> nn.Module:
     from torchvision import models
 
-    known = models.list_models(module=models)
+    pick(name, models.list_models(module=models), "--arch torchvision")
     # networks with auxiliary classifiers would take half a minute to initialise
     arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    network: nn.Module = models.get_model(
-        pick(name, known, "--arch torchvision"), weights=None, num_classes=classes, **arguments
-    )
+    network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)
     return network
 
 
 def _robustbench(name: str, _: int) -> nn.Module:
-    from recal.networks.robustbench import create
+    from recal.networks.external import zoo_network
 
-    return create(name)
+    return zoo_network(name)
 
 
 def _python(target: str, classes: int) -> nn.Module:
-    from recal.networks.user_code import create
+    from recal.networks.external import user_network
 
-    return create(target, classes)
+    return user_network(target, classes)
 
 
 # functions that build a network, by pattern of the name; called with the groups of the match

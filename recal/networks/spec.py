@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -13,8 +14,6 @@ from recal.policies.families import load_family
 from recal.schema import Record, convert
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
 Channels = tuple[float, float, float]
@@ -82,10 +81,9 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
 
 
 class TrustedSpec(ModelSpec, frozen=True, kw_only=True, eq=False):
-    """A specification whose architecture the user named.
+    """A specification whose architecture the user named, so that it may be code (`python:`).
 
-    Such an architecture may be the user's own code (`python:`). Files are never read as this class,
-    so that a name found in a file never runs code.
+    Files are never read as this class, so that a name found in a file never runs code.
     """
 
     @property
@@ -95,16 +93,7 @@ class TrustedSpec(ModelSpec, frozen=True, kw_only=True, eq=False):
 
 
 class ModelOverrides(Record, frozen=True, kw_only=True):
-    """Any of the fields of `ModelSpec`, to override or complete what a file says.
-
-    Attributes:
-        arch: Name for `recal.networks.names.create_network`.
-        classes: Number of classes, K.
-        family: Family of policies that suits the network.
-        mean: Mean that is subtracted from each channel of RGB images in [0, 1].
-        std: Standard deviation that each channel is divided by.
-        size: Side of the square input, in pixels.
-    """
+    """Any of the fields of `ModelSpec`, to override or complete what a file says."""
 
     arch: str | None = None
     classes: Count | None = None
@@ -142,9 +131,9 @@ def usual_preprocessing(arch: str, family: str | None = None) -> ModelOverrides:
     if origin == "torchvision":
         return ModelOverrides(family="imagenet")
     if arch.startswith("robustbench:"):
-        from recal.networks.robustbench import preprocessing
+        from recal.networks.external import zoo_preprocessing
 
-        return preprocessing(arch.removeprefix("robustbench:"))
+        return zoo_preprocessing(arch.removeprefix("robustbench:"))
     return ModelOverrides(family="cifar")
 
 
@@ -156,14 +145,10 @@ def _timm(name: str) -> ModelOverrides:
         return ModelOverrides(family="imagenet")
     return ModelOverrides(
         family="imagenet",
-        mean=_of_rgb(config.mean),
-        std=_of_rgb(config.std),
+        mean=config.mean if len(config.mean) == 3 else None,
+        std=config.std if len(config.std) == 3 else None,
         size=config.input_size[-1],
     )
-
-
-def _of_rgb(values: tuple[float, ...]) -> Channels | None:
-    return (values[0], values[1], values[2]) if len(values) == 3 else None
 
 
 def complete_spec(
@@ -190,7 +175,9 @@ def complete_spec(
     arch = overrides.arch or architecture_of(facts.arch, shapes)
     known = known.over(usual_preprocessing(arch, known.family))
     family = load_family(known.family or "cifar")
-    classes = known.classes or _classes_of(tensors) or family.classes
+    # the rows of the last weight matrix, which is the classifier's by convention
+    rows = [shape[0] for n, shape in shapes.items() if n.endswith(".weight") and len(shape) == 2]
+    classes = known.classes or (rows[-1] if rows else None) or family.classes
     if classes is None:
         raise UsageError(
             f"{where}: the number of classes cannot be told from the file. Give --classes."
@@ -204,12 +191,6 @@ def complete_spec(
         "size": known.size or family.size,
     }
     return convert(content, TrustedSpec if overrides.arch else ModelSpec, where)
-
-
-def _classes_of(tensors: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the rows of the last weight matrix, which is the classifier's by convention."""
-    rows = [t.shape[0] for name, t in tensors.items() if name.endswith(".weight") and t.ndim == 2]
-    return rows[-1] if rows else None
 
 
 def _numbers(values: Channels) -> str:

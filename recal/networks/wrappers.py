@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
-    Channels = tuple[float, float, float]
+    from recal.networks.spec import Channels
 
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "base_model.")
 # names of the buffers for mean and std in normalisation layers
 NORMALISERS = (("mean", "std"), ("mu", "sigma"), ("pixel_mean", "pixel_std"), ("_mean", "_std"))
+RGB = ((3,), (3, 1, 1), (1, 3, 1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +65,17 @@ def _normaliser(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str] | None:
     for key in tensors:
         parent, dot, leaf = key.rpartition(".")
         for mean, std in NORMALISERS:
-            other = f"{parent}{dot}{std}"
+            pair = key, f"{parent}{dot}{std}"
             if (
                 leaf == mean
-                and other in tensors
-                and _is_rgb(tensors[key])
-                and _is_rgb(tensors[other])
+                and pair[1] in tensors
+                and all(
+                    tensors[name].is_floating_point() and tensors[name].shape in RGB
+                    for name in pair
+                )
             ):
-                return key, other
+                return pair
     return None
-
-
-def _is_rgb(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and tuple(tensor.shape) in ((3,), (3, 1, 1), (1, 3, 1, 1))
 
 
 def _normalisation(mean: torch.Tensor, std: torch.Tensor) -> tuple[Channels, Channels]:

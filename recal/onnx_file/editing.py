@@ -46,6 +46,32 @@ def layer_tensors(graph: onnx.GraphProto) -> dict[str, str]:
     }
 
 
+def arrays_of_graph(
+    graph: onnx.GraphProto, tensors: Mapping[str, NDArray[np.float32]], where: str, what: str
+) -> dict[str, NDArray[np.float32]]:
+    """Return the arrays of a variant by the names of a graph's initialisers.
+
+    Layers that the graph lacks are left out, because the network's forward pass never uses them.
+
+    Args:
+        graph: A graph with BatchNormalization nodes.
+        tensors: The tensors of the variant.
+        where: Name of the graph, for messages.
+        what: Name of the variant, for messages.
+
+    Raises:
+        InputError: Graph and variant have other tensors for a layer.
+    """
+    names = layer_tensors(graph)
+    layers = {key.rpartition(".")[0] for key in names}
+    fitting = {key for key in tensors if key.rpartition(".")[0] in layers}
+    odd = sorted(names.keys() ^ fitting)
+    if odd:
+        side = what if odd[0] in names else where
+        raise InputError(f"{side}: expected the tensor '{odd[0]}', which the other has, got none.")
+    return {name: tensors[key] for key, name in names.items()}
+
+
 def with_arrays(
     model: onnx.ModelProto, arrays: Mapping[str, NDArray[np.float32]]
 ) -> onnx.ModelProto:

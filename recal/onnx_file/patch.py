@@ -10,7 +10,7 @@ import onnx
 
 from recal.errors import InputError, VerificationError
 from recal.files import write_whole
-from recal.onnx_file.editing import layer_tensors, with_arrays
+from recal.onnx_file.editing import arrays_of_graph, layer_tensors, with_arrays
 from recal.onnx_file.reading import check_model, graph_bytes, read_model
 from recal.onnx_file.record import (
     GraphOptions,
@@ -27,9 +27,6 @@ from recal.variant.file import load_variant
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from recal.variant.variant import Variant
 
@@ -84,7 +81,8 @@ def patch_model(model: onnx.ModelProto, variant: Variant, where: str, what: str)
         )
     if record is not None:
         _check_preprocessing(variant, record, where, what)
-    patched = with_arrays(model, _by_initialiser(model, variant, where, what))
+    arrays = arrays_of_graph(model.graph, variant.tensors, where, what)
+    patched = with_arrays(model, arrays)
     _check_runs(model, patched, where)
     patched_record = OnnxRecord(
         form="patchable",
@@ -149,17 +147,6 @@ def weights_identity(model: onnx.ModelProto) -> str:
     del bare.graph.initializer[:]
     bare.graph.initializer.extend(kept)
     return FOREIGN + hashlib.sha256(graph_bytes(bare)).hexdigest()
-
-
-def _by_initialiser(
-    model: onnx.ModelProto, variant: Variant, where: str, what: str
-) -> dict[str, NDArray[np.float32]]:
-    names = layer_tensors(model.graph)
-    odd = sorted(names.keys() ^ variant.tensors.keys())
-    if odd:
-        side = what if odd[0] in names else where
-        raise InputError(f"{side}: expected the tensor '{odd[0]}', which the other has, got none.")
-    return {name: variant.tensors[key] for key, name in names.items()}
 
 
 def _check_preprocessing(variant: Variant, record: OnnxRecord, where: str, what: str) -> None:

@@ -6,7 +6,7 @@ Each field of `OnnxRecord` is one entry. Texts are stored as they are, everythin
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 import onnx
@@ -29,6 +29,7 @@ DIGEST = "sha256"
 OPSETS = range(13, 21)  # BatchNormalization was another operator before 13; 21 cannot be traced
 OPSET = 18
 
+T = TypeVar("T", bound=Record)
 FormName = Literal["float32", "float16", "int8", "patchable", "switchable"]
 Count = Annotated[int, Meta(ge=0)]
 Ranges = dict[str, tuple[float, float]]
@@ -88,19 +89,6 @@ class Proof(Record, frozen=True, kw_only=True):
     rivals: dict[str, Rival]
     indistinct: tuple[str, ...]
 
-    def shortened(self) -> Proof:
-        """Return the proof with numbers of two digits, which repeat from run to run."""
-        return msgspec.structs.replace(
-            self,
-            difference=_rounded(self.difference),
-            tolerance=_rounded(self.tolerance),
-            hostile_difference=_rounded(self.hostile_difference),
-            rivals={
-                name: Rival(distance=_rounded(r.distance), expected=_rounded(r.expected))
-                for name, r in self.rivals.items()
-            },
-        )
-
 
 class Int8Proof(Record, frozen=True, kw_only=True):
     """How an int8 file compares with its network in float32, on images it was not made with.
@@ -128,14 +116,6 @@ class Int8Proof(Record, frozen=True, kw_only=True):
     drop_error: float
     rivals: dict[str, float]
     indistinct: tuple[str, ...]
-
-    def shortened(self) -> Int8Proof:
-        """Return the proof with as many digits as repeat from run to run."""
-        return msgspec.structs.replace(
-            self,
-            error=_rounded(self.error),
-            rivals={name: round(value, 2) for name, value in self.rivals.items()},
-        )
 
 
 class RangeImagesRecord(Record, frozen=True, kw_only=True):
@@ -172,10 +152,6 @@ class Int8Record(Record, frozen=True, kw_only=True):
     range_images: RangeImagesRecord
     max_drop: Annotated[float, Meta(ge=0, le=1)]
     proof: Int8Proof
-
-    def shortened(self) -> Int8Record:
-        """Return the record with as many digits of the proof as repeat from run to run."""
-        return msgspec.structs.replace(self, proof=self.proof.shortened())
 
 
 class Probe(Record, frozen=True, kw_only=True):
@@ -383,5 +359,12 @@ def check_digest(model: onnx.ModelProto, record: OnnxRecord, where: str) -> None
         )
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.1e}")
+def shortened(record: T, digits: int) -> T:
+    """Return a record whose numbers have few significant digits, which repeat from run to run."""
+    return msgspec.convert(_rounded(msgspec.to_builtins(record), digits), type(record))
+
+
+def _rounded(value: object, digits: int) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(part, digits) for key, part in value.items()}
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

@@ -9,10 +9,9 @@ import numpy as np
 import onnxruntime
 
 from recal.data.normalise import normalise_array
-from recal.errors import InputError, reason
+from recal.errors import InputError, pick, reason
 from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import Probe, parse_record
-from recal.wording import pick
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

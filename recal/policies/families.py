@@ -11,9 +11,9 @@ from msgspec import Meta
 
 from recal.data.folders import TRAIN, find_images
 from recal.data.images import ImageSource
-from recal.resources import shipped
+from recal.errors import pick
+from recal.files import shipped
 from recal.schema import Record, read_toml
-from recal.wording import pick
 
 FAMILY_FILE = "family.toml"
 
@@ -25,7 +25,7 @@ class Family(Record, frozen=True, kw_only=True):
     """The defaults for a family of data sets, which a checkpoint or an option may override.
 
     Attributes:
-        name: `cifar`, `imagenet`, `sample` or `tiny`: the name of the file's folder.
+        name: The name of the file's folder, such as `cifar`.
         mean: Mean of each channel of RGB images in [0, 1].
         std: Standard deviation of each channel of RGB images in [0, 1].
         size: Side of the network's square input, in pixels.
@@ -47,12 +47,10 @@ class OfFamily(Protocol):
     @property
     def family(self) -> str:
         """The family's name."""
-        ...
 
     @property
     def classes(self) -> int:
         """The number of classes, K."""
-        ...
 
 
 def family_names() -> list[str]:
@@ -97,4 +95,4 @@ def open_family_images(spec: OfFamily, data: str | Path | None, split: str) -> I
     """
     what = f"{'calibration' if split == TRAIN else split} images ({spec.family})"
     folder = None if data is None else Path(data)
-    return find_images(folder, usual_folders(spec), split, classes=None, what=what)
+    return find_images(folder, usual_folders(spec), split, what)

@@ -8,7 +8,8 @@ torch too. To add one: write the class and add one line to the table at the foot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -44,6 +45,12 @@ class Op(Record, frozen=True, kw_only=True, tag_field="name"):
         raise NotImplementedError
 
 
+def _v2() -> Any:
+    from torchvision.transforms import v2
+
+    return v2
+
+
 class CenterCrop(Op, frozen=True, kw_only=True, tag="center_crop"):
     """Cut out the middle `size` x `size` pixels; pixels outside the image are black."""
 
@@ -52,15 +59,12 @@ class CenterCrop(Op, frozen=True, kw_only=True, tag="center_crop"):
 
     def transform(self) -> Transform:
         def apply(image: Image.Image) -> Image.Image:
-            left, top = (self._middle(length) for length in image.size)
+            # torchvision rounds a surplus of one pixel to even where it cuts, down where it pads
+            surpluses = (length - self.size for length in image.size)
+            left, top = (round(s / 2) if s >= 0 else -(-s // 2) for s in surpluses)
             return image.crop((left, top, left + self.size, top + self.size))
 
         return apply
-
-    def _middle(self, length: int) -> int:
-        # torchvision rounds a surplus of one pixel to even where it cuts, and down where it pads
-        surplus = length - self.size
-        return round(surplus / 2) if surplus >= 0 else -(-surplus // 2)
 
 
 class Pad(CenterCrop, frozen=True, kw_only=True, tag="pad"):
@@ -95,9 +99,7 @@ class RandomCrop(Op, frozen=True, kw_only=True, tag="random_crop"):
     padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant"
 
     def transform(self) -> Transform:
-        from torchvision.transforms import v2
-
-        return v2.RandomCrop(self.size, self.padding, padding_mode=self.padding_mode)  # type: ignore[no-any-return]
+        return _v2().RandomCrop(self.size, self.padding, padding_mode=self.padding_mode)  # type: ignore[no-any-return]
 
 
 class RandomResizedCrop(Op, frozen=True, kw_only=True, tag="random_resized_crop"):
@@ -107,11 +109,9 @@ class RandomResizedCrop(Op, frozen=True, kw_only=True, tag="random_resized_crop"
     smallest: Annotated[float, Meta(ge=0.001, le=1)] = 0.08
 
     def transform(self) -> Transform:
-        from torchvision.transforms import InterpolationMode, v2
-
-        return v2.RandomResizedCrop(  # type: ignore[no-any-return]
-            self.size, scale=(self.smallest, 1.0), interpolation=InterpolationMode.BICUBIC
-        )
+        v2 = _v2()
+        bicubic = v2.InterpolationMode.BICUBIC
+        return v2.RandomResizedCrop(self.size, (self.smallest, 1.0), interpolation=bicubic)  # type: ignore[no-any-return]
 
 
 class RandomHorizontalFlip(Op, frozen=True, kw_only=True, tag="random_horizontal_flip"):
@@ -120,9 +120,7 @@ class RandomHorizontalFlip(Op, frozen=True, kw_only=True, tag="random_horizontal
     p: Fraction = 0.5
 
     def transform(self) -> Transform:
-        from torchvision.transforms import v2
-
-        return v2.RandomHorizontalFlip(self.p)  # type: ignore[no-any-return]
+        return _v2().RandomHorizontalFlip(self.p)  # type: ignore[no-any-return]
 
 
 class RandAugment(Op, frozen=True, kw_only=True, tag="rand_augment"):
@@ -145,14 +143,8 @@ class RandAugment(Op, frozen=True, kw_only=True, tag="rand_augment"):
     fill: Colour
 
     def transform(self) -> Transform:
-        from timm.data.auto_augment import rand_augment_transform
-
-        transform = rand_augment_transform(
-            f"rand-m{self.magnitude}-n{self.n}-mstd{self.mstd:.6f}-inc{int(self.increasing)}",
-            {"translate_const": self.translate, "img_mean": self.fill},
-        )
-        _mend(transform.ops)
-        return transform  # type: ignore[no-any-return]
+        config = f"rand-m{self.magnitude}-n{self.n}-mstd{self.mstd:.6f}-inc{int(self.increasing)}"
+        return _timm("rand_augment_transform", config, self)
 
 
 class AutoAugment(Op, frozen=True, kw_only=True, tag="auto_augment"):
@@ -160,10 +152,8 @@ class AutoAugment(Op, frozen=True, kw_only=True, tag="auto_augment"):
 
     Attributes:
         policy: `original` (the paper's) and `v0` (later code's) are for ImageNet.
-        mstd: Standard deviation of the noise on the magnitudes of ImageNet's policies; the others
-            have fixed magnitudes.
-        translate: Largest shift in pixels of ImageNet's policies; the others shift by up to 0.45 of
-            the side.
+        mstd: Standard deviation of the noise on the magnitudes of ImageNet's policies.
+        translate: Largest shift in pixels of ImageNet's policies; the others' is 0.45 of the side.
         fill: Colour of the area that shifts and rotations uncover.
     """
 
@@ -174,18 +164,9 @@ class AutoAugment(Op, frozen=True, kw_only=True, tag="auto_augment"):
 
     def transform(self) -> Transform:
         if self.policy in ("cifar10", "svhn"):
-            from torchvision.transforms import AutoAugmentPolicy, v2
-
-            return v2.AutoAugment(AutoAugmentPolicy(self.policy), fill=list(self.fill))  # type: ignore[no-any-return]
-        from timm.data.auto_augment import auto_augment_transform
-
-        transform = auto_augment_transform(
-            f"{self.policy}-mstd{self.mstd:.6f}",
-            {"translate_const": self.translate, "img_mean": self.fill},
-        )
-        for ops in transform.policy:
-            _mend(ops)
-        return transform  # type: ignore[no-any-return]
+            v2 = _v2()
+            return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy), fill=list(self.fill))  # type: ignore[no-any-return]
+        return _timm("auto_augment_transform", f"{self.policy}-mstd{self.mstd:.6f}", self)
 
 
 class AugMix(Op, frozen=True, kw_only=True, tag="aug_mix"):
@@ -206,22 +187,21 @@ class AugMix(Op, frozen=True, kw_only=True, tag="aug_mix"):
     fill: Colour
 
     def transform(self) -> Transform:
-        from timm.data.auto_augment import augment_and_mix_transform
-
         depth = f"-d{self.depth}" if self.depth else ""
-        transform = augment_and_mix_transform(
-            f"augmix-m{self.magnitude}-w{self.width}{depth}",
-            {"translate_const": self.translate, "img_mean": self.fill},
-        )
-        _mend(transform.ops)
-        return transform  # type: ignore[no-any-return]
+        config = f"augmix-m{self.magnitude}-w{self.width}{depth}"
+        return _timm("augment_and_mix_transform", config, self)
 
 
-def _mend(ops: Iterable[Any]) -> None:
-    """Let timm's posterize keep 0 bits, which it calls for and Pillow 13 refuses."""
-    for op in ops:
+def _timm(build: str, config: str, given: RandAugment | AutoAugment | AugMix) -> Transform:
+    from timm.data import auto_augment
+
+    uncovered = {"translate_const": given.translate, "img_mean": given.fill}
+    transform = getattr(auto_augment, build)(config, uncovered)
+    for op in getattr(transform, "ops", None) or chain(*transform.policy):
+        # it calls for 0 bits, which Pillow 13 refuses
         if op.name.startswith("Posterize"):
             op.aug_fn = _posterize
+    return transform  # type: ignore[no-any-return]
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
@@ -234,9 +214,7 @@ class TrivialAugment(Op, frozen=True, kw_only=True, tag="trivial_augment"):
     fill: Colour
 
     def transform(self) -> Transform:
-        from torchvision.transforms import v2
-
-        return v2.TrivialAugmentWide(fill=list(self.fill))  # type: ignore[no-any-return]
+        return _v2().TrivialAugmentWide(fill=list(self.fill))  # type: ignore[no-any-return]
 
 
 class ColorJitter(Op, frozen=True, kw_only=True, tag="color_jitter"):
@@ -248,9 +226,7 @@ class ColorJitter(Op, frozen=True, kw_only=True, tag="color_jitter"):
     hue: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
 
     def transform(self) -> Transform:
-        from torchvision.transforms import v2
-
-        return v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)  # type: ignore[no-any-return]
+        return _v2().ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)  # type: ignore[no-any-return]
 
 
 class Cutout(Op, frozen=True, kw_only=True, tag="cutout"):
@@ -260,7 +236,7 @@ class Cutout(Op, frozen=True, kw_only=True, tag="cutout"):
     p: Fraction = 1.0
 
     def transform(self) -> Transform:
-        from torchvision.transforms import v2
+        v2 = _v2()
 
         def apply(image: Image.Image) -> Image.Image:
             if self.size >= min(image.size):  # torchvision would silently erase nothing

@@ -7,23 +7,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
-from recal.errors import InputError
-from recal.files import read_text
+from recal.errors import InputError, pick, shown
+from recal.files import read_text, shipped
 from recal.policies.families import FAMILY_FILE
 from recal.policies.ops import AnyOp
-from recal.resources import shipped
 from recal.schema import Record, json_schema, parse_toml
-from recal.wording import pick, shown
 
-if TYPE_CHECKING:
-    Apply = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+Apply: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 # a file's keys before its tables begin with this one
 SUMMARY_LINE = re.compile(r"^summary\s*=", re.MULTILINE)
@@ -55,7 +52,6 @@ class PolicyFile(Record, frozen=True, kw_only=True):
     part: tuple[PolicyPart, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express."""
         if self.op and self.part:
             raise ValueError("expected [[op]] or [[part]], got both. Mix whole policies.")
         if self.part and abs(sum(part.share for part in self.part) - 1) > 1e-6:
@@ -101,11 +97,8 @@ class Policy:
             raise InputError(
                 f"{where}: expected the texts of {len(file.part)} parts, got {len(rest)}."
             )
-        parts = [
-            cls.from_text(part.policy, part_text)
-            for part, part_text in zip(file.part, rest, strict=True)
-        ]
-        return _policy(name, file, text, parts)
+        names = [part.policy for part in file.part]
+        return _policy(name, file, text, list(map(cls.from_text, names, rest)))
 
     @property
     def sha256(self) -> str:
@@ -122,11 +115,15 @@ class Policy:
 
         It draws from the global generators: call it inside `recal.data.sampling.keyed_draws`.
         """
-        if self.parts:
-            return self._drawn_part()
-        if not self.ops:
+        if not self.ops and not self.parts:
             return lambda pixels: pixels
         transforms = [op.transform() for op in self.ops]
+        parts = [policy.transform() for policy, _ in self.parts]
+        shares = [share for _, share in self.parts]
+
+        def draw(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            # the global generator, because keyed_draws() seeds it for every image
+            return parts[np.random.choice(len(parts), p=shares)](pixels)
 
         def apply(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
             image = Image.fromarray(pixels)
@@ -134,17 +131,7 @@ class Policy:
                 image = transform(image)
             return np.asarray(image)
 
-        return apply
-
-    def _drawn_part(self) -> Apply:
-        transforms = [policy.transform() for policy, _ in self.parts]
-        shares = [share for _, share in self.parts]
-
-        def apply(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            # the global generator, because keyed_draws() seeds it for every image
-            return transforms[np.random.choice(len(transforms), p=shares)](pixels)
-
-        return apply
+        return draw if parts else apply
 
 
 def policy_names(family: str) -> list[str]:
@@ -157,8 +144,7 @@ def resolve_policy(given: str | Path | Policy, family: str) -> Policy:
     """Return the policy that the user means.
 
     Args:
-        given: A policy, the path of a policy file, or the name of one of the family's policies. A
-            string that ends in `.toml` is a path.
+        given: A policy, the path of a .toml file, or the name of one of the family's policies.
         family: The family whose policies are known by name.
 
     Raises:
@@ -205,14 +191,8 @@ def read_policy(path: Path) -> Policy:
 
 
 def _policy(name: str, file: PolicyFile, text: str, parts: Sequence[Policy] = ()) -> Policy:
-    shares = [part.share for part in file.part]
-    return Policy(
-        name=name,
-        summary=file.summary,
-        ops=file.op,
-        parts=tuple(zip(parts, shares, strict=True)),
-        text=text,
-    )
+    mixed = tuple(zip(parts, (part.share for part in file.part), strict=True))
+    return Policy(name=name, summary=file.summary, ops=file.op, parts=mixed, text=text)
 
 
 def policy_schema() -> dict[str, Any]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recal.data.images import ImageSource
 from recal.data.sampling import seed_draws, undisturbed_draws
 from recal.errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    from recal.data.images import ImageSource
-    from recal.policies.policy import Policy
+from recal.policies.policy import Policy
 
 
 class PreparedImages:
@@ -31,9 +29,7 @@ class PreparedImages:
     """
 
     def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
-        self.source = source
-        self.policy = policy
-        self.seed, self.size = seed, size
+        self.source, self.policy, self.seed, self.size = source, policy, seed, size
         try:
             self._transform = policy.transform()
             if policy.draws:
@@ -52,24 +48,23 @@ class PreparedImages:
         return type(self), (self.source, self.policy, self.seed, self.size)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Return image `index`, uint8 (size, size, 3).
-
-        Raises:
-            InputError: It cannot be decoded, or the policy leaves it at another size.
-        """
+        """Return image `index`, uint8 (size, size, 3): see `batch`."""
         image: NDArray[np.uint8] = self.batch([index])[0]
         return image
 
     def batch(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return several images, uint8 (N, size, size, 3), each as `read` does."""
-        with undisturbed_draws() if self.policy.draws else nullcontext():
-            return np.stack([self.prepare(i, self.source[i]) for i in map(int, indices)])
+        """Return several images, uint8 (N, size, size, 3).
+
+        Raises:
+            InputError: One cannot be decoded, or the policy leaves it at another size.
+        """
+        (images,) = _read_all(self.source, [self], indices)
+        return images
 
     def prepare(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return image `index` from its decoded pixels, uint8 (H, W, 3).
 
-        It seeds the global generators and does not restore them: call it inside
-        `undisturbed_draws`.
+        Random policies seed the global generators, which `undisturbed_draws` restores.
         """
         if self.policy.draws:
             seed_draws(self.seed, index)
@@ -112,7 +107,6 @@ class PreparedTogether:
     ) -> None:
         self.source, self.size = source, size
         self.each = tuple(PreparedImages(source, policy, seed, size) for policy in policies)
-        self._draws = any(policy.draws for policy in policies)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -124,9 +118,15 @@ class PreparedTogether:
 
     def batch_all(self, indices: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Return several images under every policy, each uint8 (N, size, size, 3)."""
-        rows = []
-        with undisturbed_draws() if self._draws else nullcontext():
-            for index in map(int, indices):
-                pixels = self.source[index]
-                rows.append([images.prepare(index, pixels) for images in self.each])
-        return [np.stack(column) for column in zip(*rows, strict=True)]
+        return _read_all(self.source, self.each, indices)
+
+
+def _read_all(
+    source: ImageSource, each: Sequence[PreparedImages], indices: Iterable[int] | NDArray[np.int64]
+) -> list[NDArray[np.uint8]]:
+    rows = []
+    with undisturbed_draws() if any(images.policy.draws for images in each) else nullcontext():
+        for index in map(int, indices):
+            pixels = source[index]
+            rows.append([images.prepare(index, pixels) for images in each])
+    return [np.stack(column) for column in zip(*rows, strict=True)]

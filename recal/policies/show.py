@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from recal.data.contact_sheet import write_sheet
 from recal.data.folders import TRAIN, open_images
 from recal.data.sampling import keyed_draws, seeded_batches
+from recal.files import sample_images
 from recal.policies.families import nearest_family
-from recal.policies.policy import load_policy, resolve_policy
+from recal.policies.policy import Policy, load_policy, resolve_policy
 from recal.policies.prepared import PreparedImages
-from recal.resources import sample_images
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from recal.policies.policy import Policy
 
 DRAWS = 8
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from recal.errors import listed
 from recal.report.blocks import Grid
 from recal.variant.statistics import BranchStatistics, EstimatedStatistics
-from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -107,7 +107,7 @@ def _int8_sentences(evidence: Evidence, images: str) -> list[Block]:
     made = evidence.int8
     assert made is not None
     proof, used = made.proof, made.range_images
-    blocks: list[Block] = [f"Ranges of activations from {used.images} '{used.policy}' images."]
+    blocks: list[Block] = [f"Ranges of {used.images} '{used.policy}' images."]
     if proof.accuracies:
         shown = ", ".join(f"{name} {value:.2%}" for name, value in proof.accuracies.items())
         blocks.append(

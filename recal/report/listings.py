@@ -139,9 +139,8 @@ class SetStatus:
 
 def data_sets() -> list[SetStatus]:
     """Look for every known data set in the usual places."""
-    from recal.datasets.catalogue import catalogue, find_set
+    from recal.datasets.catalogue import catalogue, find_set, label_of
     from recal.datasets.generate import GENERATED
-    from recal.datasets.provenance import label_of
 
     found = []
     for name, published in catalogue().items():

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from recal.files import write_whole
+from recal.files import PACKAGE, write_whole
 from recal.report.plots import has_trade_off, to_svg, trade_off_figure
 from recal.report.summary import calibration_table, extent, part_table, summary_table, verdicts
-from recal.resources import PACKAGE
 from recal.version import __version__
 
 if TYPE_CHECKING:

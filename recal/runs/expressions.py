@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.errors import UsageError
+from recal.errors import UsageError, did_you_mean
 from recal.runs.quantities import Quantity
-from recal.wording import did_you_mean
 
 LONGEST = 1000  # characters
 DEEPEST = 200  # operators within each other; a sum of as many terms nests so deep

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from recal.errors import InputError, UsageError
+from recal.errors import InputError, UsageError, did_you_mean, shown
 from recal.files import whole_file, write_whole
 from recal.networks.spec import ModelSpec
 from recal.schema import Record, read_json_file, to_json
 from recal.suites.suite import Cell, Reference
-from recal.wording import did_you_mean, shown
 
 KEY = b"recal.key"
 # the columns that metrics are computed from; a cell holds `prediction` besides

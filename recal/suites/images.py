@@ -16,23 +16,21 @@ from PIL import Image
 
 from recal import corruptions
 from recal.data.images import ArraySource, ImageSource
-from recal.datasets.provenance import REGENERATED, label_of
+from recal.datasets.catalogue import REGENERATED, label_of
 from recal.datasets.regenerate import JPEG_QUALITY, read_prepared
 from recal.errors import InputError
 from recal.machine import may_keep
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
-from recal.suites.clean import CleanImages
-from recal.suites.published import Published
+from recal.suites.sources import CleanImages, Published
 from recal.suites.suite import Cell, Suite
 
 
 class RegeneratedImages:
     """Corrupted images, equal to those that `recal data generate` writes for the same seed.
 
-    With CIFAR's parameters they are clean images under corruptions. The larger sets are published
-    as JPEG files of images that the benchmark's generator has prepared, so that images are prepared
-    and compressed in the same way here.
+    CIFAR's are clean images under corruptions. The larger sets are published as JPEG files, of
+    images that the benchmark's generator has prepared: both is done here in the same way.
 
     Args:
         suite: The suite, which declares parameters and layout.
@@ -42,23 +40,18 @@ class RegeneratedImages:
 
     def __init__(self, suite: Suite, clean: PreparedImages, seed: int) -> None:
         self._suite, self._clean, self._seed = suite, clean, seed
-        self.as_clean = suite.corrupted.parameters == "cifar"
+        self._as_clean = suite.corrupted.parameters == "cifar"
+        # a clean image that is ready to be corrupted, by its index, uint8 (size, size, 3)
+        self.read = clean.read if self._as_clean else self._read
 
     @property
     def identity(self) -> str:
         """The parameters of the pixels, apart from the clean images and the cell."""
-        prepared = self._clean.policy.sha256 if self.as_clean else "generator"
+        prepared = self._clean.policy.sha256 if self._as_clean else "generator"
         images = self._suite.corrupted
         return f"{images.parameters} {images.layout} {self._seed} {prepared}"
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Return a clean image, ready to be corrupted, uint8 (size, size, 3).
-
-        Raises:
-            InputError: It cannot be decoded, or is not of the networks' size.
-        """
-        if self.as_clean:
-            return self._clean.read(index)
+    def _read(self, index: int) -> NDArray[np.uint8]:
         source, side = self._clean.source, self._clean.size
         image = read_prepared(source, index, self._suite.corrupted.parameters)
         if image.shape != (side, side, 3):
@@ -85,14 +78,12 @@ class RegeneratedImages:
         )
         if self._suite.corrupted.layout == "arrays":
             return corrupted
-        return np.stack([_as_jpeg(image) for image in corrupted])
-
-
-def _as_jpeg(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    with Image.open(buffer) as decoded:
-        return np.asarray(decoded.convert("RGB"))
+        for image in corrupted:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+            with Image.open(buffer) as decoded:
+                image[:] = np.asarray(decoded.convert("RGB"))
+        return corrupted
 
 
 # numbers of images that one thread reads at a time, and that share a hash
@@ -113,12 +104,13 @@ class ChosenImages:
     indices: NDArray[np.int64]
 
 
+@dataclass(eq=False, kw_only=True)
 class SuiteImages:
     """The images of a suite's cells, read, corrupted and hashed on demand.
 
     It keeps decoded clean images, their hashes and the list of files of the last cell.
 
-    Args:
+    Attributes:
         suite: The suite.
         clean: The clean test images, or None if there are none.
         published: The published corrupted images, or None to corrupt clean ones on the fly.
@@ -131,28 +123,23 @@ class SuiteImages:
         warnings: Warnings about the images, for the user.
     """
 
-    def __init__(
-        self,
-        suite: Suite,
-        clean: CleanImages | None,
-        published: Published | None,
-        *,
-        size: int,
-        seed: int,
-        of_clean: ChosenImages | None,
-        of_corrupted: ChosenImages | None,
-        threads: int,
-        warnings: tuple[str, ...],
-    ) -> None:
-        self.suite, self.clean, self.published = suite, clean, published
-        self.size, self.seed = size, seed
-        self.of_clean, self.of_corrupted = of_clean, of_corrupted
-        self.warnings = warnings
-        self._pool = ThreadPoolExecutor(threads, "images")
+    suite: Suite
+    clean: CleanImages | None
+    published: Published | None
+    size: int
+    seed: int
+    of_clean: ChosenImages | None
+    of_corrupted: ChosenImages | None
+    threads: int
+    warnings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(self.threads, "images")
         self._hashes: dict[range, list[str]] = {}
         self._sources: dict[Cell, ImageSource] = {}
-        self._clean: dict[int, NDArray[np.uint8]] = {}
-        self._keeps = of_clean is not None and may_keep(len(of_clean.indices) * size**2 * 3)
+        self._kept: dict[Callable[[int], NDArray[np.uint8]], dict[int, NDArray[np.uint8]]] = {}
+        used = 0 if self.of_clean is None else len(self.of_clean.indices)
+        self._keeps = used > 0 and may_keep(used * self.size**2 * 3)
 
     @property
     def provenance(self) -> str | None:
@@ -176,8 +163,8 @@ class SuiteImages:
             assert self.clean is not None
             return self.clean.source
         if cell not in self._sources:
-            self._sources.clear()  # the list of files of a cell of ImageNet-C is some MB
-            self._sources[cell] = self.published.source(cell)
+            # one at a time: the list of files of a cell of ImageNet-C is some MB
+            self._sources = {cell: self.published.source(cell)}
         return self._sources[cell]
 
     def read(self, cell: Cell, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -187,23 +174,20 @@ class SuiteImages:
             InputError: An image cannot be decoded, or has another size.
         """
         source = self.source(cell)
-        as_they_are = self._uses_pixels_of(cell)
+        clean, published = cell.corruption is None, self.published is not None
+        as_they_are = not self._prepared.policy.ops if clean else published
         if isinstance(source, ArraySource) and as_they_are and source.images.ndim == 4:
-            images = self._checked(cell, source.images[batch], batch)
+            images = self._checked(cell, source.images[batch], batch[0])
             forget_pages(source.images)
             return images
         parts = np.split(batch, range(READ, len(batch), READ))
         return np.concatenate(list(self._pool.map(lambda part: self._read(cell, part), parts)))
 
     def check(self, cell: Cell) -> None:
-        """Read a cell's first image, before it is corrupted.
-
-        Raises:
-            InputError: It cannot be decoded, or is not of the networks' size.
-        """
+        """Read a cell's first image, before it is corrupted, or raise the error of `read`."""
         first = self.chosen(cell).indices[:1]
         if cell.corruption is not None and self.published is None:
-            self._each(self._to_corrupt, self._regenerated.read, first)
+            self._each(self._regenerated.read, first)
         else:
             self.read(cell, first)
 
@@ -252,47 +236,29 @@ class SuiteImages:
         used = len(self.chosen(cell).indices) / len(self.published.labels)
         return int(self.published.size_in_bytes(cell) * used)
 
-    def _uses_pixels_of(self, cell: Cell) -> bool:
-        """Whether a cell's pixels are those of its source, unchanged."""
-        if cell.corruption is None:
-            return not self._prepared.policy.ops
-        return self.published is not None
-
     def _read(self, cell: Cell, part: NDArray[np.int64]) -> NDArray[np.uint8]:
         if cell.corruption is None:
-            return self._each(self._clean, self._prepared.read, part)
+            return self._each(self._prepared.read, part)
         if self.published is None:
-            here = self._regenerated
-            return here.corrupt(cell, self._each(self._to_corrupt, here.read, part), part)
+            images = self._each(self._regenerated.read, part)
+            return self._regenerated.corrupt(cell, images, part)
         source = self.source(cell)
-        images = [source[index] for index in part.tolist()]
-        for image, index in zip(images, part, strict=True):
-            self._checked(cell, image[None], np.array([index]))
-        return np.stack(images)
+        return np.concatenate([self._checked(cell, source[i][None], i) for i in part.tolist()])
 
     def _each(
-        self,
-        kept: dict[int, NDArray[np.uint8]],
-        read: Callable[[int], NDArray[np.uint8]],
-        part: NDArray[np.int64],
+        self, read: Callable[[int], NDArray[np.uint8]], part: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        images = []
-        for index in part.tolist():
-            image = kept.get(index)
-            if image is None:
-                image = read(index)
-                if self._keeps:
-                    kept[index] = image
-            images.append(image)
+        kept = self._kept.setdefault(read, {})
+        images = [kept[index] if index in kept else read(index) for index in part.tolist()]
+        if self._keeps:
+            kept.update(zip(part.tolist(), images, strict=True))
         return np.stack(images)
 
-    def _checked(
-        self, cell: Cell, images: NDArray[np.uint8], batch: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
+    def _checked(self, cell: Cell, images: NDArray[np.uint8], first: int) -> NDArray[np.uint8]:
         if images.shape[1:] != (self.size, self.size, 3):
             height, width = images.shape[1:3]
             raise InputError(
-                f"{self.source(cell).where}: {cell.name}, image {batch[0]}: expected "
+                f"{self.source(cell).where}: {cell.name}, image {first}: expected "
                 f"{self.size}x{self.size} pixels, which the networks take, got {width}x{height}. "
                 "These images are used as they are: evaluate networks of their size, or set --size."
             )
@@ -307,10 +273,6 @@ class SuiteImages:
     @cached_property
     def _regenerated(self) -> RegeneratedImages:
         return RegeneratedImages(self.suite, self._prepared, self.seed)
-
-    @cached_property
-    def _to_corrupt(self) -> dict[int, NDArray[np.uint8]]:
-        return self._clean if self._regenerated.as_clean else {}
 
 
 def forget_pages(array: NDArray[np.uint8]) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.folders import named_places, places_searched
+from recal.data.sampling import stratified_sample
 from recal.datasets.catalogue import catalogue
-from recal.errors import InputError
-from recal.suites.clean import CleanImages, find_clean
+from recal.errors import InputError, listed
+from recal.files import data_folders, read_text, shipped
 from recal.suites.images import ChosenImages, SuiteImages
-from recal.suites.published import Published, find_published
-from recal.suites.sampling import choose_images
+from recal.suites.sources import CleanImages, Published, find_clean, find_published
 from recal.suites.suite import Cell, CleanSet, CorruptedSet, Suite
 
 
@@ -42,19 +44,18 @@ def locate_suite(suite: Suite, data: Path | None = None) -> SuiteLocation:
         suite: The suite.
         data: A folder that holds them, or bears their name; None for the usual places.
     """
-    corrupted = suite.corrupted
-    clean_place = next(iter(named_places(data, suite.clean.folders)), None)
-    corrupted_place = next(iter(named_places(data, corrupted.folders)), None)
+    clean = next(iter(named_places(data, suite.clean.folders)), None)
+    corrupted = next(iter(named_places(data, suite.corrupted.folders)), None)
     ways = []
-    if corrupted.folders and corrupted_place is None:
-        ways.append(how_to_get(corrupted))
-    if clean_place is None and suite.clean.folders:
+    if corrupted is None and suite.corrupted.folders:
+        ways.append(how_to_get(suite.corrupted))
+    if clean is None and suite.clean.folders:
         ways.append(how_to_get(suite.clean))
-    made = clean_place if corrupted.parameters or not corrupted.corruptions else None
+    made = clean if suite.corrupted.parameters or not suite.corrupted.corruptions else None
     return SuiteLocation(
-        clean=clean_place,
-        corrupted=corrupted_place,
-        ready=(corrupted_place or made) is not None,
+        clean=clean,
+        corrupted=corrupted,
+        ready=(corrupted or made) is not None,
         missing=" or ".join(dict.fromkeys(ways)),
     )
 
@@ -91,8 +92,7 @@ def open_suite_images(
         threads: Number of threads that read and corrupt.
 
     Raises:
-        InputError: There are neither clean images nor published files, labels are missing or beyond
-            the classes, or files are malformed.
+        InputError: Images are not found, malformed, or other than the suite declares.
     """
     published = find_published(suite, data, cells)
     clean: CleanImages | None = None
@@ -118,9 +118,9 @@ def open_suite_images(
     elif cells and not suite.corrupted.parameters:
         raise _none_found(suite, data, None)
     return SuiteImages(
-        suite,
-        clean,
-        published,
+        suite=suite,
+        clean=clean,
+        published=published,
         size=size,
         seed=seed,
         of_clean=of_clean,
@@ -131,11 +131,7 @@ def open_suite_images(
 
 
 def check_pixels(images: SuiteImages, cells: Sequence[Cell]) -> None:
-    """Read one image of each cell.
-
-    Raises:
-        InputError: It cannot be decoded, or has another size. The message names the cell and image.
-    """
+    """Read one image of each cell, or raise an error that names the cell and image."""
     corrupted = [cell for cell in cells if cell.corruption is not None]
     # cells that are corrupted here are made of the same clean images
     for cell in cells if images.published is not None else [*cells[:1], *corrupted[:1]]:
@@ -150,6 +146,84 @@ def _choose(
     return ChosenImages(labels=images.labels, indices=indices)
 
 
+def choose_images(
+    suite: Suite,
+    labels: NDArray[np.int64],
+    names: Sequence[str] | None,
+    where: Path,
+    *,
+    limit: int | None,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Return the indices of the images to use: all, those that the suite lists, or a sample.
+
+    Args:
+        suite: The suite, which may list the images, or give their number.
+        labels: Labels of all images, (N,).
+        names: `<class folder>/<file>` of all images, or None if they are rows of arrays.
+        where: The folder or file of the images, for messages.
+        limit: Size of a stratified sample of the suite's images; None uses all of them.
+        seed: Seed of that sample.
+
+    Returns:
+        int64 (n,), rising.
+
+    Raises:
+        InputError: The suite's list is not found, or names missing images; or the suite uses the
+            first images, and files in class folders have no such order.
+    """
+    if suite.names:
+        chosen = _in_list(suite, names, where)
+    elif suite.first:
+        if names is not None:
+            raise InputError(
+                f"{where}: expected arrays in the published order, of which suite {suite.name} "
+                f"takes the first {suite.first:,}, got files in class folders."
+            )
+        chosen = np.arange(min(suite.first, len(labels)))
+    else:
+        chosen = np.arange(len(labels))
+    return chosen[stratified_sample(labels[chosen], limit, seed)]
+
+
+def _in_list(suite: Suite, names: Sequence[str] | None, where: Path) -> NDArray[np.int64]:
+    if names is None:
+        raise InputError(
+            f"{where}: expected files in class folders, of which suite {suite.name} names some, "
+            "got arrays."
+        )
+    path = _find_list(suite)
+    wanted = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    numbers = {_stem(name): index for index, name in enumerate(names)}
+    missing = [f"'{name}'" for name in wanted if _stem(name) not in numbers]
+    if missing:
+        raise InputError(
+            f"{where}: expected the images of {path.name}, got a set without {listed(missing, 1)}."
+        )
+    return np.array(sorted({numbers[_stem(name)] for name in wanted}), np.int64)
+
+
+def _find_list(suite: Suite) -> Path:
+    """Return the path of the suite's list: shipped, among the data, or in RobustBench's package."""
+    folders = [shipped("evals"), Path(), *data_folders()]
+    spec = importlib.util.find_spec("robustbench")
+    if spec is not None and spec.origin is not None:
+        folders.append(Path(spec.origin).parent / "helper_files")
+    for folder in folders:
+        if (folder / suite.names).is_file():
+            return folder / suite.names
+    raise InputError(
+        f"suite {suite.name}: expected the list {suite.names}, got none in "
+        f"{', '.join(map(str, folders))}. RobustBench's package holds its own, in "
+        "robustbench/helper_files/."
+    )
+
+
+def _stem(name: str) -> str:
+    """Return a name without its suffix: the same image may be .JPEG here and .png there."""
+    return name.rpartition(".")[0] or name
+
+
 def _alike(clean: CleanImages, published: Published) -> bool:
     """Whether the n-th clean image is the n-th corrupted one."""
     if not np.array_equal(clean.labels, published.labels):
@@ -157,10 +231,7 @@ def _alike(clean: CleanImages, published: Published) -> bool:
     if clean.names is None or published.names is None:
         # rows of arrays in the order of the test set; files have an order of their own
         return clean.names is None and published.names is None
-    return all(
-        a.rpartition(".")[0] == b.rpartition(".")[0]
-        for a, b in zip(clean.names, published.names, strict=True)
-    )
+    return [*map(_stem, clean.names)] == [*map(_stem, published.names)]
 
 
 def _none_found(suite: Suite, data: Path | None, error: InputError | None) -> InputError:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS
-from recal.datasets.catalogue import catalogue
-from recal.errors import UsageError
-from recal.files import read_text
+from recal.datasets.catalogue import catalogue, wnids
+from recal.errors import InputError, UsageError, did_you_mean, listed, pick, shown
+from recal.files import read_text, shipped
 from recal.policies.families import family_names, usual_folders
-from recal.resources import shipped
 from recal.schema import Record, json_schema, parse_toml
-from recal.wording import did_you_mean, pick, shown
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ class Cell:
 
     @classmethod
     def parse(cls, name: str) -> Cell:
-        """Return the cell of that name.
-
-        Raises:
-            ValueError: It is no name of a cell, or one that would lead out of the run's folder.
-        """
+        """Return the cell of that name, or raise a ValueError, also for `../x`."""
         if name == "clean":
             return cls(None, None)
         found = re.fullmatch(r"(\w[\w.-]{0,99})-(\d{1,4})", name, re.ASCII)
@@ -74,7 +70,6 @@ class CleanSet(Record, frozen=True, kw_only=True):
     images: Count = 0
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express."""
         if self.data:
             _one_of(self.data, catalogue(), "data")
         if len(self.arrays) not in (0, 2):
@@ -109,7 +104,6 @@ class CorruptedSet(Record, frozen=True, kw_only=True):
     corruptions: Annotated[tuple[str, ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express."""
         if self.data:
             _one_of(self.data, catalogue(), "data")
         names, severities = self.corruptions, list(self.severities)
@@ -177,7 +171,6 @@ class SuiteFile(Record, frozen=True, kw_only=True):
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
-        """Check what the annotations cannot express."""
         _one_of(self.family, family_names(), "family")
         if self.reference is not None:
             names, known = self.reference.errors, self.corrupted.corruptions
@@ -229,10 +222,7 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """Read a shipped suite or a suite file.
-
-    Args:
-        name: The suite's name, or the path of a .toml file.
+    """Read a shipped suite by its name, or a suite file by its path.
 
     Raises:
         UsageError: There is none of this name.
@@ -254,9 +244,8 @@ def usual_suite(family: str, classes: int) -> Suite:
     Raises:
         UsageError: There is none for this family and number of classes.
     """
-    for name in suite_names():
-        suite = load_suite(name)
-        if suite.family == family and suite.classes == classes:
+    for suite in map(load_suite, suite_names()):
+        if (suite.family, suite.classes) == (family, classes):
             return suite
     raise UsageError(
         f"no suite for networks of family {family} with {classes} classes. Give one with --suite: "
@@ -273,14 +262,63 @@ def read_suite(path: Path) -> Suite:
     text = read_text(path)
     file = parse_toml(text, SuiteFile, str(path))
     clean, corrupted = file.clean, file.corrupted
-    content = {field: getattr(file, field) for field in SuiteFile.__struct_fields__}
-    content["clean"] = msgspec.structs.replace(
-        clean, folders=_with_own_name(clean.folders or usual_folders(file), clean.data)
-    )
-    content["corrupted"] = msgspec.structs.replace(
-        corrupted, folders=_with_own_name(corrupted.folders, corrupted.data)
-    )
+    folders = _with_own_name(clean.folders or usual_folders(file), clean.data)
+    named = _with_own_name(corrupted.folders, corrupted.data)
+    content = {
+        **msgspec.structs.asdict(file),
+        "clean": msgspec.structs.replace(clean, folders=folders),
+        "corrupted": msgspec.structs.replace(corrupted, folders=named),
+    }
     return Suite(name=path.stem, text=text, **content)
+
+
+def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[np.int64]:
+    """Return the class of each class folder, int64 (len(folders),); with a subset, those within it.
+
+    Args:
+        folders: Names of the folders, each once.
+        suite: The suite, which declares the order of classes.
+        where: The folder or file that holds them, for messages.
+
+    Raises:
+        InputError: A name is none of the suite's classes, or some of the sorted names are missing.
+    """
+    if suite.order == "sorted":
+        if len(folders) != suite.classes:
+            raise InputError(
+                f"{where}: expected {suite.classes} class folders, got {len(folders)}."
+            )
+        # folders 0 to 99 are in the order of their numbers, not of their letters
+        counted = all(name.isdecimal() for name in folders)
+        ordered: Sequence[str] = sorted(folders, key=int if counted else None)
+    elif suite.order == "numbers":
+        ordered = [str(number) for number in range(suite.classes)]
+    else:
+        ordered = wnids(suite.subset or "imagenet")
+    known = {name: number for number, name in enumerate(ordered)}
+    strangers = [f"'{name}'" for name in folders if name not in known]
+    if strangers:
+        raise InputError(
+            f"{where}: expected class folders such as '{ordered[0]}' ({len(known)} classes of "
+            f"suite {suite.name}), got {listed(strangers, 1)}."
+        )
+    return np.array([known[name] for name in folders], np.int64)
+
+
+def kept_logits(suite: Suite) -> NDArray[np.int64] | None:
+    """Return the indices of the logits that count, in order, or None for all of them.
+
+    ImageNet-A and -R have images of 200 classes: the prediction is the largest of these 200 logits.
+    """
+    if not suite.subset:
+        return None
+    order = wnids("imagenet")
+    return np.array([order.index(wnid) for wnid in wnids(suite.subset)], np.int64)
+
+
+def class_count(suite: Suite) -> int:
+    """Return the number of classes that a suite's labels can be of."""
+    return len(wnids(suite.subset)) if suite.subset else suite.classes
 
 
 def suite_schema() -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from recal.errors import InputError
+from recal.errors import InputError, listed
 from recal.networks.names import HARMLESS_ORIGINS, create_network, split_name
 from recal.networks.spec import ModelOverrides
 from recal.networks.wrappers import strip_front
-from recal.variant.plain import batch_norms, make_plain
+from recal.variant.comparison import compare_networks, load_own
+from recal.variant.plain import make_plain
 from recal.variant.variant import Variant, branch_variant, check_weights
-from recal.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,11 +26,30 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 CLOSE = 1e-3
+RECALS_OWN = ("", "recal")
 COUNTER = ".num_batches_tracked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A network that `build` made, beside the one that the user's code makes.
+
+    Attributes:
+        network: The network with plain BatchNorm.
+        own: The network as its architecture's own code makes it, with the variant's tensors, for
+            normalised images; `network` itself if nothing in it was replaced, if the class has no
+            place for the tensors, or if it cannot be run on images alone.
+    """
+
+    network: nn.Module
+    own: nn.Module
 
 
 def build(checkpoint: Checkpoint, variant: Variant | str = "main") -> nn.Module:
     """Build the network that a variant makes of a checkpoint's weights.
+
+    Where plain BatchNorm replaces layers of another class, the outputs for random images are
+    compared with those of the network that the architecture's own code makes.
 
     Args:
         checkpoint: The checkpoint with the weights, which is not changed.
@@ -43,9 +63,15 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main") -> nn.Module:
         that layer is set to do nothing.
 
     Raises:
-        InputError: The variant belongs to other weights, or weights and architecture do not fit.
+        InputError: The variant belongs to other weights, weights and architecture do not fit, or
+            the network with plain BatchNorm does not compute what the architecture's own does.
         UsageError: There is no such branch or architecture.
     """
+    return build_with_own(checkpoint, variant).network
+
+
+def build_with_own(checkpoint: Checkpoint, variant: Variant | str = "main") -> Built:
+    """Build as `build` does, and return the network of the architecture's own code beside it."""
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant)
     check_weights(checkpoint, variant)
@@ -62,18 +88,32 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main") -> nn.Module:
     where = f"{checkpoint.path} as {spec.arch}"
     if split_name(spec.arch)[0] in HARMLESS_ORIGINS:
         _check_without_memory(checkpoint, spec, given, where)
-    network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
+    network = _create(spec)
     if checkpoint.facts.mean is None:
         _check_normalisation(network, spec, where)
-    names = make_plain(network, checkpoint.layout, checkpoint.weights)
+    plain = make_plain(network, checkpoint.layout, checkpoint.weights)
+    names = plain.names
     expected = network.state_dict()
     _check_fit(given, expected, names, where)
     # counters are absent from old files and from variants, and without effect in eval mode
     state = {key: given.get(names[key], own) if key in names else own
              for key, own in expected.items()}  # fmt: skip
     network.load_state_dict(state, strict=True)
-    batch_norms(network)
-    return network.float().requires_grad_(False).eval()
+    network = network.float().requires_grad_(False).eval()
+    if not plain.replaced or split_name(spec.arch)[0] in RECALS_OWN:
+        return Built(network=network, own=network)
+    own_network = load_own(_create(spec), checkpoint.layout, given)
+    if own_network is None:
+        return Built(network=network, own=network)
+    compared = compare_networks(network, own_network, spec.size, plain.replaced, where)
+    return Built(network=network, own=own_network if compared else network)
+
+
+def _create(spec: ModelSpec) -> nn.Module:
+    """Create the network with the same random values each time, for what no file stores."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
 
 
 def _check_normalisation(network: nn.Module, spec: ModelSpec, where: str) -> None:
@@ -95,7 +135,7 @@ def _check_without_memory(
     try:
         with torch.device("meta"):
             network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
-        names = make_plain(network, checkpoint.layout, checkpoint.weights)
+        names = make_plain(network, checkpoint.layout, checkpoint.weights).names
     except (NotImplementedError, RuntimeError):
         return  # some networks compute while they are built, which needs memory
     _check_fit(given, network.state_dict(), names, where)

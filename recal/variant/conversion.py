@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
+from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.reading import METADATA_KEY
 from recal.errors import UsageError, VerificationError
 from recal.files import write_whole
 from recal.networks.names import create_network
+from recal.networks.spec import ModelSpec
 from recal.schema import to_json
 from recal.variant.build import build
 from recal.variant.variant import Variant, check_weights
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from recal.checkpoint.checkpoint import Checkpoint
-    from recal.networks.spec import ModelSpec
-
-
 FORMATS = (".safetensors", ".pth", ".pt")
-COUNTER = "num_batches_tracked"
 CLOSE = 1e-4
 
 
-def plain_state(checkpoint: Checkpoint, variant: Variant | str) -> dict[str, torch.Tensor]:
-    """Return the state_dict of the plain network that a variant makes, without its architecture.
-
-    Tensors keep the types in which they are stored.
-
-    Args:
-        checkpoint: The checkpoint with the weights.
-        variant: A variant, or the name of a branch.
-
-    Raises:
-        InputError: The variant belongs to other weights.
-        UsageError: There is no such branch.
-    """
-    tensors: Mapping[str, torch.Tensor]
+def _plain_state(checkpoint: Checkpoint, variant: Variant | str) -> dict[str, torch.Tensor]:
+    """Return the state_dict of a variant's plain network; tensors keep their stored types."""
+    state = dict(checkpoint.weights)
+    state |= {f"{layer}.num_batches_tracked": torch.tensor(0) for layer in checkpoint.layers}
     if isinstance(variant, str):
-        tensors = checkpoint.branch(variant)
+        state |= checkpoint.branch(variant)
     else:
         check_weights(checkpoint, variant)
-        tensors = variant.torch_tensors()
-    counters = {f"{layer}.{COUNTER}": torch.tensor(0) for layer in checkpoint.layers}
-    state = {**checkpoint.weights, **counters, **tensors}
+        state |= variant.torch_tensors()
     return {key: tensor.clone().contiguous() for key, tensor in state.items()}
 
 
@@ -73,17 +55,16 @@ def convert(checkpoint: Checkpoint, variant: Variant | str, output: Path) -> tup
     suffix = output.suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f"-o: expected a name in {', '.join(FORMATS)}, got '{output.name}'.")
-    state = plain_state(checkpoint, variant)
+    state = _plain_state(checkpoint, variant)
     spec, notes = _spec(checkpoint, variant)
     if spec is not None:
         notes.append(_check(checkpoint, variant, state, spec))
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
         notes.append(
-            f"it expects images in [0, 1] with mean {_numbers(spec.mean)} and std "
-            f"{_numbers(spec.std)}, {spec.size} pixels"
+            f"it expects images in [0, 1] with mean {mean} and std {std}, {spec.size} pixels"
         )
     if suffix == ".safetensors":
-        record = to_json(spec or {})
-        write_whole(output, save(state, metadata={METADATA_KEY: record}))
+        write_whole(output, save(state, metadata={METADATA_KEY: to_json(spec or {})}))
     else:
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -126,7 +107,3 @@ def _check(
             f"{checkpoint.path}: the plain checkpoint differs from the variant by {gap:.3g}."
         )
     return f"{spec.arch} loads it with strict=True and computes what the variant does"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)

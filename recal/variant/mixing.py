@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.errors import InputError, UsageError
 from recal.variant.statistics import MixedPart, MixedStatistics
 from recal.variant.variant import AFFINE, Variant
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-
 TOTAL_TOLERANCE = 1e-6
-MIX = "mix"
 
 
 def mix(variants: Sequence[Variant], weights: Sequence[float]) -> Variant:
     """Mix variants: affine linearly, statistics as the moments of the mixture.
 
-    With weights w_i: mean = sum w_i mean_i, var = sum w_i (var_i + mean_i^2) - mean^2, computed in
-    float64 as sum w_i (var_i + (mean_i - mean)^2). The statistics of two sets of images, mixed
-    by the sets' shares of the images, are therefore the statistics of all the images.
+    With weights w_i: mean = sum w_i mean_i, var = sum w_i (var_i + (mean_i - mean)^2), in float64.
+    The statistics of two sets of images, mixed by the sets' shares of the images, are therefore the
+    statistics of all the images.
 
     Args:
         variants: Variants of the same weights and architecture.
@@ -44,20 +39,15 @@ def mix(variants: Sequence[Variant], weights: Sequence[float]) -> Variant:
         shown = ", ".join(f"{w:g}" for w in weights)
         raise UsageError(f"mix: expected weights >= 0 of sum 1, got {shown}.")
     _check_same_network(variants)
-    tensors: dict[str, NDArray[np.float64]] = {}
-    for name in variants[0].tensors:
-        if not name.endswith(".running_var"):
-            tensors[name] = _weighted([v.tensors[name] for v in variants], weights)
-    for name in variants[0].tensors:
-        if name.endswith(".running_var"):
-            mean_name = f"{name.removesuffix('.running_var')}.running_mean"
-            mean = tensors[mean_name]
-            second = [
-                v.tensors[name].astype(np.float64)
-                + np.square(v.tensors[mean_name].astype(np.float64) - mean)
-                for v in variants
-            ]
-            tensors[name] = _weighted(second, weights)
+    tensors = {
+        name: _weighted([v.tensors[name] for v in variants], weights)
+        for name in variants[0].tensors
+    }
+    for variance in (name for name in tensors if name.endswith(".running_var")):
+        mean = f"{variance.removesuffix('var')}mean"
+        between = [np.square(v.tensors[mean].astype(np.float64) - tensors[mean]) for v in variants]
+        second = [v.tensors[variance] + gap for v, gap in zip(variants, between, strict=True)]
+        tensors[variance] = _weighted(second, weights)
     return _mixed(variants, tensors, weights)
 
 
@@ -97,8 +87,7 @@ def blend_with_prior(source: Variant, adapted: Variant, prior: float) -> Variant
 def _weighted(tensors: Sequence[NDArray[Any]], weights: Sequence[float]) -> NDArray[np.float64]:
     # a weight of zero leaves a tensor out even if it holds NaN
     parts = [w * t.astype(np.float64) for t, w in zip(tensors, weights, strict=True) if w]
-    total: NDArray[np.float64] = np.sum(parts, axis=0)
-    return total
+    return np.asarray(np.sum(parts, axis=0))
 
 
 def _check_same_network(variants: Sequence[Variant]) -> None:
@@ -125,11 +114,10 @@ def _mixed(
     weights: Sequence[float],
     prior: float | None = None,
 ) -> Variant:
-    affines = {variant.affine for variant in variants}
     return replace(
         variants[0],
         tensors={name: tensor.astype(np.float32) for name, tensor in tensors.items()},
-        affine=MIX if len(affines) > 1 else variants[0].affine,
+        affine="mix" if len({variant.affine for variant in variants}) > 1 else variants[0].affine,
         statistics=MixedStatistics(
             parts=tuple(MixedPart(affine=v.affine, statistics=v.statistics) for v in variants),
             weights=tuple(map(float, weights)),

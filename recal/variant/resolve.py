@@ -1,23 +1,21 @@
-"""Which variant did the user mean: the one place where a name becomes a variant."""
+"""Which variant the user means: the one place where a name becomes a variant."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recal.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from recal.checkpoint.options import AS_FOUND, ReadingOptions
+from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.errors import InputError, UsageError
 from recal.files import require_file
+from recal.networks.spec import ModelSpec
 from recal.variant.file import is_variant_file, load_variant
 from recal.variant.variant import Variant, branch_variant, check_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from recal.networks.spec import ModelSpec
-
     Given = str | Path | Checkpoint | Variant
 
 
@@ -78,12 +76,11 @@ def resolve_variants(
         InputError: A file is not what it should be, or no checkpoint has a variant's weights.
     """
     resolver = _Resolver(checkpoint, reading)
-    if not given:
-        given = list(resolver.default_checkpoint("no checkpoint is given").branches)
+    given = given or list(resolver.default_checkpoint("no checkpoint is given").branches)
     names = [resolver.name_of(item) for item in given]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UsageError(f"'{twice[0]}' is given twice. Give each variant once.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"'{twice}' is given twice. Give each variant once.")
     # checkpoints first, because variants find their weights among them
     found = [
         item if isinstance(item, Variant) else resolver.find(name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.errors import InputError, UsageError
 from recal.networks.spec import ModelSpec
@@ -15,10 +17,7 @@ from recal.variant.statistics import BranchStatistics, EstimatedStatistics, Stat
 from recal.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
-    from numpy.typing import NDArray
 
     from recal.checkpoint.checkpoint import Checkpoint
 

@@ -53,7 +53,7 @@ def fetch_command(name: str, output: Path | None) -> None:
     """
     from recal.cli.console import byte_bar
     from recal.datasets.fetch import fetch
-    from recal.resources import data_folders
+    from recal.files import data_folders
 
     with byte_bar() as progress:
         folder = fetch(name, output or data_folders()[0], progress)

@@ -28,7 +28,7 @@ from recal.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.export.forms import Form, Int8
     from recal.onnx_file.record import Accuracies, FormName, GraphOptions
     from recal.variant.variant import Variant
@@ -52,9 +52,9 @@ class FormOptions:
         from recal.errors import UsageError
 
         flags: dict[str, tuple[bool, FormName]] = {
-            "--patchable": (self.patchable, "patchable"),
             "--int8": (self.int8, "int8"),
             "--fp16": (self.fp16, "float16"),
+            "--patchable": (self.patchable, "patchable"),
         }
         given = [flag for flag, (chosen, _) in flags.items() if chosen]
         if self.switchable:

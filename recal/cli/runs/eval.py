@@ -32,7 +32,7 @@ from recal.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.distributed import World
     from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.execution import ExecutionOptions

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from recal.calibration.rounds import Settings
     from recal.checkpoint.checkpoint import Checkpoint
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.distributed import World
     from recal.networks.spec import ModelOverrides
     from recal.report.blocks import Block

@@ -11,7 +11,7 @@ from recal.cli.options import PATH, examples, output_option, reading_options, va
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
 
 
 @click.command(

@@ -22,7 +22,7 @@ from recal.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
     from recal.inspection.scores import BranchScore
 
 

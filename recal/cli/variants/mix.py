@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from recal.checkpoint.options import ReadingOptions
+    from recal.checkpoint.layouts import ReadingOptions
 
 
 @click.command(
@@ -69,7 +69,7 @@ def command(
     if sweep and prior is not None:
         raise UsageError("--sweep and --prior: expected one of them, got both. Leave one out.")
     if (sweep or prior is not None) and (len(names) != 2 or any(w is not None for w in weights)):
-        raise UsageError("--sweep and --prior: expected two variants, without numbers.")
+        raise UsageError("--sweep and --prior: expected two variants without weights.")
     variants = [found.variant for found in resolve_variants(names, checkpoint, reading)]
     if sweep:
         for i in range(sweep):
@@ -104,5 +104,5 @@ def _shares(weights: Sequence[float | None]) -> list[float]:
 
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
-        raise UsageError("mix: expected a number for each variant, or for none.")
+        raise UsageError("mix: expected a weight for each variant, or for none.")
     return given or [1 / len(weights)] * len(weights)

@@ -1,4 +1,7 @@
-"""The published corrupted images of a suite: in folders, .npy files, or tar files of either."""
+"""The sources of a suite's images: clean test images, and published corrupted ones.
+
+Files that are malformed, or that do not match what the suite declares, are an `InputError`.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,117 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.data.arrays import checked_labels, open_array, tarred_arrays
-from recal.data.folders import is_tar, named_places
-from recal.data.images import ArraySource, FileSource, is_image_name
+from recal.data.arrays import checked_labels, checked_source, open_array, tarred_arrays
+from recal.data.folders import (
+    SPLIT_FOLDERS,
+    TEST,
+    candidates,
+    is_tar,
+    named_places,
+    open_images,
+    places_searched,
+)
+from recal.data.images import ArraySource, FileSource, ImageSource, is_image_name, numbered
 from recal.data.tars import TAR_SUFFIX, Member, TarSource, images_in
-from recal.datasets.provenance import label_of
-from recal.errors import InputError
-from recal.suites.classes import class_numbers
-from recal.suites.suite import Cell, Suite
-from recal.wording import did_you_mean
+from recal.datasets.catalogue import label_of
+from recal.errors import InputError, did_you_mean
+from recal.files import data_folders
+from recal.suites.suite import Cell, Suite, class_count, class_numbers
 
 LABELS = "labels"
 # images per class on average, from which on every class must have some
 EXPECTED_EACH = 10
 # ImageNet-C's tar files; some people unpack them into folders of these names
 TAR_FOLDERS = ("noise", "blur", "weather", "digital", "extra")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CleanImages:
+    """A suite's clean test images.
+
+    Attributes:
+        source: The images.
+        labels: Label of each image in the suite's classes, int64 (N,).
+        names: `<class folder>/<file>` of each image, or None if they are rows of arrays.
+        warnings: Warnings about the images, for the user.
+    """
+
+    source: ImageSource
+    labels: NDArray[np.int64]
+    names: tuple[str, ...] | None
+    warnings: tuple[str, ...]
+
+    @property
+    def where(self) -> Path:
+        """The folder or file that they were read from, for messages."""
+        return self.source.where
+
+
+def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -> CleanImages:
+    """Open a suite's clean test images, which must be there and have labels.
+
+    Args:
+        suite: The suite, which declares the usual folder names and the classes.
+        data: The user's folder or file, or None to look in the usual places.
+        corrupted: Folder or file of the corrupted images, which is left out of the search.
+    """
+    if data is not None and not data.is_dir() and data != corrupted:
+        return _labelled(suite, open_images(data, TEST))
+    problem: InputError | None = None
+    for folder in candidates(data, suite.clean.folders):
+        if folder == corrupted or (data is None and _holds_sets(folder)):
+            continue
+        try:
+            if suite.clean.arrays:
+                images, labels = (folder / name for name in suite.clean.arrays)
+                source = checked_source(images, open_array(images), open_array(labels))
+                return _labelled(suite, source)
+            return _labelled(suite, open_images(folder, TEST))
+        except InputError as error:
+            # the first folder is the likeliest: its fault is the one to report
+            problem = problem or error
+    if data is not None and problem is not None:
+        raise problem
+    raise InputError(f"suite {suite.name}: expected images, got none. {places_searched(data)}")
+
+
+def _holds_sets(folder: Path) -> bool:
+    """Whether a usual place holds data sets, and is no test set itself: it may be huge."""
+    splits = any((folder / name).is_dir() for name in SPLIT_FOLDERS[TEST])
+    return folder in data_folders() and not splits and not any(map(Path.is_file, folder.iterdir()))
+
+
+def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
+    if source.labels is None:
+        raise InputError(
+            f"{source.where}: expected labelled test images (class folders), got plain images."
+        )
+    labels, names, warnings = source.labels, None, []
+    if source.classes is not None:
+        files: Iterable[str] | None = None
+        if isinstance(source, FileSource):
+            files = (path.name for path in source.paths)
+        elif isinstance(source, TarSource):
+            files = (name.rpartition("/")[2] for name in source.names)
+        if files is not None:
+            folders = (source.classes[label] for label in labels)
+            names = tuple(map("{}/{}".format, folders, files))
+        labels = class_numbers(source.classes, suite, source.where)[labels]
+    highest = class_count(suite) - 1
+    if labels.min() < 0 or labels.max() > highest:
+        raise InputError(
+            f"suite {suite.name}: expected labels 0 to {highest}, got {labels.min()} to "
+            f"{labels.max()}. Is {source.where} another data set?"
+        )
+    classes = len(np.unique(labels))
+    if classes <= highest:
+        warnings.append(f"{source.where}: {classes:,} of the {highest + 1:,} classes have images.")
+    if suite.clean.images and len(source) != suite.clean.images:
+        warnings.append(
+            f"{source.where}: {len(source):,} images, where the published set has "
+            f"{suite.clean.images:,}."
+        )
+    return CleanImages(source=source, labels=labels, names=names, warnings=tuple(warnings))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +149,7 @@ class Published:
         if isinstance(source, ArraySource):
             return int(source.images.nbytes)
         if isinstance(source, TarSource):
-            return int(source.sizes.sum())
+            return int(source.places[:, 2].sum())
         some = source.paths[:: max(1, len(source) // 100)]
         return sum(path.stat().st_size for path in some) * len(source) // len(some)
 
@@ -61,11 +160,7 @@ def find_published(suite: Suite, data: Path | None, cells: Sequence[Cell]) -> Pu
     Args:
         suite: The suite, which declares the usual names and the layout.
         data: The user's folder or tar file, or None to look in the usual places.
-        cells: The corrupted cells to open.
-
-    Raises:
-        InputError: A corruption or severity is missing, or the files do not match the suite. The
-            message names the first fault.
+        cells: The corrupted cells to open, all of which must be there.
     """
     if not suite.corrupted.folders or not cells:
         return None
@@ -89,9 +184,9 @@ def _open_arrays(
             return None
         there = tarred_arrays(archives[0])
     wanted = [*_corruptions_of(cells), LABELS]
-    check_corruptions(suite, where, set(there), wanted, ".npy")
-    arrays = {name: there[name] for name in wanted}
-    opened = {n: a if isinstance(a, np.ndarray) else open_array(a) for n, a in arrays.items()}
+    _require_corruptions(suite, where, set(there), wanted, ".npy")
+    arrays = ((name, there[name]) for name in wanted)
+    opened = {name: open_array(a) if isinstance(a, Path) else a for name, a in arrays}
     labels = _checked_arrays(suite, where, opened)
     rows, severities = len(labels), suite.corrupted.severities
 
@@ -111,36 +206,35 @@ def _open_files(
     In a folder, the corruptions may be one level deeper, below `noise/` and the like. In tar files
     they may be at any depth.
     """
+    places: Mapping[tuple[str, str], Path | TarSource]
     folders = _corruption_folders(where) if where.is_dir() else {}
-    if set(folders) & set(suite.corrupted.corruptions):
-        check_corruptions(suite, where, set(folders), _corruptions_of(cells), "")
-        bases = {
-            (name, path.name): path
-            for name in _corruptions_of(cells)
-            for path in folders[name].iterdir()
-            if path.is_dir()
-        }
-        check_severities(suite, where, set(bases), cells)
-        listed = ((cell, _files_below(bases[_key(cell)])) for cell in cells)
-        names, labels = _the_same_images(suite, where, listed)
-
-        def files(cell: Cell) -> FileSource:
-            base = bases[_key(cell)]
-            return FileSource(base, tuple(base / name for name in names), labels)
-
-        return Published(where=where, names=names, labels=labels, source=files)
-    if not archives:
+    wanted, there = _corruptions_of(cells), set(folders)
+    if there & set(suite.corrupted.corruptions):
+        below = (
+            (name, path) for name in wanted if name in there for path in folders[name].iterdir()
+        )
+        places = {(name, path.name): path for name, path in below if path.is_dir()}
+    elif archives:
+        places = _cells_in_tars(suite, where, archives)
+        there = {corruption for corruption, _ in places}
+    else:
         return None
-    packed = _cells_in_tars(suite, where, archives)
-    corruptions = {corruption for corruption, _ in packed}
-    check_corruptions(suite, where, corruptions, _corruptions_of(cells), "")
-    check_severities(suite, where, set(packed), cells)
-    names, labels = _the_same_images(suite, where, ((c, packed[_key(c)].names) for c in cells))
+    _require_corruptions(suite, where, there, wanted)
+    _check_severities(suite, where, set(places), cells)
 
-    def members(cell: Cell) -> TarSource:
-        return replace(packed[_key(cell)], labels=labels)
+    def names_of(place: Path | TarSource) -> tuple[str, ...]:
+        return place.names if isinstance(place, TarSource) else _files_below(place)
 
-    return Published(where=where, names=names, labels=labels, source=members)
+    listed = ((cell, names_of(places[_key(cell)])) for cell in cells)
+    names, labels = _the_same_images(suite, where, listed)
+
+    def source(cell: Cell) -> FileSource | TarSource:
+        place = places[_key(cell)]
+        if isinstance(place, TarSource):
+            return replace(place, labels=labels)
+        return FileSource(place, tuple(place / name for name in names), labels)
+
+    return Published(where=where, names=names, labels=labels, source=source)
 
 
 def _key(cell: Cell) -> tuple[str, str]:
@@ -183,26 +277,11 @@ def _cells_in_tars(
 def _files_below(base: Path) -> tuple[str, ...]:
     """Return `<class>/<file>` of the images below a folder, in order."""
     found = []
-    with os.scandir(base) as classes:
-        for folder in classes:
-            if folder.is_dir():
-                with os.scandir(folder.path) as files:
-                    found += [f"{folder.name}/{file.name}" for file in files if file.is_file()]
-    return tuple(sorted((n for n in found if is_image_name(n)), key=lambda n: n.split("/")))
-
-
-def _cells_in(suite: Suite, archive: Path) -> dict[tuple[str, str], TarSource]:
-    """Return an archive's images by corruption and severity."""
-    found: dict[tuple[str, str], list[Member]] = {}
-    for member in images_in(archive):
-        *_, corruption, severity, folder, file = "", "", "", *member.name.split("/")
-        if corruption in suite.corrupted.corruptions:
-            inside = member._replace(name=f"{folder}/{file}")
-            found.setdefault((corruption, severity), []).append(inside)
-    return {
-        key: TarSource.of_members(archive, [archive], [members], "/".join(key))
-        for key, members in found.items()
-    }
+    for folder in base.iterdir():
+        if folder.is_dir():
+            with os.scandir(folder) as files:
+                found += [f"{folder.name}/{file.name}" for file in files if file.is_file()]
+    return tuple(sorted(filter(is_image_name, found), key=lambda name: name.split("/")))
 
 
 def _the_same_images(
@@ -224,25 +303,18 @@ def _the_same_images(
                 f"not in {lacks.name}."
             )
     assert first is not None
-    tops = [name.partition("/")[0] for name in first[1]]
-    folders = sorted(set(tops))
+    folders, labels = numbered([name.partition("/")[0] for name in first[1]])
     if exact and len(folders) != suite.classes:
         raise InputError(
             f"{where}: expected {suite.classes:,} class folders, got {len(folders):,}."
         )
-    numbers = dict(zip(folders, class_numbers(folders, suite, where).tolist(), strict=True))
-    return first[1], np.array([numbers[top] for top in tops], np.int64)
+    return first[1], class_numbers(folders, suite, where)[labels]
 
 
-def check_corruptions(
-    suite: Suite, where: Path, there: set[str], wanted: Sequence[str], suffix: str
+def _require_corruptions(
+    suite: Suite, where: Path, there: set[str], wanted: Sequence[str], suffix: str = ""
 ) -> None:
-    """Refuse a set without some of the wanted corruptions.
-
-    Raises:
-        InputError: Some are missing. The message names them, and a file or folder of a similar
-            name.
-    """
+    """Refuse a set without some of the wanted corruptions."""
     missing = [name for name in wanted if name not in there]
     if missing:
         strangers = sorted(there - set(suite.corrupted.corruptions))
@@ -254,22 +326,12 @@ def check_corruptions(
         )
 
 
-def check_severities(
+def _check_severities(
     suite: Suite, where: Path, found: set[tuple[str, str]], cells: Sequence[Cell]
 ) -> None:
-    """Refuse severity folders that are missing, or unknown to the suite.
-
-    Args:
-        suite: The suite, which declares its severities.
-        where: The folder or tar file, for messages.
-        found: Corruption and severity of each existing folder.
-        cells: The cells to open.
-
-    Raises:
-        InputError: The severities differ. The message names the corruption and the folders.
-    """
+    """Refuse folders (corruption and severity) that are missing, or unknown to the suite."""
     expected = {str(severity) for severity in suite.corrupted.severities}
-    for name in dict.fromkeys(str(cell.corruption) for cell in cells):
+    for name in _corruptions_of(cells):
         there = {severity for corruption, severity in found if corruption == name}
         wanted = {str(cell.severity) for cell in cells if cell.corruption == name}
         if not wanted <= there or not there <= expected:

@@ -1,6 +1,6 @@
 """The table of layouts in the documentation, generated from the table in the code.
 
-Run `python -m recal.checkpoint.documentation docs/checkpoints.md` after a change.
+Run `python docs/layout_table.py docs/checkpoints.md` after a change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recal.checkpoint.layouts import LAYOUTS, PLAIN, Layout
 
-BEGIN = "<!-- layouts: python -m recal.checkpoint.documentation docs/checkpoints.md -->"
+BEGIN = "<!-- layouts: python docs/layout_table.py docs/checkpoints.md -->"
 END = "<!-- end of layouts -->"
 
 

@@ -21,7 +21,7 @@ from recal.data.folders import open_images
 from recal.data.normalise import normalise_array
 from recal.onnx_file.session import OnnxNetwork
 from recal.runs.store import read_target_cell
-from recal.variant.file import load_variant
+from recal.variant.variant import load_variant
 
 SEVEN = "gaussian_noise,impulse_noise,defocus_blur,contrast,brightness,pixelate,jpeg_compression"
 CORRECT = {
@@ -30,13 +30,13 @@ CORRECT = {
 }
 
 
-def recal(*arguments: object, cwd: Path, status: int = 0) -> str:
+def recal(*arguments: object, cwd: Path, status: int = 0, messages: bool = False) -> str:
     """Run the command and return its output."""
     command = [sys.executable, "-m", "recal", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == status, (command, done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout if status == 0 else done.stderr
+    return done.stderr if messages or status != 0 else done.stdout
 
 
 def main() -> None:
@@ -164,7 +164,8 @@ def check_project(path: Path, cifar10: Path, project: Path) -> None:
     project.mkdir()
     (project / "recal.toml").write_text(
         f'[model]\ncheckpoint = "{path}"\narch = "wrn16_1"\n[data]\ndata = "{cifar10}"\n'
-        "[eval]\nlimit = 1000\n"
+        "[eval]\nlimit = 1000\n",
+        encoding="utf-8",
     )
     text = json.loads(recal("inspect", path, "--json", cwd=project))
     assert text["layout"] == "timm-splitbn", text
@@ -226,11 +227,11 @@ def check_file(path: Path, project: Path, pixels: np.ndarray) -> None:
 
 def check_bundled(cifar10: Path, scratch: Path) -> None:
     """Check `--suite cifar10c` with the bundled network, and the error without data."""
-    out = recal(
+    note = recal(
         "eval", "--suite", "cifar10c", "--data", cifar10, "--limit", 200,
-        "--corruptions", SEVEN, cwd=scratch,
+        "--corruptions", SEVEN, cwd=scratch, messages=True,
     )  # fmt: skip
-    assert out.startswith("No checkpoint given: using the bundled CIFAR-10 network.")
+    assert note.startswith("No checkpoint given: using the bundled CIFAR-10 network.")
     error = recal("eval", "--suite", "cifar10c", cwd=scratch, status=3)
     assert "regenerate" in error, error
     print("the bundled CIFAR-10 network runs; missing data are explained")

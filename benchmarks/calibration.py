@@ -23,10 +23,10 @@ import torch
 
 from recal import build, calibrate, load_checkpoint
 from recal.calibration.consistent import consistent
-from recal.calibration.error_bounds import bound, images_needed, layer_error, layer_errors
-from recal.calibration.estimators import one_pass
+from recal.calibration.estimators import layer_errors, one_pass
 from recal.calibration.hooks import Listener
-from recal.calibration.moments import Moments, image_sums
+from recal.calibration.moments import ImageSums, Moments, image_sums
+from recal.calibration.rounds import bound, images_needed
 from recal.data.batches import Batches
 from recal.data.folders import TEST, TRAIN, open_images
 from recal.data.normalise import normalise
@@ -126,7 +126,7 @@ def speed(task: Task) -> None:
     exact = one_pass(copy.deepcopy(task.network).double(), [batch.double() for batch in kept])
     worst = 0.0
     for name, found in one_pass(task.network, kept).items():
-        truth, stated = exact[name], layer_error(found.moments)
+        truth, stated = exact[name], found.moments.error()
         mean, variance = relative(found.mean, found.variance, truth.mean, truth.variance)
         worst = max(worst, mean / stated.mean, variance / stated.log_variance)
     print(f"pooled against float64: at most {worst:.1e} of the stated standard error")
@@ -173,7 +173,7 @@ def coverage(task: Task, draws: int = 400, size: int = 2000) -> None:
         variance = b.mean(0) / k
         for _ in range(draws):
             rows = torch.from_numpy(rng.integers(0, len(a), size))
-            found = [Moments.of_images(k, mean, a[r], b[r]) for r in rows.split(BATCH)]
+            found = [ImageSums(k, mean, a[r], b[r]).moments() for r in rows.split(BATCH)]
             moments = found[0]
             for more in found[1:]:
                 moments = moments.merge(more)
@@ -202,7 +202,7 @@ def tally(
     errors = moments.standard_errors()
     shift = (moments.mean - mean) / moments.variance.sqrt()
     scale = (moments.variance / variance).log()
-    stated = layer_error(moments)
+    stated = moments.error()
     bounds = (stated.mean_bound, stated.log_variance_bound)
     for i, actual in enumerate((shift, scale)):
         inside[i] += float((actual.abs() <= Z * errors[i]).double().mean())

@@ -22,7 +22,7 @@ from recal.calibration.rounds import Settings
 from recal.runs.compare import compare
 from recal.runs.store import read_target_cell
 from recal.suites.suite import load_suite
-from recal.variant.file import save_variant
+from recal.variant.variant import save_variant
 
 POLICIES = ("clean", "weak", "strong_noise")
 

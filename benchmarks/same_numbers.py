@@ -111,10 +111,11 @@ def arrays(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         for choice in choices:
             feeds = {}
             for given in session.get_inputs():
+                shape = [3 if isinstance(length, str) else length for length in given.shape]
                 if given.type == "tensor(uint8)":
-                    feeds[given.name] = draws.integers(0, 256, (3, 28, 28, 3), np.uint8)
+                    feeds[given.name] = draws.integers(0, 256, shape, np.uint8)
                 elif given.type == "tensor(float)":
-                    feeds[given.name] = draws.normal(size=(3, 3, 28, 28)).astype(np.float32)
+                    feeds[given.name] = draws.normal(size=shape).astype(np.float32)
                 else:
                     feeds[given.name] = np.full(given.shape, choice or 0, np.int64)
             yield f"{path.name}: outputs {choice or ''}", session.run(None, feeds)[0]

@@ -29,6 +29,7 @@ __all__ = [
     "Policy",
     "ReadingOptions",
     "RecalError",
+    "RecalWarning",
     "Run",
     "Selection",
     "Settings",
@@ -57,7 +58,14 @@ if TYPE_CHECKING:
     from recal.calibration.rounds import Settings
     from recal.checkpoint.checkpoint import Checkpoint, load_checkpoint
     from recal.checkpoint.layouts import ReadingOptions
-    from recal.errors import BrokenImageError, InputError, RecalError, UsageError, VerificationError
+    from recal.errors import (
+        BrokenImageError,
+        InputError,
+        RecalError,
+        RecalWarning,
+        UsageError,
+        VerificationError,
+    )
     from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.evaluate import Run, evaluate
     from recal.export.export import export_onnx
@@ -70,9 +78,8 @@ if TYPE_CHECKING:
     from recal.runs.summary import Summary
     from recal.suites.suite import Suite
     from recal.variant.build import build
-    from recal.variant.file import load_variant, save_variant
     from recal.variant.mixing import mix
-    from recal.variant.variant import Variant
+    from recal.variant.variant import Variant, load_variant, save_variant
 
 _NAMES = {
     "recal.calibration.calibrate": ("calibrate", "calibrate_matrix"),
@@ -80,7 +87,8 @@ _NAMES = {
     "recal.checkpoint.checkpoint": ("Checkpoint", "load_checkpoint"),
     "recal.checkpoint.layouts": ("ReadingOptions",),
     "recal.errors": (
-        "BrokenImageError", "InputError", "RecalError", "UsageError", "VerificationError",
+        "BrokenImageError", "InputError", "RecalError", "RecalWarning", "UsageError",
+        "VerificationError",
     ),
     "recal.evaluation.adaptation": ("Adaptation",),
     "recal.evaluation.evaluate": ("Run", "evaluate"),
@@ -96,9 +104,8 @@ _NAMES = {
     "recal.runs.summary": ("Summary",),
     "recal.suites.suite": ("Suite",),
     "recal.variant.build": ("build",),
-    "recal.variant.file": ("load_variant", "save_variant"),
     "recal.variant.mixing": ("mix",),
-    "recal.variant.variant": ("Variant",),
+    "recal.variant.variant": ("Variant", "load_variant", "save_variant"),
 }  # fmt: skip
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

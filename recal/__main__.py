@@ -1,7 +1,5 @@
 """The command `recal`, also as `python -m recal`."""
 
-from __future__ import annotations
-
 from recal.cli.main import main
 
 if __name__ == "__main__":

@@ -1,18 +1,13 @@
 """Several processes of one job, as torchrun or SLURM start them."""
 
-from __future__ import annotations
-
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from recal.errors import RecalError, reason
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 
 Item = TypeVar("Item")
 

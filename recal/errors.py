@@ -5,8 +5,6 @@ text can be of any length and can hold terminal escapes, so that every error and
 the command goes through `printable`.
 """
 
-from __future__ import annotations
-
 import difflib
 import reprlib
 from collections.abc import Collection, Iterable

@@ -1,7 +1,5 @@
 """Folders that recal knows; reading text files, and writing files whole or not at all."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """Compiling kernels with numba, and the types of their arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

@@ -1,14 +1,8 @@
 """Cores and memory that a process may use, by the machine and its control groups."""
 
-from __future__ import annotations
-
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 # a cautious guess if the system does not report it
 UNKNOWN = 4 << 30

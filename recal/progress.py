@@ -1,7 +1,5 @@
 """Callbacks that report progress."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]

@@ -17,14 +17,12 @@ Content is text or UTF-8 bytes. Its type is `kind`, usually a subclass of `Recor
 `where`, a file or key, which messages name.
 """
 
-from __future__ import annotations
-
 import math
 import tomllib
 import types
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import (
-    TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
@@ -39,10 +37,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 from recal.errors import InputError, did_you_mean, reason, shown
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ corruptions = ["fog", "snow"]
 
 def write_suite(folder, text=SUITE, name="small"):
     path = folder / f"{name}.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from scipy import special, stats
 
 from recal.networks.spec import ModelSpec
-from recal.runs.bootstrap import Measured, measure_columns
-from recal.runs.metrics import METRICS
+from recal.runs.metrics import METRICS, Measured, measure_columns
 from recal.runs.quantities import quantities_of
 from recal.runs.statistics import ALPHA, holm, mcnemar, paired_mean
 from recal.runs.store import ImageDigests, RunRecord, RunTarget, SavedRun

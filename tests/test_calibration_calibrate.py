@@ -12,7 +12,7 @@ from recal.calibration.calibrate import calibrate_matrix
 from recal.calibration.rounds import Settings
 from recal.data.folders import open_images
 from recal.errors import InputError, UsageError
-from recal.variant.file import load_variant, save_variant
+from recal.variant.variant import load_variant, save_variant
 
 
 def bytes_of(checkpoint, folder, tmp_path, **options):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from recal.calibration.error_bounds import images_needed, layer_error, quantile_factor
 from recal.calibration.moments import Moments
+from recal.calibration.rounds import images_needed
+from recal.variant.statistics import quantile_factor
 
 
 @pytest.mark.parametrize("degrees", [1, 1.5, 3, 10, 64, 2048])
@@ -34,7 +35,7 @@ def test_bounds_and_intervals_cover_the_truth_in_95_of_100_draws():
             (moments.mean / math.sqrt(true_variance)).numpy(),
             (moments.variance / true_variance).log().numpy(),
         )
-        error = layer_error(moments)
+        error = moments.error()
         bounds = (error.mean_bound, error.log_variance_bound)
         for i, (found, errors) in enumerate(zip(actual, moments.standard_errors(), strict=True)):
             inside[i] += (np.abs(found) <= 1.96 * errors.numpy()).mean()

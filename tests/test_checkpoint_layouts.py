@@ -171,7 +171,8 @@ def test_layout_of_ones_own_is_read_from_toml(tmp_path, images):
     (tmp_path / "own.toml").write_text(
         'name = "own"\nroles = "main = attacked"\n'
         '[[branch]]\nkey = "{layer}.norm_attacked.{leaf}"\n'
-        '[[branch]]\nkey = "{layer}.norm_clean.{leaf}"\n'
+        '[[branch]]\nkey = "{layer}.norm_clean.{leaf}"\n',
+        encoding="utf-8",
     )
     assert load_checkpoint(path).layout.name == "plain"  # nothing tells that these are branches
     checkpoint = load_checkpoint(path, layout=str(tmp_path / "own.toml"))
@@ -196,7 +197,7 @@ def test_layout_of_ones_own_with_numbers_and_shared_affine_is_read(tmp_path, ima
     network = randomise(Network(Own))
     path = saved(network, tmp_path / "file.pth")
     (tmp_path / "own.toml").write_text(
-        'affine = "shared"\n[[branch]]\nkey = "{layer}.stats.{index}.{leaf}"\n'
+        'affine = "shared"\n[[branch]]\nkey = "{layer}.stats.{index}.{leaf}"\n', encoding="utf-8"
     )
     checkpoint = load_checkpoint(path, layout=str(tmp_path / "own.toml"))
     assert list(checkpoint.branches) == ["main", "aux0", "aux1"]
@@ -219,7 +220,7 @@ def test_layout_of_ones_own_with_numbers_and_shared_affine_is_read(tmp_path, ima
     ],
 )
 def test_layout_files_with_slips_are_refused(text, message, tmp_path):
-    (tmp_path / "own.toml").write_text(text)
+    (tmp_path / "own.toml").write_text(text, encoding="utf-8")
     path = saved(Network(dual_networks.ACL), tmp_path / "file.pth")
     with pytest.raises(InputError, match=message):
         load_checkpoint(path, layout=str(tmp_path / "own.toml"))

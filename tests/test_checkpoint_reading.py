@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from recal.calibration.calibrate import calibrate
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
 from recal.networks.spec import ModelOverrides
@@ -318,11 +319,30 @@ def test_missing_file_and_folder_are_refused(tmp_path):
 
 
 def test_variant_in_the_place_of_a_checkpoint_is_named(network, tmp_path):
-    from recal.variant.file import save_variant
-    from recal.variant.variant import branch_variant
+    from recal.variant.variant import branch_variant, save_variant
 
     checkpoint = load_checkpoint(write(network.state_dict(), tmp_path / "f.pth"))
     variant = branch_variant(checkpoint.overridden(arch="wrn16_1"), "aux0")
     save_variant(variant, tmp_path / "v.safetensors")
     with pytest.raises(InputError, match="got a variant"):
         load_checkpoint(tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_half_precision_statistics_without_a_finite_value_are_read_and_repaired(
+    tmp_path, network, value
+):
+    """In the other byte order they are small numbers, which is no reason to refuse the file."""
+    state = {key: tensor.half() for key, tensor in network.state_dict().items()}
+    lost = {
+        key: torch.full_like(tensor, value) if "running_" in key else tensor
+        for key, tensor in state.items()
+    }
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    repaired, expected = (
+        calibrate(build(load_checkpoint(write(content, tmp_path / name)).overridden(arch=PLAIN)),
+                  [images])
+        for name, content in (("lost.pth", lost), ("whole.pth", state))
+    )  # fmt: skip
+    assert all(tensor.isfinite().all() for tensor in repaired.state_dict().values())
+    torch.testing.assert_close(repaired(images), expected(images), rtol=0, atol=0)

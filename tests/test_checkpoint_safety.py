@@ -327,6 +327,7 @@ def test_network_of_any_size_that_a_file_names_costs_no_memory(arch, split_check
     assert grown < 200_000_000
 
 
+@pytest.mark.slow
 def test_work_grows_with_the_number_of_layers_and_no_faster(tmp_path):
     tensor = torch.ones(1)
 

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from recal.onnx_file import bench as bench_module
 
 
+@pytest.mark.slow
 def test_bench_times_files_in_turn(recal, split_checkpoint, monkeypatch):
     recal("export", split_checkpoint, "-o", "a.onnx")
     recal("export", split_checkpoint, "-o", "b.onnx", "--uint8")

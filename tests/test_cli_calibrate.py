@@ -5,8 +5,8 @@ import shlex
 import numpy as np
 import pytest
 
-from recal.variant.file import load_variant
 from recal.variant.statistics import BranchStatistics
+from recal.variant.variant import load_variant
 
 
 def test_calibrate_writes_a_variant_and_says_what_it_did(
@@ -36,7 +36,8 @@ def test_project_file_gives_the_defaults_and_options_go_before_it(
     (tmp_path / "recal.toml").write_text(
         f"[model]\ncheckpoint = '{split_checkpoint}'\narch = 'wrn10_1'\nmean = [0.4, 0.4, 0.4]\n"
         f"[data]\ndata = '{class_folders}'\nworkers = 0\n"
-        "[calibrate]\nbatch-size = 20\nseed = 5\noutput = 'v.safetensors'\n"
+        "[calibrate]\nbatch-size = 20\nseed = 5\noutput = 'v.safetensors'\n",
+        encoding="utf-8",
     )
     status, _, err = recal("calibrate", "--mode", "weak", "--seed", 6)
     assert (status, err) == (0, "")
@@ -61,7 +62,7 @@ def test_project_file_gives_the_defaults_and_options_go_before_it(
     ],
 )
 def test_a_slip_in_the_project_file_is_refused(recal, tmp_path, text, message):
-    (tmp_path / "recal.toml").write_text(text)
+    (tmp_path / "recal.toml").write_text(text, encoding="utf-8")
     status, _, err = recal("calibrate")
     assert status == 3
     assert message in err
@@ -168,10 +169,11 @@ def make(classes=10):
 def test_code_named_by_a_project_file_runs_only_on_trust(
     recal, split_checkpoint, class_folders, tmp_path
 ):
-    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "mine.py").write_text(CODE, encoding="utf-8")
     (tmp_path / "recal.toml").write_text(
         f"[model]\ncheckpoint = '{split_checkpoint}'\narch = 'python:mine.py:make'\n"
-        f"[data]\ndata = '{class_folders}'\nworkers = 0\n"
+        f"[data]\ndata = '{class_folders}'\nworkers = 0\n",
+        encoding="utf-8",
     )
     status, _, err = recal("calibrate")
     assert status == 2
@@ -183,7 +185,7 @@ def test_code_named_by_a_project_file_runs_only_on_trust(
 
 
 def test_code_named_by_a_variant_file_is_not_run(recal, split_checkpoint, class_folders, tmp_path):
-    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "mine.py").write_text(CODE, encoding="utf-8")
     made = ["calibrate", split_checkpoint, "--data", class_folders, "--workers", 0]
     status, _, err = recal(*made, "--arch", "python:mine.py:make", "-o", "v.safetensors")
     assert (status, err) == (0, "")
@@ -282,7 +284,7 @@ def test_the_next_command_has_the_options_that_were_typed(
     assert following in out
     status, out, _ = recal(*shlex.split(following)[1:], "--data", class_folders)
     assert status == 0
-    (tmp_path / "recal.toml").write_text("[model]\nfamily = 'cifar'\n")
+    (tmp_path / "recal.toml").write_text("[model]\nfamily = 'cifar'\n", encoding="utf-8")
     _, out, _ = recal("calibrate", split_checkpoint, "--data", class_folders, "-o", "v.st")
     assert f"Next: recal eval {split_checkpoint} v.st\n" in out
 

@@ -9,8 +9,7 @@ from timm.layers import convert_splitbn_model
 
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.variant.build import build
-from recal.variant.file import save_variant
-from recal.variant.variant import branch_variant
+from recal.variant.variant import branch_variant, save_variant
 from tests import dual_networks
 from tests.dual_networks import NORMS, Network, randomise
 
@@ -45,6 +44,7 @@ def test_timm_loads_the_file_with_its_own_loader(suffix, recal, tmp_path):
     same(network, checkpoint, "aux0", arch="timm:resnet10t")
 
 
+@pytest.mark.slow
 def test_torchvision_loads_the_file(recal, tmp_path):
     checkpoint = split_file(torchvision.models.resnet18(num_classes=6), tmp_path / "f.pth")
     status, text, _ = recal("convert", "f.pth", "-o", "plain.pth")

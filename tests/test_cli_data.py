@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from recal.cli.datasets.data import command
+from recal.cli.data import data_command as command
 from recal.datasets.catalogue import PublishedSet, catalogue
 from recal.errors import InputError, UsageError, VerificationError
 from tests.corruption_images import photographs, write_textures
@@ -133,7 +133,7 @@ def test_show_refuses_what_it_cannot_draw(place):
         run("show", "fog", "--image", place / "none.png")
     with pytest.raises(InputError, match=r"ends in \.png or \.jpg"):
         run("show", "fog", "-o", place / "fog.what")
-    (place / "text.png").write_text("no image")
+    (place / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(InputError, match="expected an image"):
         run("show", "fog", "--image", place / "text.png")
 
@@ -146,6 +146,6 @@ def test_every_command_has_help():
 
 def test_importing_the_command_is_light():
     heavy = ("torch", "numpy", "numba", "cv2", "rich", "PIL")
-    code = f"import sys, recal.cli.datasets.data; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, recal.cli.data; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

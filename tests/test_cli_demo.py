@@ -26,8 +26,8 @@ def test_demo_leaves_variants_model_results_and_report_and_needs_no_network(
         "main-clean.safetensors", "main-weak.safetensors", "aux0-strong.safetensors",
     }  # fmt: skip
     assert (made / "model.onnx").is_file()
-    assert "<svg" in (made / "report.html").read_text()
-    document = json.loads((made / "run" / "summary.json").read_text())
+    assert "<svg" in (made / "report.html").read_text(encoding="utf-8")
+    document = json.loads((made / "run" / "summary.json").read_text(encoding="utf-8"))
     assert len(document["cells"]) == 5 * 8
     rows = {row["label"]: row for row in document["summary"]}
     # the trade-off that the sample is there to show
@@ -49,7 +49,7 @@ def test_bundled_images_are_balanced(split):
 def test_sample_is_small_and_carries_its_notice():
     files = [path for path in sample_folder().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 4_000_000
-    notice = (sample_folder() / "NOTICE.md").read_text()
+    notice = (sample_folder() / "NOTICE.md").read_text(encoding="utf-8")
     assert "Zalando" in notice
     assert "train_splitbn.py" in notice
     for family in ("sample", "cifar"):

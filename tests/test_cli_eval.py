@@ -17,7 +17,7 @@ def test_eval_prints_a_table_and_leaves_a_run(recal, split_checkpoint, class_fol
     run = next((tmp_path / "runs").iterdir())
     names = {path.name for path in run.iterdir()}
     assert {"run.json", "summary.json", "summary.csv", "report.html", "cells"} <= names
-    page = (run / "report.html").read_text()
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page
     for loads in ("<script", "<link", "<img", "src=", 'href="http', "@import", "url(http"):
         assert loads not in page

@@ -22,6 +22,7 @@ def test_export_of_a_branch_says_how_it_was_compared(recal, split_checkpoint, tm
     assert OnnxNetwork(tmp_path / "m.onnx").record.title == "aux0"
 
 
+@pytest.mark.slow
 def test_export_of_a_variant_compares_on_the_users_images(
     recal, split_checkpoint, class_folders, tmp_path
 ):
@@ -34,6 +35,7 @@ def test_export_of_a_variant_compares_on_the_users_images(
     assert (tmp_path / "split-v.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_export_refuses_what_does_not_fit(recal, split_checkpoint, tmp_path):
     (tmp_path / "odd.safetensors").write_bytes(b"odd")
     for arguments, status, message in (
@@ -63,6 +65,7 @@ def test_failed_proof_exits_with_4(recal, split_checkpoint, monkeypatch, tmp_pat
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.slow
 def test_accuracies_come_from_a_run_of_the_same_variant(
     recal, split_checkpoint, class_folders, tmp_path
 ):
@@ -70,13 +73,17 @@ def test_accuracies_come_from_a_run_of_the_same_variant(
         "eval", f"{split_checkpoint}:main", "--suite", "cifar10", "--data", class_folders,
         "-o", "run",
     )  # fmt: skip
-    (tmp_path / "names.txt").write_text("\n".join(f"thing {i}" for i in range(10)))
+    (tmp_path / "names.txt").write_text(
+        "\n".join(f"thing {i}" for i in range(10)), encoding="utf-8"
+    )
     status, _, err = recal(
         "export", split_checkpoint, "-o", "m.onnx", "--run", "run", "--class-names", "names.txt"
     )
     assert status == 0, err
     record = OnnxNetwork(tmp_path / "m.onnx").record
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["summary"][0]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))[
+        "summary"
+    ][0]
     assert record.accuracies.clean_accuracy == summary["clean_accuracy"]
     assert record.classes[3] == "thing 3"
     for arguments, message in (
@@ -121,6 +128,7 @@ def test_a_disk_that_is_full_leaves_the_good_file_and_nothing_else(
     assert [p.name for p in target.parent.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_read_only_is_told_and_stays_as_it_is(
     recal, split_checkpoint, tmp_path, monkeypatch
 ):
@@ -149,7 +157,8 @@ def test_networks_of_ones_own_are_exported_and_culprits_named(recal, tmp_path):
         "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(act()),\n"
         "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))\n"
         "def odd(num_classes):\n"
-        "    return make(num_classes, Odd)\n"
+        "    return make(num_classes, Odd)\n",
+        encoding="utf-8",
     )
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Sequential(torch.nn.ReLU()),

@@ -83,7 +83,7 @@ def test_plot_is_written_beside_the_text(recal, split_checkpoint, tmp_path):
     status, out, _ = recal("inspect", split_checkpoint, "--plot", "distances.svg")
     assert status == 0
     assert "Wrote distances.svg" in out
-    assert "<svg" in (tmp_path / "distances.svg").read_text()
+    assert "<svg" in (tmp_path / "distances.svg").read_text(encoding="utf-8")
 
 
 def test_layout_and_roles_are_options(recal, tmp_path):
@@ -136,7 +136,7 @@ def test_unknown_layout_is_wrong_use(recal, split_file):
 
 
 def test_a_slip_in_a_table_that_inspect_does_not_use_is_found(recal, split_file, tmp_path):
-    (tmp_path / "recal.toml").write_text("[data]\ndat = 'x'\n")
+    (tmp_path / "recal.toml").write_text("[data]\ndat = 'x'\n", encoding="utf-8")
     status, _, err = recal("inspect", "f.pth")
     assert status == 3
     assert "recal.toml: data: expected one of data, workers, got 'dat'" in err

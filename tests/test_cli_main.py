@@ -40,7 +40,7 @@ def test_help_is_made_of_whole_phrases_and_shows_examples(name):
             assert "[" not in option.help.replace("[0, 1]", ""), "click prints the defaults"
 
 
-@pytest.mark.parametrize("name", set(ALL) - WRITERS - {"data"})
+@pytest.mark.parametrize("name", sorted(set(ALL) - WRITERS - {"data"}))
 def test_commands_that_print_data_have_every_format(name):
     options = {spelling: option for option in ALL[name].params for spelling in option.opts}
     assert options["--format"].type.choices == ("plain", "markdown", "csv", "json")
@@ -90,11 +90,11 @@ def test_report_is_written_again(recal, split_checkpoint, class_folders, tmp_pat
         "eval", split_checkpoint, "--suite", "cifar10", "--data", class_folders, "-o", "run"
     )
     assert status == 0, err
-    first = (tmp_path / "run" / "report.html").read_text()
+    first = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     (tmp_path / "run" / "report.html").unlink()
     status, out, _ = recal("report", "run")
     assert (status, out) == (0, "Wrote run/report.html.\n")
-    assert (tmp_path / "run" / "report.html").read_text() == first
+    assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == first
     assert recal("report", "run", "-o", "mine.html")[0] == 0
     assert (tmp_path / "mine.html").is_file()
     status, _, err = recal("report", ".")

@@ -16,7 +16,7 @@ from recal.policies.policy import (
     resolve_policy,
 )
 from recal.policies.prepared import PreparedImages
-from recal.variant.file import load_variant
+from recal.variant.variant import load_variant
 
 SMALL = "summary = 'The middle.'\n[[op]]\nname = 'center_crop'\nsize = 16\n"
 FLIPPED = "summary = 'Mirrored.'\n[[op]]\nname = 'random_horizontal_flip'\np = 1.0\n"
@@ -30,7 +30,7 @@ MIX = (
 @pytest.fixture
 def mix_file(tmp_path):
     for name, text in (("small", SMALL), ("same", SAME), ("mix", MIX)):
-        (tmp_path / f"{name}.toml").write_text(text)
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
     return tmp_path / "mix.toml"
 
 
@@ -66,7 +66,7 @@ def test_a_mix_gives_each_part_its_share_of_the_images(mix_file):
     ],
 )
 def test_a_mix_that_cannot_be_is_refused(mix_file, text, message):
-    mix_file.write_text(text)
+    mix_file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
         read_policy(mix_file)
     assert message in str(caught.value)
@@ -85,7 +85,7 @@ def test_a_policy_is_read_again_from_its_recorded_text(mix_file):
 
 
 def test_a_mix_of_mixes_is_refused(mix_file):
-    (mix_file.parent / "small.toml").write_text(MIX.replace("small", "mix"))
+    (mix_file.parent / "small.toml").write_text(MIX.replace("small", "mix"), encoding="utf-8")
     with pytest.raises(InputError, match="part 1: expected a policy of ops, got a mix, 'small'"):
         read_policy(mix_file)
 
@@ -105,8 +105,8 @@ def test_policy_files_have_a_json_schema():
 
 
 def test_calibrate_takes_a_policy_file(recal, split_checkpoint, class_folders, mix_file, tmp_path):
-    mix_file.write_text(MIX.replace("'small'", "'flipped'"))
-    (tmp_path / "flipped.toml").write_text(FLIPPED)
+    mix_file.write_text(MIX.replace("'small'", "'flipped'"), encoding="utf-8")
+    (tmp_path / "flipped.toml").write_text(FLIPPED, encoding="utf-8")
     status, out, _ = recal(
         "calibrate", split_checkpoint, "--policy", mix_file, "--data", class_folders,
         "--workers", 0, "-o", "v.safetensors",
@@ -187,10 +187,11 @@ def test_cutout_as_large_as_the_image_is_refused():
         Cutout(size=32).transform()(picture)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_recalibrated_under_a_policy_file(
     recal, split_checkpoint, class_folders, tmp_path
 ):
-    (tmp_path / "flipped.toml").write_text(FLIPPED)
+    (tmp_path / "flipped.toml").write_text(FLIPPED, encoding="utf-8")
     recal("export", split_checkpoint, "--patchable", "-o", "base.onnx")
     status, _, err = recal(
         "calibrate", "base.onnx", "--policy", "flipped.toml", "--data", class_folders

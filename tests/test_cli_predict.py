@@ -22,7 +22,7 @@ def model(exported, class_names, tmp_path):
 @pytest.fixture(scope="session")
 def class_names(tmp_path_factory):
     path = tmp_path_factory.mktemp("names") / "names.txt"
-    path.write_text("\n".join("abcdefghij"))
+    path.write_text("\n".join("abcdefghij"), encoding="utf-8")
     return str(path)
 
 

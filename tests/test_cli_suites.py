@@ -41,7 +41,7 @@ def test_suites_are_looked_for_where_one_says(recal, tmp_path):
     found = {"cifar10c", "cifar10c-extra", "robustbench-cifar10c"}
     assert ready("--data", tmp_path / "here") == found
     assert ready("--data", tmp_path / "here" / "CIFAR-10-C") == found
-    (tmp_path / "recal.toml").write_text("[data]\ndata = 'here'\n")
+    (tmp_path / "recal.toml").write_text("[data]\ndata = 'here'\n", encoding="utf-8")
     assert ready() == found
 
 

@@ -1,6 +1,9 @@
 """`recal verify`, as people call it."""
 
+import pytest
 
+
+@pytest.mark.slow
 def test_verify_alone_and_against_a_checkpoint(recal, split_checkpoint, class_folders, tmp_path):
     recal("export", split_checkpoint, "--variant", "aux0", "-o", "m.onnx")
     status, out, _ = recal("verify", "m.onnx")

@@ -32,6 +32,7 @@ def textures(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_CORRUPTIONS)
 def test_result_of_an_image_does_not_depend_on_its_batch(name):
     """The same bytes alone, in a batch, and in another order."""
@@ -195,9 +196,11 @@ def test_textures_of_an_installed_distribution_are_read(monkeypatch, tmp_path):
     folder = write_textures(site / "package_with_frost")
     info = site / "texture_package-1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: texture-package\nVersion: 1\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: texture-package\nVersion: 1\n", encoding="utf-8"
+    )
     names = [f"package_with_frost/frost/{path.name},," for path in folder.iterdir()]
-    (info / "RECORD").write_text("\n".join(names))
+    (info / "RECORD").write_text("\n".join(names), encoding="utf-8")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("RECAL_DATA", str(tmp_path / "nothing"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

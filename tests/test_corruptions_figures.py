@@ -14,7 +14,9 @@ from recal.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from recal.corruptions.parameters import PARAMETER_SETS
 from tests.corruption_images import figures_of, photographs, sampled, write_textures
 
-FIGURES = json.loads((Path(__file__).parent / "corruption_figures.json").read_text())
+FIGURES = json.loads(
+    (Path(__file__).parent / "corruption_figures.json").read_text(encoding="utf-8")
+)
 GOLDEN = Path(__file__).parent / "corruption_golden.npz"
 IMAGES = {"cifar": 6, "tiny": 4, "imagenet": 2}
 DRAWS = {"cifar": 30, "tiny": 15, "imagenet": 8}

@@ -84,7 +84,7 @@ def test_random_corruptions_have_the_originals_figures(outputs, name, side, monk
     monkeypatch.setenv("RECAL_DATA", str(FOLDER.parent / "data"))
     if name == "frost":
         reference("../data/frost/frost1.png")
-    figures = json.loads(reference("corruptions_random.json").read_text())
+    figures = json.loads(reference("corruptions_random.json").read_text(encoding="utf-8"))
     images = outputs[f"input_{side}"]
     many = np.tile(images, (REPEATS[side], 1, 1, 1))
     for severity in range(1, 6):

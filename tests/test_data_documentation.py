@@ -46,8 +46,8 @@ def test_every_policy_that_the_page_shows_can_be_read(tmp_path):
     shown = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     assert len(shown) == 3
     for name in ("weak", "strong"):
-        (tmp_path / f"{name}.toml").write_text("summary = ''")
+        (tmp_path / f"{name}.toml").write_text("summary = ''", encoding="utf-8")
     for number, text in enumerate(shown):
-        (tmp_path / f"{number}.toml").write_text(text)
+        (tmp_path / f"{number}.toml").write_text(text, encoding="utf-8")
         policy = read_policy(tmp_path / f"{number}.toml")
         assert policy.ops or policy.parts

@@ -159,7 +159,7 @@ def wrong_cifar(folder):
 
 
 def empty(folder):
-    (folder / "notes.txt").write_text("nothing to see")
+    (folder / "notes.txt").write_text("nothing to see", encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def zero_bytes(path):
 
 
 def text(path):
-    path.write_text("a text that is named like an image")
+    path.write_text("a text that is named like an image", encoding="utf-8")
 
 
 def truncated_jpeg(path):

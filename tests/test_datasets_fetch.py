@@ -248,7 +248,7 @@ def test_verify_names_what_changed(offer):
     (folder / "b").unlink()
     with pytest.raises(VerificationError, match="a differs, b is missing"):
         verify(folder, ignore)
-    (folder / SUMS).write_text(f"{'0' * 64}  ../outside\n")
+    (folder / SUMS).write_text(f"{'0' * 64}  ../outside\n", encoding="utf-8")
     with pytest.raises(InputError, match="expected lines of a sha256 and a path"):
         verify(folder, ignore)
     (folder / SUMS).unlink()
@@ -323,10 +323,10 @@ def test_what_is_no_archive_is_refused(offer):
 def test_a_folder_that_was_there_is_not_touched(offer, tmp_path):
     mine = tmp_path / "data" / "Toy-C" / "mine"
     mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
+    mine.write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="is there already"):
         offer(archive(("a", b"one")))
-    assert mine.read_text() == "mine"
+    assert mine.read_text(encoding="utf-8") == "mine"
 
 
 def test_fetching_goes_on_after_a_kill_between_the_archives(offer, server, tmp_path, monkeypatch):

@@ -81,6 +81,7 @@ def test_arrays_are_laid_out_as_published(cifar, tmp_path):
     assert label_of(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_workers_or_interruptions(cifar, tmp_path):
     generate("cifar100c", cifar, tmp_path / "one", ignore, corruptions=SOME)
     generate("cifar100c", cifar, tmp_path / "two", ignore, corruptions=SOME[:1])
@@ -88,6 +89,7 @@ def test_result_does_not_depend_on_workers_or_interruptions(cifar, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_folders_are_laid_out_as_published(imagenet, tmp_path):
     """Corruption, severity, class, the image's own name with .JPEG; resized and cropped."""
     out = tmp_path / "out"
@@ -135,7 +137,7 @@ def test_a_killed_run_goes_on_without_a_wrong_byte(name, workers, tmp_path):
     images = np.tile(photographs(2, side), (count // 2, 1, 1, 1))
     np.savez(source / "test.npz", images=images, labels=np.arange(count) % 7)
     script = tmp_path / "run.py"
-    script.write_text(KILLED)
+    script.write_text(KILLED, encoding="utf-8")
     out = tmp_path / "out"
     corruptions = "gaussian_noise,fog,contrast,snow" if workers == 1 else "fog,contrast"
     command = [sys.executable, str(script), name, str(source), str(out), str(workers), corruptions]
@@ -236,7 +238,7 @@ def test_tiny_imagenets_own_validation_folder_is_read(tmp_path):
     for number, wnid in enumerate(("n02", "n01", "n02")):
         Image.fromarray(photographs(1, 64, number)[0]).save(folder / "images" / f"v{number}.JPEG")
         lines.append(f"v{number}.JPEG\t{wnid}\t0\t0\t9\t9")
-    (folder / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    (folder / "val_annotations.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     generate("tinyimagenetc", tmp_path / "tiny", tmp_path / "out", ignore, corruptions=("fog",))
     made = {path for path in contents(tmp_path / "out") if path.startswith("fog/4/")}
     assert made == {"fog/4/n02/v0.JPEG", "fog/4/n01/v1.JPEG", "fog/4/n02/v2.JPEG"}
@@ -244,12 +246,12 @@ def test_tiny_imagenets_own_validation_folder_is_read(tmp_path):
 
 def test_provenance_says_what_the_bytes_depend_on(cifar, tmp_path):
     generate("cifar10c", cifar, tmp_path / "out", ignore, corruptions=SOME, seed=4)
-    record = json.loads((tmp_path / "out" / "PROVENANCE.json").read_text())
+    record = json.loads((tmp_path / "out" / "PROVENANCE.json").read_text(encoding="utf-8"))
     assert record["label"] == "regenerated: not comparable digit for digit with the published set"
     assert record["seed"] == 4
     assert len(record["source_sha256"]) == 64
     assert {"recal", "numpy", "numba", "pillow"} <= set(record["versions"])
     assert str(tmp_path) not in json.dumps(record)
-    (tmp_path / "out" / "PROVENANCE.json").write_text("{")
+    (tmp_path / "out" / "PROVENANCE.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="expected JSON"):
         label_of(tmp_path / "out")

@@ -77,7 +77,7 @@ def torchrun(*arguments, cwd):
 
 def test_two_processes_with_uneven_shares_estimate_what_one_does(tmp_path):
     script = tmp_path / "estimates.py"
-    script.write_text(ESTIMATES)
+    script.write_text(ESTIMATES, encoding="utf-8")
     alone = subprocess.run(
         [sys.executable, script], env=environment(), capture_output=True, text=True, check=True
     )
@@ -92,7 +92,7 @@ def test_two_processes_with_uneven_shares_estimate_what_one_does(tmp_path):
 
 def test_nothing_of_the_group_is_left_when_it_ends(tmp_path):
     script = tmp_path / "leaves.py"
-    script.write_text(LEAVES)
+    script.write_text(LEAVES, encoding="utf-8")
     done = torchrun(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -119,7 +119,7 @@ def test_recal_calibrate_under_torchrun_writes_what_one_process_writes(
 
 def test_a_process_that_dies_ends_the_job_with_an_error(tmp_path):
     script = tmp_path / "dies.py"
-    script.write_text(DIES)
+    script.write_text(DIES, encoding="utf-8")
     # without torchrun, which would end the other process itself
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes = [

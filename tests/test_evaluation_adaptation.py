@@ -108,6 +108,7 @@ def test_batches_are_shuffled_and_even_and_hold_every_image_once():
     assert len(Adaptation(kind="batch", batch=1000).batches(indices)) == 1
 
 
+@pytest.mark.slow
 def test_cells_are_predicted_by_their_own_batches(split_checkpoint, class_folders, tmp_path):
     from recal.corruptions import corrupt
     from recal.data.folders import open_images
@@ -169,7 +170,7 @@ def test_what_saw_test_data_says_so_and_shares_no_cell(split_checkpoint, class_f
         (row,) = run.summary.targets
         assert (row.adaptation is not None) == (adaptation is not None)
         assert ("(saw test data)" in row.label) == (adaptation is not None)
-    request = json.loads((tmp_path / "run" / "run.json").read_text())
+    request = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert "momentum 0.5" in request["targets"][0]["adaptation"]
 
 

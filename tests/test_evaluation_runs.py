@@ -17,7 +17,7 @@ from recal.runs.store import cell_file, read_cell, read_target_cell, write_cell
 from recal.runs.summary import read_summary
 from recal.suites.locate import open_suite_images
 from recal.suites.suite import Cell, load_suite
-from recal.variant.file import save_variant
+from recal.variant.variant import save_variant
 
 PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 
@@ -227,7 +227,9 @@ def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoi
     assert run.summary.targets[0].mean_corruption_error is not None
     assert len(run.summary.cells) == 10
     # a folder that `recal data generate` wrote is no published one
-    (folder / "PROVENANCE.json").write_text('{"label": "regenerated: by somebody"}')
+    (folder / "PROVENANCE.json").write_text(
+        '{"label": "regenerated: by somebody"}', encoding="utf-8"
+    )
     assert images.provenance == "regenerated: by somebody"
     # in the folder itself, too
     assert open_suite_images(suite, folder, 32, cells).published.where == folder
@@ -347,7 +349,7 @@ def test_summary_is_written_as_json_and_csv(split_checkpoint, class_folders, tmp
     assert read_summary(run.folder) == run.summary
     document = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
     assert document["summary"][1]["target"] == "aux0"
-    lines = (run.folder / "summary.csv").read_text().splitlines()
+    lines = (run.folder / "summary.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("target,corruption,severity,n,accuracy")
     assert len(lines) == 3
 
@@ -356,7 +358,7 @@ def test_what_lies_in_the_folder_but_failed_now_is_not_of_the_run(
     split_checkpoint, class_folders, tmp_path, monkeypatch
 ):
     from recal import corruptions
-    from recal.runs.summarise import summarise_run
+    from recal.runs.summary import summarise_run
 
     options = {"suite": "cifar10c", "data": class_folders, "output": tmp_path / "run", **PART}
     whole = evaluate([str(split_checkpoint)], **options)

@@ -22,8 +22,7 @@ from recal.checkpoint.layouts import ReadingOptions
 from recal.datasets.catalogue import wnids
 from recal.errors import InputError, UsageError
 from recal.evaluation.execution import Batch, ExecutionOptions, choose_execution
-from recal.evaluation.plan import make_plan
-from recal.evaluation.prepare import EvaluationRequest, prepare_work
+from recal.evaluation.prepare import EvaluationRequest, make_plan, prepare_work
 from recal.files import sample_checkpoint, sample_images
 from recal.networks.names import create_network
 from recal.networks.spec import ModelOverrides

@@ -16,11 +16,10 @@ from recal import build, export_onnx, load_checkpoint
 from recal.data.normalise import normalise_array
 from recal.datasets.catalogue import wnids
 from recal.errors import InputError, UsageError, VerificationError
-from recal.export import forms, int8_proof
+from recal.export import forms, int8
 from recal.export.forms import Int8
+from recal.export.int8 import activation_ranges, judge
 from recal.export.int8_images import HeldOutImages, held_out_images, range_images, variant_policy
-from recal.export.int8_proof import judge
-from recal.export.quantise import activation_ranges
 from recal.export.subject import make_subjects
 from recal.export.trace import to_onnx
 from recal.export.verify import verify_against
@@ -55,6 +54,7 @@ def exported(checkpoint, path, made_of, *, branch="main", max_drop=1.0, **form):
     return export_onnx(checkpoint, branch, path, held_out.pixels, form=int8, **form)
 
 
+@pytest.mark.slow
 def test_file_is_8_bits_per_channel_plain_and_reproducible(checkpoint, made_of, tmp_path):
     for name in ("a", "b"):
         exported(checkpoint, tmp_path / name, made_of, branch="aux0")
@@ -98,6 +98,7 @@ def test_ranges_are_those_of_the_images(checkpoint, made_of, tmp_path):
     assert record.range_images.images == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [{}, {"uint8": True, "softmax": True}, {"batch": 3}], ids=str)
 def test_what_is_lost_is_counted_right(checkpoint, made_of, tmp_path, form):
     proof = exported(checkpoint, tmp_path / "m.onnx", made_of, **form).int8.proof
@@ -132,7 +133,7 @@ def narrow(monkeypatch):
         return {k: (low / 10, high / 10) for k, (low, high) in real(*arguments).items()}
 
     monkeypatch.setattr(forms, "activation_ranges", tenths)
-    monkeypatch.setattr(int8_proof, "LARGEST_ERROR", 100.0)
+    monkeypatch.setattr(int8, "LARGEST_ERROR", 100.0)
 
 
 @pytest.mark.slow
@@ -154,7 +155,7 @@ def test_too_much_loss_is_refused_and_a_good_file_stays(checkpoint, made_of, tmp
 
 
 def test_outputs_far_off_are_refused_whatever_is_predicted(checkpoint, made_of, tmp_path, narrow):
-    int8_proof.LARGEST_ERROR = 0.01
+    int8.LARGEST_ERROR = 0.01
     with pytest.raises(VerificationError, match=r"within 0\.01 of the spread"):
         exported(checkpoint, tmp_path / "m.onnx", made_of)
     assert not list(tmp_path.iterdir())
@@ -277,7 +278,7 @@ def test_policy_is_the_variants_own(checkpoint, tmp_path):
     weak = load_policy("cifar", "weak")
     assert variant_policy(spec, estimated("weak", weak.sha256, weak.text)) == weak
     text = 'summary = "Mine."\n[[op]]\nname = "random_horizontal_flip"\np = 1.0\n'
-    (tmp_path / "mine.toml").write_text(text)
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     mine = read_policy(tmp_path / "mine.toml")
     assert variant_policy(spec, estimated("mine", mine.sha256, text)) == mine
     # a user's file that bears the name of a shipped one is still the user's
@@ -330,6 +331,7 @@ def test_a_part_of_imagenets_folders_are_its_classes(checkpoint, tmp_path):
     assert strange.labels is None
 
 
+@pytest.mark.slow
 def test_command_says_what_was_lost(recal, split_checkpoint, class_folders):
     recal("calibrate", split_checkpoint, "--data", class_folders, "-o", "v.safetensors")
     arguments = ["export", split_checkpoint, "--int8", "--data", class_folders, "-o", "m.onnx"]
@@ -348,6 +350,7 @@ def test_command_says_what_was_lost(recal, split_checkpoint, class_folders):
     assert "int8: the same prediction as in float32" in out
 
 
+@pytest.mark.slow
 def test_command_exits_with_4_above_max_drop(
     recal, split_checkpoint, class_folders, tmp_path, narrow
 ):

@@ -10,8 +10,7 @@ from recal import build, export_onnx, load_checkpoint
 from recal.data.normalise import normalise_array
 from recal.errors import InputError, UsageError
 from recal.export.forms import Patchable, Switchable
-from recal.onnx_file.session import OnnxNetwork
-from recal.onnx_file.verify import verify_alone
+from recal.onnx_file.session import OnnxNetwork, verify_alone
 from recal.variant.variant import branch_variant
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
@@ -80,6 +79,7 @@ def test_one_variant_or_odd_ones_are_refused(checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_file(recal, split_checkpoint, tmp_path, class_folders):
     status, out, err = recal(
         "export", split_checkpoint, "--switchable", "main,aux0", "-o", "s.onnx"

@@ -17,9 +17,8 @@ from recal.onnx_file.editing import batch_norm_nodes
 from recal.onnx_file.patch import patch_file
 from recal.onnx_file.session import OnnxNetwork
 from recal.variant.build import build
-from recal.variant.file import save_variant
 from recal.variant.plain import batch_norms
-from recal.variant.variant import branch_variant
+from recal.variant.variant import branch_variant, save_variant
 from tests.dual_networks import randomise
 
 CODE = """
@@ -45,7 +44,7 @@ def make():
 
 @pytest.fixture
 def with_head(tmp_path):
-    (tmp_path / "net.py").write_text(CODE)
+    (tmp_path / "net.py").write_text(CODE, encoding="utf-8")
     arch = f"python:{tmp_path / 'net.py'}:make"
     network = randomise(create_network(arch, 10, trusted=True))
     torch.save(network.state_dict(), tmp_path / "f.pth")

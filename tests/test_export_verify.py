@@ -15,8 +15,7 @@ from recal.export.forms import Float16, Patchable, Switchable
 from recal.export.verify import recorded_variants, verify_against
 from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import read_entries, read_record, write_entries, write_record
-from recal.onnx_file.session import OnnxNetwork
-from recal.onnx_file.verify import verify_alone
+from recal.onnx_file.session import OnnxNetwork, verify_alone
 from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import branch_variant
 
@@ -191,6 +190,15 @@ def test_records_of_other_types_end_in_one_error_whoever_wrote_their_digest(
         ):
             with suppress(RecalError):
                 use()
+
+
+def test_variants_of_one_name_are_refused(exported):
+    model = read_model(exported)
+    entries = entries_of(model)
+    twice = json.dumps(2 * json.loads(entries["variants"]))
+    with_entries(model, {**entries, "form": "switchable", "variants": twice})
+    with pytest.raises(InputError, match="variants: expected different names, got aux0, aux0"):
+        read_record(model, "m.onnx")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "NaN", "\u2028", "1e999"])

@@ -205,7 +205,7 @@ def test_plot_shows_every_layer_and_is_the_same_each_time(suffix, tmp_path):
         plot_inspection(inspection, file)
     assert files[0].read_bytes() == files[1].read_bytes()
     if suffix == ".svg":
-        text = files[0].read_text()
+        text = files[0].read_text(encoding="utf-8")
         assert all(f"<!-- {layer} -->" in text for layer in ("norm1", "body.1", "aux0"))
 
 

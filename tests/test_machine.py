@@ -13,7 +13,8 @@ def root(tmp_path, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text(
-        f"MemTotal: {64 << 20} kB\nMemFree: {1 << 20} kB\nMemAvailable: {40 << 20} kB\n"
+        f"MemTotal: {64 << 20} kB\nMemFree: {1 << 20} kB\nMemAvailable: {40 << 20} kB\n",
+        encoding="utf-8",
     )
     return tmp_path
 
@@ -21,8 +22,8 @@ def root(tmp_path, monkeypatch):
 def group(folder, names, limit, used, cached):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip(names[:2], (limit, used), strict=True):
-        (folder / name).write_text(f"{content}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
+        (folder / name).write_text(f"{content}\n", encoding="utf-8")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n", encoding="utf-8")
 
 
 def test_cached_files_count_as_available(root):
@@ -30,7 +31,7 @@ def test_cached_files_count_as_available(root):
 
 
 def test_the_tightest_group_of_version_2_decides(root):
-    (root / "proc/self/cgroup").write_text("0::/slurm/job_7/step_0\n")
+    (root / "proc/self/cgroup").write_text("0::/slurm/job_7/step_0\n", encoding="utf-8")
     names = machine.FILES["cgroup"]
     base = root / "sys/fs/cgroup"
     group(base / "slurm/job_7/step_0", names, "max", 3 * GIB, GIB)
@@ -43,7 +44,9 @@ def test_the_tightest_group_of_version_2_decides(root):
 
 @pytest.mark.parametrize("path", ["/docker/abc", "/"])
 def test_a_container_of_version_1_is_found_by_either_path(root, path):
-    (root / "proc/self/cgroup").write_text(f"5:cpu,cpuacct:/x\n4:memory:{path}\n0::/\n")
+    (root / "proc/self/cgroup").write_text(
+        f"5:cpu,cpuacct:/x\n4:memory:{path}\n0::/\n", encoding="utf-8"
+    )
     names = machine.FILES["cgroup/memory"]
     group(root / "sys/fs/cgroup/memory", names, 2 * GIB, 2 * GIB, GIB)
     assert available_memory(root) == GIB

@@ -12,9 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
 from recal.variant.build import build
-from recal.variant.file import load_variant, save_variant
 from recal.variant.plain import InstanceBatchNorm, PlainBatchNorm, batch_norms
-from recal.variant.variant import branch_variant
+from recal.variant.variant import branch_variant, load_variant, save_variant
 from tests import dual_networks
 from tests.dual_networks import NORMS, Network, randomise
 
@@ -22,7 +21,9 @@ CODE = f"python:{Path(dual_networks.__file__)}"
 
 
 def written(tmp_path, code):
-    (tmp_path / "own.py").write_text("import torch\nfrom torch import nn\n" + code)
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\n" + code, encoding="utf-8"
+    )
     return f"python:{tmp_path}/own.py:make"
 
 
@@ -160,7 +161,8 @@ def make():
 """
     arch = written(tmp_path, code)
     (tmp_path / "own.toml").write_text(
-        '[[branch]]\nkey = "{layer}.c_{leaf}"\n[[branch]]\nkey = "{layer}.a_{leaf}"\n'
+        '[[branch]]\nkey = "{layer}.c_{leaf}"\n[[branch]]\nkey = "{layer}.a_{leaf}"\n',
+        encoding="utf-8",
     )
     from recal.networks.names import create_network
 

@@ -186,7 +186,8 @@ def test_real_imagenet_network_gives_its_packages_own_logits(photographs, tmp_pa
     (tmp_path / "net.py").write_text(
         "from efficientnet_lite_pytorch import EfficientNet\n"
         "def make(num_classes):\n"
-        "    return EfficientNet.from_name('efficientnet-lite0', num_classes=num_classes)\n"
+        "    return EfficientNet.from_name('efficientnet-lite0', num_classes=num_classes)\n",
+        encoding="utf-8",
     )
     checkpoint = load_checkpoint(weights)
     inspection = inspect_checkpoint(checkpoint)
@@ -235,7 +236,8 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
     (tmp_path / "net.py").write_text(
         "from efficientnet_lite_pytorch import EfficientNet\n"
         "def make(num_classes):\n"
-        "    return EfficientNet.from_name('efficientnet-lite0', num_classes=num_classes)\n"
+        "    return EfficientNet.from_name('efficientnet-lite0', num_classes=num_classes)\n",
+        encoding="utf-8",
     )
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     prepared = {"mean": (0.498,) * 3, "std": (0.502,) * 3}
@@ -244,7 +246,7 @@ def test_recals_evaluation_predicts_as_timms_validation_does(tmp_path):
         family="imagenet", arch=f"python:{tmp_path}/net.py:make", **prepared,
     )  # fmt: skip
     cell = read_target_cell(run.folder, weights, "clean")
-    (tmp_path / "order.txt").write_text("\n".join(wnids("imagenet")))
+    (tmp_path / "order.txt").write_text("\n".join(wnids("imagenet")), encoding="utf-8")
     photographs = create_dataset("", root=str(data), class_map=str(tmp_path / "order.txt"))
     loader = create_loader(
         photographs, input_size=(3, 224, 224), batch_size=len(photographs), num_workers=0,
@@ -273,7 +275,7 @@ def test_robustbenchs_own_list_of_images_is_found():
     suite = load_suite("robustbench-imagenetc")
     spec = importlib.util.find_spec("robustbench")
     path = Path(spec.origin).parent / "helper_files" / suite.names
-    listed = path.read_text().split()
+    listed = path.read_text(encoding="utf-8").split()
     others = [f"{wnid}/other.JPEG" for wnid in wnids("imagenet")]
     names = sorted([*listed, *others])
     folders = [name.partition("/")[0] for name in names]

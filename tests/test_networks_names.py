@@ -86,13 +86,13 @@ def test_name_found_in_a_file_never_selects_code_or_a_hub(named):
 
 
 def test_python_name_needs_a_person(tmp_path):
-    (tmp_path / "net.py").write_text("raise SystemExit('it ran')\n")
+    (tmp_path / "net.py").write_text("raise SystemExit('it ran')\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"was found in a file.*--arch python"):
         create_network(f"python:{tmp_path}/net.py:make", 3)
 
 
 def test_every_origin_and_own_pattern_is_documented():
-    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     for origin in ORIGINS:
         assert f"`{origin}:" in text or not origin
     for pattern in OWN:
@@ -130,7 +130,7 @@ def test_instance_batch_norm_counts_as_one_batch_norm():
 
 class TestPythonCode:
     def code(self, tmp_path, text):
-        (tmp_path / "net.py").write_text(f"from torch import nn\n{text}\n")
+        (tmp_path / "net.py").write_text(f"from torch import nn\n{text}\n", encoding="utf-8")
         return lambda name, classes=3: create_network(
             f"python:{tmp_path}/net.py:{name}", classes, trusted=True
         )
@@ -146,7 +146,7 @@ class TestPythonCode:
         assert make("A.make").out_features == 4
 
     def test_file_may_import_the_files_beside_it(self, tmp_path):
-        (tmp_path / "beside_it.py").write_text("WIDTH = 5")
+        (tmp_path / "beside_it.py").write_text("WIDTH = 5", encoding="utf-8")
         make = self.code(
             tmp_path, "from beside_it import WIDTH\ndef make(): return nn.Linear(1, WIDTH)"
         )

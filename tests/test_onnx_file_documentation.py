@@ -11,12 +11,12 @@ from recal import build, load_checkpoint
 from recal.data.normalise import normalise_array
 from tests.command_options import options_of
 
-TEXT = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+TEXT = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text(encoding="utf-8")
 
 
 def test_the_serving_example_runs(recal, split_checkpoint, class_folders, tmp_path):
     names = [f"thing {i}" for i in range(10)]
-    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
     status, _, err = recal(
         "export", split_checkpoint, "--variant", "aux0", "-o", "model.onnx", "--uint8", "--softmax",
         "--class-names", "names.txt",

@@ -21,8 +21,8 @@ from recal.onnx_file.record import read_record
 from recal.onnx_file.session import OnnxNetwork
 from recal.policies.ops import CenterCrop, Pad, Resize
 from recal.policies.policy import load_policy
-from recal.variant.file import load_variant, save_variant
-from recal.variant.variant import branch_variant
+from recal.policies.prepared import PreparedImages
+from recal.variant.variant import branch_variant, load_variant, save_variant
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
 PATCHABLE = Patchable()
@@ -77,6 +77,7 @@ def test_patched_file_computes_the_variant_and_not_the_base(base, variant, tmp_p
     assert np.abs(found - other).max() > 0.1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_nothing_is_written(checkpoint, base, variant, tmp_path):
     output = tmp_path / "out.onnx"
     output.write_bytes(b"good")
@@ -129,7 +130,7 @@ def test_variant_files_are_read_and_written_without_torch(variant, tmp_path):
     code = """
 import sys
 sys.modules["torch"] = None
-from recal.variant.file import load_variant, save_variant
+from recal.variant.variant import load_variant, save_variant
 found = load_variant(sys.argv[1])
 save_variant(found, sys.argv[2])
 print(found.label, found.sha256)
@@ -169,10 +170,9 @@ def test_foreign_files_are_recalibrated_and_patched_too(checkpoint, tmp_path):
     from numpy.lib.stride_tricks import sliding_window_view
 
     model, spec = foreign_model(), checkpoint.spec
-    variant = recalibrate(
-        model, ArraySource(tmp_path, PIXELS, None), spec, load_policy("cifar", "clean"),
-        samples=None, batch_size=32, seed=0, where="foreign",
-    )  # fmt: skip
+    source, policy = ArraySource(tmp_path, PIXELS, None), load_policy("cifar", "clean")
+    images = PreparedImages(source, policy, 0, spec.size)
+    variant = recalibrate(model, images, spec, samples=None, batch_size=32, where="foreign")
     x = (PIXELS / 255 - np.array(spec.mean)) / np.array(spec.std)
     padded = np.pad(x.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
     kernel = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float64)

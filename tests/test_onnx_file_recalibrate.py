@@ -11,11 +11,12 @@ from recal import build, calibrate, export_onnx, load_checkpoint
 from recal.export.forms import Patchable
 from recal.networks.names import create_network
 from recal.onnx_file.session import OnnxNetwork
-from recal.variant.file import load_variant
+from recal.variant.variant import load_variant
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [{}, {"uint8": True}, {"opset": 15}], ids=str)
 @pytest.mark.parametrize("mode", ["clean", "strong"])
 def test_same_numbers_as_pytorch(recal, split_checkpoint, class_folders, tmp_path, mode, form):
@@ -71,11 +72,11 @@ def test_what_cannot_be_recalibrated_says_why(recal, split_checkpoint, class_fol
     recal("export", split_checkpoint, "-o", "m.onnx", "--patchable")
     for arguments, status, message in (
         (["folded.onnx"], 3, "expected a patchable file"),
-        (["m.onnx", "--affine", "aux0"], 2, "an ONNX file holds one branch only"),
-        (["m.onnx", "--estimator", "pooled"], 2, "only 'consistent'"),
+        (["m.onnx", "--affine", "aux0"], 2, "an ONNX file has one branch only"),
+        (["m.onnx", "--estimator", "pooled"], 2, "allows 'consistent' only"),
         (["none.onnx"], 3, "expected an ONNX file, but it does not exist"),
         (["m.onnx", "--mode", "odd"], 2, "--mode"),
-        (["m.onnx", "--device", "cuda"], 2, "--device: an ONNX file takes no such option"),
+        (["m.onnx", "--device", "cuda"], 2, "--device: an ONNX file does not allow this option"),
         (["m.onnx", "--min-samples", "10000"], 3, "expected at least 10000 images"),
     ):
         found, _, err = recal("calibrate", *arguments, "--data", class_folders)

@@ -108,7 +108,7 @@ CROP = "summary = 'a'\n[[op]]\nname = 'random_crop'\n"
 )
 def test_policy_file_with_a_slip_is_refused_by_place(tmp_path, text, message):
     path = tmp_path / "mine.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"mine\.toml") as caught:
         read_policy(path)
     assert message in str(caught.value)
@@ -116,7 +116,9 @@ def test_policy_file_with_a_slip_is_refused_by_place(tmp_path, text, message):
 
 def test_suite_file_with_an_unknown_key_is_refused(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text("title='a'\nfamily='cifar'\nclasses=10\n[corrupted]\nseverity=[1]")
+    path.write_text(
+        "title='a'\nfamily='cifar'\nclasses=10\n[corrupted]\nseverity=[1]", encoding="utf-8"
+    )
     with pytest.raises(InputError, match="Did you mean 'severities'"):
         read_suite(path)
 

@@ -26,6 +26,8 @@ def test_public_names_are_what_they_say():
         ("load_variant", ["v.safetensors"]),
         ("save_variant", [None, "v.safetensors"]),
         ("build", [None]),
+        ("calibrate_matrix", [None, ["main"], ["weak"]]),
+        ("mix", [[]]),
         ("evaluate", ["c.pth"]),
         ("compare", ["run"]),
         ("select", ["run", "clean"]),

@@ -20,7 +20,7 @@ def test_python_runs(split_checkpoint, class_folders, tmp_path, monkeypatch):
     shutil.copytree(class_folders, "cifar10")
     # frost needs textures that are not shipped
     (tmp_path / "data" / "frost").mkdir(parents=True)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
     module = package.build(package.load_checkpoint("wrn16_1_splitbn.pth"), "aux0")
     images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pairs = torch.utils.data.TensorDataset(images, torch.arange(20) % 10)

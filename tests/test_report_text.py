@@ -5,12 +5,10 @@ import pytest
 
 from recal.errors import InputError, RecalError, UsageError
 from recal.report.blocks import MARKUPS, Grid, markdown, plain
-from recal.report.numbers import percent
 from recal.report.page import write_report
 from recal.report.plots import save_figure, trade_off_figure
-from recal.report.summary import summary_blocks, summary_table
-from recal.runs.summarise import summarise_run
-from recal.runs.summary import read_summary, write_results
+from recal.report.runs import percent, summary_blocks, summary_table
+from recal.runs.summary import read_summary, summarise_run, write_results
 from tests.saved_runs import simulated, write_run
 
 GRID = Grid("Title", ("target", "x|y"), (("a", "1.00"), ("longer", "")))
@@ -65,14 +63,14 @@ def test_adaptation_is_said_in_text_and_page(summary, tmp_path):
     text = MARKUPS["plain"].text(summary_blocks(adapted))
     assert "saw test data: batch statistics, batches of 20)" in text
     write_report(adapted, tmp_path / "report.html")
-    assert "These targets saw test data" in (tmp_path / "report.html").read_text()
+    assert "These targets saw test data" in (tmp_path / "report.html").read_text(encoding="utf-8")
     write_report(summary(), tmp_path / "report.html")
-    assert "saw test data" not in (tmp_path / "report.html").read_text()
+    assert "saw test data" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_page_escapes_names_and_holds_every_table(summary, tmp_path):
     write_report(summary(), tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>aux" not in page
     for part in ("Calibration", "Accuracy by corruption", "by group", "by severity", "severity 2"):
         assert part in page

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from recal.corruptions.parameters import CORRUPTIONS
 from recal.errors import InputError, UsageError
-from recal.runs.bootstrap import measure
+from recal.runs.metrics import measure
 from recal.runs.store import cell_file, open_run, read_cell, write_cell
-from recal.runs.summarise import summarise_run
-from recal.runs.summary import flat
+from recal.runs.summary import flat, summarise_run
 from recal.suites.suite import Cell, load_suite
 from tests.saved_runs import columns_of, simulated, write_run
 
@@ -79,6 +78,7 @@ def imagenet_c(tmp_path_factory):
     return summary
 
 
+@pytest.mark.slow
 def test_mce_is_what_robustbench_publishes(imagenet_c):
     resnet50, deit_s = imagenet_c.targets
     assert round(100 * resnet50.mce, 2) == 76.38
@@ -225,12 +225,12 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected the folder of a run of `recal eval`"):
         summarise_run(tmp_path)
     run = write_run(tmp_path, simulated({"a": 0.8}, 20))
-    content = json.loads((run / "run.json").read_text())
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
     del content["title"]
-    (run / "run.json").write_text(json.dumps(content))
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match="Run the same `recal eval` again"):
         summarise_run(run)
-    (run / "run.json").write_text("[" * 50)
+    (run / "run.json").write_text("[" * 50, encoding="utf-8")
     with pytest.raises(InputError, match=r"run\.json: expected JSON"):
         summarise_run(run)
 
@@ -259,13 +259,13 @@ def test_what_is_no_run_is_refused(tmp_path):
 )
 def test_run_files_that_lead_elsewhere_or_nowhere_are_refused(tmp_path, key, value):
     run = write_run(tmp_path, simulated({"a": 0.8}, 20))
-    content = json.loads((run / "run.json").read_text())
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (target,) = content["targets"]
-    (run / "run.json").write_text(json.dumps({**content, key: value}))
+    (run / "run.json").write_text(json.dumps({**content, key: value}), encoding="utf-8")
     with pytest.raises(InputError, match="Run the same `recal eval` again"):
         summarise_run(run)
     target["sha256"] = "../" * 22
-    (run / "run.json").write_text(json.dumps(content))
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match=r"targets 1: sha256: .* Run the same `recal eval` again"):
         summarise_run(run)
 

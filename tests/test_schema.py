@@ -170,7 +170,9 @@ def test_read_toml_malformed_file_is_one_error(tmp_path: Path, content: bytes) -
 def test_read_toml_names_the_entry(tmp_path: Path) -> None:
     """Entries of a TOML array are counted from 1."""
     path = tmp_path / "a.toml"
-    path.write_text("title = 'a'\n[[op]]\nname = 'a'\n[[op]]\nname = 'b'\np = 3\n")
+    path.write_text(
+        "title = 'a'\n[[op]]\nname = 'a'\n[[op]]\nname = 'b'\np = 3\n", encoding="utf-8"
+    )
     with pytest.raises(InputError, match=r"a\.toml: op 2: p: expected a number from 0 to 1, got 3"):
         read_toml(path, File)
 
@@ -188,7 +190,7 @@ def test_to_json_is_sorted_and_read_back(tmp_path: Path) -> None:
     file = File(title="a", op=(Op(name="b"),), statistics=OfMix(weights=(0.25, 0.75)))
     text = to_json(file)
     assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
-    (tmp_path / "a.json").write_text(to_json(file, indent=2))
+    (tmp_path / "a.json").write_text(to_json(file, indent=2), encoding="utf-8")
     assert read_json(text, File, "f") == read_json_file(tmp_path / "a.json", File) == file
 
 

@@ -40,7 +40,7 @@ def test_every_command_has_help_and_stands_in_the_readme(name):
     result = CliRunner().invoke(group, [name, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert f"recal {name}" in readme
 
 

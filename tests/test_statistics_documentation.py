@@ -9,7 +9,7 @@ from recal import select
 from tests.command_options import options_of
 from tests.saved_runs import simulated, write_run
 
-TEXT = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text()
+TEXT = (Path(__file__).parents[1] / "docs" / "statistics.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

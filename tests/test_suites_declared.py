@@ -186,9 +186,9 @@ def test_listed_images_are_chosen_by_class_and_name(tmp_path, monkeypatch):
     options = {"limit": None, "seed": 0}
     with pytest.raises(InputError, match=r"expected the list list\.txt, got none in"):
         choose_images(suite, labels, names, Path(), **options)
-    (tmp_path / "list.txt").write_text("n2/c.JPEG\nn1/b.JPEG\n")
+    (tmp_path / "list.txt").write_text("n2/c.JPEG\nn1/b.JPEG\n", encoding="utf-8")
     assert choose_images(suite, labels, names, Path(), **options).tolist() == [1, 3]
-    (tmp_path / "list.txt").write_text("n2/d.JPEG\nn1/b.JPEG\n")
+    (tmp_path / "list.txt").write_text("n2/d.JPEG\nn1/b.JPEG\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"got a set without 'n2/d\.JPEG'"):
         choose_images(suite, labels, names, Path(), **options)
     with pytest.raises(InputError, match="got arrays"):
@@ -196,7 +196,7 @@ def test_listed_images_are_chosen_by_class_and_name(tmp_path, monkeypatch):
 
 
 def test_documentation_names_every_suite_and_its_example_loads(tmp_path):
-    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert [name for name in suite_names() if f"`{name}`" not in text] == []
     example = text.partition("```toml\n")[2].partition("```")[0]
     suite = read_suite(write_suite(tmp_path, example))

@@ -147,7 +147,9 @@ def test_regenerated_sets_may_be_smaller_and_say_so(small):
         path.unlink()
     with pytest.raises(InputError, match="expected 20 images, got 10"):
         opened(suite, folder)
-    (folder / "PROVENANCE.json").write_text('{"label": "regenerated: by somebody"}')
+    (folder / "PROVENANCE.json").write_text(
+        '{"label": "regenerated: by somebody"}', encoding="utf-8"
+    )
     assert opened(suite, folder).provenance == "regenerated: by somebody"
 
 

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
 from recal.variant.build import build
-from recal.variant.file import is_variant_file, load_variant, save_variant
-from recal.variant.variant import branch_variant
+from recal.variant.variant import branch_variant, is_variant_file, load_variant, save_variant
 
 
 @pytest.fixture

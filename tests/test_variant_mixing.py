@@ -15,10 +15,9 @@ from recal.data.folders import open_images
 from recal.data.images import FileSource
 from recal.errors import InputError, UsageError
 from recal.networks.spec import ModelSpec
-from recal.variant.file import load_variant, save_variant
 from recal.variant.mixing import blend_with_prior, mix
 from recal.variant.statistics import BranchStatistics, EstimatedStatistics
-from recal.variant.variant import Variant, branch_variant
+from recal.variant.variant import Variant, branch_variant, load_variant, save_variant
 
 SPEC = ModelSpec(
     arch="wrn10_1", classes=10, family="cifar", mean=(0.5,) * 3, std=(0.2,) * 3, size=32

@@ -104,7 +104,9 @@ REPLACED = ("EpsLess", "OtherEps", "FrozenBatchNorm2d")
 def code(tmp_path_factory):
     path = tmp_path_factory.mktemp("code") / "norms.py"
     names = (*KEPT, *REPLACED, "DualABN")
-    path.write_text(NORMS + "".join(f"\ndef make_{n}(): return Net({n})" for n in names))
+    path.write_text(
+        NORMS + "".join(f"\ndef make_{n}(): return Net({n})" for n in names), encoding="utf-8"
+    )
     return path
 
 
@@ -197,7 +199,7 @@ class Dual(nn.Module):
 def make():
     return nn.Sequential(nn.Conv2d(3, 4, 3), Dual(4), nn.ReLU())
 """
-    (tmp_path / "odd.py").write_text(code)
+    (tmp_path / "odd.py").write_text(code, encoding="utf-8")
     arch = f"python:{tmp_path / 'odd.py'}:make"
     torch.save(randomise(create_network(arch, 4, trusted=True)).state_dict(), tmp_path / "f.pth")
     checkpoint = load_checkpoint(tmp_path / "f.pth").overridden(arch=arch, classes=4)
@@ -222,7 +224,7 @@ def make():
     return Net()
 """
     for scale in ("1.0", "255.0"):
-        (tmp_path / f"n{scale}.py").write_text(template.replace("SCALE", scale))
+        (tmp_path / f"n{scale}.py").write_text(template.replace("SCALE", scale), encoding="utf-8")
         arch = f"python:{tmp_path}/n{scale}.py:make"
         network = create_network(arch, 4, trusted=True).eval()
         randomise(network.model)
@@ -238,6 +240,13 @@ def make():
         torch.testing.assert_close(pair.own(x), pair.network(x))
 
 
+class Silent(nn.Module):
+    """Returns no tensor."""
+
+    def forward(self, x):
+        return None
+
+
 def test_comparison_tells_epsilons_and_activations_apart():
     plain = PlainBatchNorm(5)
     assert computes_the_same(nn.BatchNorm2d(5), plain, 5)
@@ -247,6 +256,7 @@ def test_comparison_tells_epsilons_and_activations_apart():
     assert computes_the_same(nn.BatchNorm2d(5, eps=1.1e-5), plain, 5) is False
     assert computes_the_same(nn.Sequential(nn.BatchNorm2d(5), nn.LeakyReLU()), plain, 5) is False
     assert computes_the_same(nn.Bilinear(5, 5, 5), plain, 5) is None
+    assert computes_the_same(Silent(), plain, 5) is None
 
 
 def test_layers_that_ignore_their_statistics_are_recognised(code, tmp_path):

@@ -1,24 +1,22 @@
 """Calibration: from a checkpoint, policies and images to variants."""
 
-from __future__ import annotations
-
 import copy
 import warnings
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import nn
 
 from recal.calibration.consistent import consistent
-from recal.calibration.error_bounds import layer_errors
-from recal.calibration.estimators import CONSISTENT, one_pass
+from recal.calibration.estimators import CONSISTENT, layer_errors, one_pass
 from recal.calibration.hooks import device_of, set_statistics
 from recal.calibration.rounds import DEFAULT_BATCH, Settings, check_finite, estimate
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.folders import TRAIN
-from recal.data.images import MIN_IMAGES
+from recal.data.images import MIN_IMAGES, ImageSource
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, World
 from recal.errors import InputError, RecalWarning, listed
@@ -31,30 +29,17 @@ from recal.variant.plain import statistics_owners
 from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import Variant, branch_variant
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from recal.calibration.estimators import Estimate
-    from recal.calibration.rounds import Estimation
-    from recal.data.images import ImageSource
-    from recal.policies.policy import Policy
-
-
 NAMED = 10
+COMPILED = "_orig_mod"
 
 
 def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
-    """Return the branch whose affine is used by default for a policy.
+    """Return the branch whose affine is used by default for a policy of the name `mode`.
 
-    Args:
-        checkpoint: The checkpoint with the branches.
-        mode: Name of the policy.
-
-    Returns:
-        The first auxiliary branch, if there is one and the name begins with `strong`; else `main`.
+    It is the first auxiliary branch if there is one and the name begins with `strong`, else `main`.
     """
-    auxiliary = [name for name in checkpoint.branches if name != "main"]
-    return auxiliary[0] if mode.startswith("strong") and auxiliary else "main"
+    auxiliary = (name for name in checkpoint.branches if name != "main")
+    return next(auxiliary, "main") if mode.startswith("strong") else "main"
 
 
 @overload
@@ -185,67 +170,50 @@ def calibrate(
 def _calibrate_module(
     module: nn.Module, batches: Iterable[torch.Tensor | Sequence[Any]], settings: Settings
 ) -> nn.Module:
-    eager = _uncompiled(module)
+    # the module inside a `torch.compile`d one, which would compile hooks anew for each layer
+    eager: nn.Module = getattr(module, COMPILED, module)
     images: Iterable[torch.Tensor] = _ImagesOf(batches, device_of([eager]))
     if iter(batches) is batches:  # an iterator can be read once only, so this one can, too
         images = iter(images)
-    autocast, world = settings.autocast, settings.world
-    if settings.estimator == CONSISTENT:
+    name, autocast, world = settings.estimator, settings.autocast, settings.world
+    if name == CONSISTENT:
         layers = consistent(eager, images, world=world, autocast=autocast).layers
     else:
-        layers = one_pass(
-            eager, images, estimator=settings.estimator, world=world, autocast=autocast
-        )
+        layers = one_pass(eager, images, estimator=name, world=world, autocast=autocast)
     check_finite(layers)
     network = copy.deepcopy(module).eval()
-    owners = statistics_owners(_uncompiled(network))
-    for name, layer in layers.items():
+    owners = statistics_owners(getattr(network, COMPILED, network))
+    for path, layer in layers.items():
         with torch.no_grad():
-            set_statistics(owners[name], layer.mean, layer.variance)
-    if world.leads:
-        _warn_of_kept(owners, layers)
+            set_statistics(owners[path], layer.mean, layer.variance)
+    kept = [f"{path} ({type(m).__name__})" for path, m in owners.items() if path not in layers]
+    if kept and world.leads:
+        warnings.warn(
+            "calibrate: expected an estimate for every layer with running statistics, but these "
+            f"keep theirs: {listed(kept, NAMED)}. They saw no data, or do not normalise by running "
+            "statistics.",
+            RecalWarning,
+            stacklevel=3,
+        )
     return network
 
 
-def _warn_of_kept(owners: Mapping[str, nn.Module], layers: Mapping[str, Estimate]) -> None:
-    """Name the layers whose statistics are not estimated."""
-    kept = {name: type(module).__name__ for name, module in owners.items() if name not in layers}
-    if kept:
-        named = listed((f"{name} ({kind})" for name, kind in kept.items()), NAMED)
-        warnings.warn(
-            "calibrate: expected an estimate for every layer with running statistics, but these "
-            f"keep theirs: {named}. They saw no data, or do not normalise by running statistics.",
-            RecalWarning,
-            stacklevel=4,
-        )
-
-
+@dataclass(frozen=True)
 class _ImagesOf:
     """The images of batches, moved to a device; labels and other parts of a batch are left out."""
 
-    def __init__(
-        self, batches: Iterable[torch.Tensor | Sequence[Any]], device: torch.device
-    ) -> None:
-        self._batches, self._device = batches, device
+    batches: Iterable[torch.Tensor | Sequence[Any]]
+    device: torch.device
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for batch in self._batches:
+        for batch in self.batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(images, torch.Tensor):
                 raise InputError(
                     "calibrate: expected batches of images as tensors, alone or before their "
                     f"labels, got {type(images).__name__}."
                 )
-            yield images.to(self._device)
-
-
-def _uncompiled(module: nn.Module) -> nn.Module:
-    """Return the module inside a `torch.compile`d one, with the same parameters and buffers.
-
-    Hooks on the compiled module would be compiled anew for each layer.
-    """
-    inside = getattr(module, "_orig_mod", module)
-    return inside if isinstance(inside, nn.Module) else module
+            yield images.to(self.device)
 
 
 def calibrate_matrix(
@@ -266,8 +234,7 @@ def calibrate_matrix(
         checkpoint: The checkpoint with the weights.
         affines: Branches that weight and bias come from.
         modes: Policies, .toml files, or names of policies of the network's family.
-        data: A folder of images, or an `ImageSource`; by default the family's data set in the usual
-            places.
+        data: Images as for `calibrate`.
         settings: How to estimate; by default `Settings()`.
         progress: Called with the numbers of image passes done and expected.
 
@@ -275,9 +242,7 @@ def calibrate_matrix(
         The variants by branch and policy name, in the order given.
 
     Raises:
-        UsageError: There is no such policy or branch.
-        InputError: There are no images, or too few; or they have the wrong size; or weights and
-            architecture do not fit.
+        UsageError, InputError: The same faults as for `calibrate`.
     """
     settings, spec = settings or Settings(), checkpoint.spec
     policies = [resolve_policy(mode, spec.family) for mode in modes]
@@ -289,42 +254,18 @@ def calibrate_matrix(
     else:
         source = data
     images = PreparedTogether(source, policies, settings.seed, spec.size)
-    found = estimate(
-        {key: built[key[0]] for key in keys}, {key: key[1] for key in keys}, images, settings,
-        mean=spec.mean, std=spec.std, progress=progress,
-    )  # fmt: skip
+    networks = {key: built[key[0]] for key in keys}
+    found = estimate(networks, images, settings, spec, progress=progress)
     # hashing reads every image's file: one process is enough
     data_sha256 = settings.world.ask_leader(lambda: source.fingerprint(found.used))
-    return {
-        (affine, policies[number].name): _calibrated(
-            stored[affine],
-            policies[number],
-            settings,
-            found,
-            (affine, number),
-            data_sha256,
-        )
-        for affine, number in keys
-    }
-
-
-def _calibrated(
-    stored: Variant,
-    policy: Policy,
-    settings: Settings,
-    found: Estimation[tuple[str, int]],
-    key: tuple[str, int],
-    data_sha256: str,
-) -> Variant:
-    layers = found.layers[key]
-    tensors = dict(stored.tensors)
-    for name, layer in layers.items():
-        tensors[f"{name}.running_mean"] = layer.mean.float().cpu().numpy()
-        tensors[f"{name}.running_var"] = layer.variance.float().cpu().numpy()
-    return replace(
-        stored,
-        tensors=tensors,
-        statistics=EstimatedStatistics(
+    variants = {}
+    for affine, number in keys:
+        variant, policy, layers = stored[affine], policies[number], found.layers[affine, number]
+        tensors = dict(variant.tensors)
+        for name, layer in layers.items():
+            tensors[f"{name}.running_mean"] = layer.mean.float().cpu().numpy()
+            tensors[f"{name}.running_var"] = layer.variance.float().cpu().numpy()
+        statistics = EstimatedStatistics(
             policy=policy.name,
             policy_sha256=policy.sha256,
             policy_text=policy.text,
@@ -333,11 +274,12 @@ def _calibrated(
             skipped=found.skipped,
             batch_size=settings.batch_size,
             estimator=settings.estimator,
-            passes=found.passes[key],
+            passes=found.passes[affine, number],
             seed=settings.seed,
             tolerance=settings.tolerance,
             autocast=None if settings.autocast is None else str(settings.autocast),
             errors=layer_errors(layers),
-            layers_without_data=tuple(sorted(set(stored.layers) - set(layers))),
-        ),
-    )
+            layers_without_data=tuple(sorted(set(variant.layers) - set(layers))),
+        )
+        variants[affine, policy.name] = replace(variant, tensors=tensors, statistics=statistics)
+    return variants

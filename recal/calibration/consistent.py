@@ -4,41 +4,35 @@ The moments of a layer are taken when those of all earlier layers are final. The
 one training-mode forward pass of all images as a single batch, however they are split into batches.
 """
 
-from __future__ import annotations
-
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from recal.calibration.estimators import Estimate, merge_found
 from recal.calibration.hooks import (
     Found,
     Listener,
-    channels_last,
     cpu_lanes,
     device_of,
     observe,
     set_statistics,
 )
+from recal.calibration.moments import Moments
 from recal.distributed import ALONE, World
 from recal.errors import InputError, listed
 from recal.machine import available_memory
 from recal.progress import Progress, silent
 from recal.variant.plain import batch_norms
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from torch import nn
-
-    from recal.calibration.moments import Moments
-
 
 class _StoppedError(Exception):
-    """Another forward pass has failed."""
+    """The forward pass is stopped before its end, on purpose."""
 
 
 class _UsedOnce(Listener):
@@ -64,14 +58,13 @@ class _UsedOnce(Listener):
     def check_unchanged(self) -> None:
         """Refuse a network that changes buffers in eval mode, other than those of BatchNorm.
 
-        Raises:
-            InputError: It does, so that the result would depend on the order of the batches.
+        Its result would depend on the order of the batches.
         """
-        own = self._layers.values()
+        own = {id(layer) for layer in self._layers.values()}
         changed = [
             path
             for path, (module, _, stored) in self._buffers.items()
-            if not any(module is layer for layer in own)
+            if id(module) not in own
             and not _equal(module._buffers[path.rpartition(".")[2]], stored)
         ]
         if changed:
@@ -104,7 +97,6 @@ class Meeting(_UsedOnce):
         super().__init__(network, by_batch=False, autocast=autocast)
         self._turns = threading.Semaphore(side_by_side)
         self._share = share
-        self._own = threading.local()
         self._lock = threading.Lock()
         self._settled: set[str] = set()
         self._reached: dict[str, dict[int, Moments]] = {}
@@ -118,8 +110,8 @@ class Meeting(_UsedOnce):
         """Run the batches; return the moments of every layer, which `agree` merges."""
         final: Found = {}
         threads = [
-            threading.Thread(target=self._forward, args=(number, batches), daemon=True)
-            for number in range(len(batches))
+            threading.Thread(target=self._forward, args=item, daemon=True)
+            for item in enumerate(batches)
         ]
         self._moving = len(threads)
         if not threads:
@@ -160,9 +152,8 @@ class Meeting(_UsedOnce):
             gate, self._gate = self._gate, threading.Event()
         gate.set()
 
-    def _forward(self, number: int, batches: list[torch.Tensor]) -> None:
-        self._own.number = number
-        batch = channels_last(batches[number])
+    def _forward(self, number: int, batch: torch.Tensor) -> None:
+        self._batch.number = number
         if batch.device.type == "cpu":
             torch.set_num_threads(self._share)
         with self._turns:
@@ -182,7 +173,7 @@ class Meeting(_UsedOnce):
             return
         moments = self.sums(values).moments()
         with self._lock:
-            self._reached.setdefault(name, {})[self._own.number] = moments
+            self._reached.setdefault(name, {})[self._batch.number] = moments
             gate = self._gate
         self._leave()
         self._turns.release()
@@ -234,9 +225,9 @@ def consistent(
     """Estimate the statistics that each layer of the network in eval mode sees.
 
     If the activations of all images at one layer fit in memory, the forward passes of all batches
-    wait for each other at every layer, and the images are read once. Otherwise every pass takes the
-    moments of one layer, the first in order of execution whose statistics are not final yet, and
-    stops there, which costs half as many whole passes as there are layers.
+    wait for each other at every layer, and the images are read once. Otherwise every pass stops at
+    the first layer whose statistics are not final yet, which costs half as many whole passes as
+    there are layers.
 
     Args:
         network: Any module with BatchNorm layers; it is not changed.
@@ -250,8 +241,11 @@ def consistent(
         InputError: Batches reach the layers in different orders, or have to be read again but are
             an iterator.
     """
-    room = _free_memory(device_of([network])) // 2 if memory is None else memory
-    held = _hold(network, batches, room)
+    device = device_of([network])
+    if memory is None:
+        cuda = device.type == "cuda"
+        memory = (torch.cuda.mem_get_info(device)[0] if cuda else available_memory()) // 2
+    held = _hold(network, batches, memory)
     if held is None and iter(batches) is batches:
         raise InputError(
             "--estimator consistent: expected batches that can be read again, as a list or loader "
@@ -262,7 +256,19 @@ def consistent(
         again = batches if held is None else held
         return _repeated_passes(network, again, world, autocast, progress)
     assert held is not None
-    return Consistent(_waiting_passes(network, held, world, autocast, progress), 1)
+    layers, done = len(batch_norms(network)), 0
+
+    def agree(reached: Found) -> Found:
+        nonlocal done
+        merged = _agreed(reached, world)
+        done += len(merged)
+        progress(done, layers)
+        return merged
+
+    # all batches fit in memory, so every thread of a CPU can have a batch of its own
+    with cpu_lanes(torch.get_num_threads() if device.type == "cpu" else 1) as (count, share):
+        found = Meeting(network, autocast, count, share).run(held, agree)
+    return Consistent({name: Estimate.of(moments) for name, moments in found.items()}, 1)
 
 
 def _hold(
@@ -271,8 +277,15 @@ def _hold(
     """Return all batches, or None if their activations at one layer do not fit in memory."""
     held: list[torch.Tensor] = []
     needed = largest = 0
+
+    class Measure(_UsedOnce):
+        def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
+            nonlocal largest
+            largest = max(largest, values.numel() * values.element_size())
+
     for batch in batches:
-        largest = largest or _largest_input(network, batch[:1])
+        if not largest:
+            Measure(network, by_batch=False)(batch[:1])
         needed += len(batch) * largest * KEPT_TENSORS
         if needed > room:
             return None
@@ -288,10 +301,7 @@ def _repeated_passes(
     progress: Progress,
 ) -> Consistent:
     settled: dict[str, Estimate] = {}
-
-    def listen(module: nn.Module) -> _Frontier:
-        return _Frontier(module, settled, autocast)
-
+    listen = partial(_Frontier, settled=settled, autocast=autocast)
     while True:
         keyed = ({None: images} for images in batches)
         parts = (part for _, part in observe({None: network}, keyed, listen=listen))
@@ -301,10 +311,6 @@ def _repeated_passes(
             return Consistent(settled, len(settled))
         settled |= {name: Estimate.of(moments) for name, moments in reached.items()}
         progress(len(settled), len(batch_norms(network)))
-
-
-class _LayerReachedError(Exception):
-    """The forward pass has reached the layer whose moments are to be taken."""
 
 
 class _Frontier(_UsedOnce):
@@ -319,7 +325,7 @@ class _Frontier(_UsedOnce):
     def __call__(self, batch: torch.Tensor) -> Found:
         try:
             super().__call__(batch)
-        except _LayerReachedError:
+        except _StoppedError:
             return self.found()
         return {}  # every layer on the way to the output is settled
 
@@ -328,34 +334,7 @@ class _Frontier(_UsedOnce):
             set_statistics(layer, self._settled[name].mean, self._settled[name].variance)
             return
         self._batch.uses[name].append(self.sums(values))
-        raise _LayerReachedError
-
-
-def _waiting_passes(
-    network: nn.Module,
-    batches: list[torch.Tensor],
-    world: World,
-    autocast: torch.dtype | None,
-    progress: Progress,
-) -> dict[str, Estimate]:
-    layers = len(batch_norms(network))
-    done = 0
-
-    def agree(reached: Found) -> Found:
-        nonlocal done
-        merged = _agreed(reached, world)
-        done += len(merged)
-        progress(done, layers)
-        return merged
-
-    if device_of([network]).type != "cpu":
-        found = Meeting(network, autocast, 1, 1).run(batches, agree)
-    else:
-        # all batches fit in memory, so every thread can have a batch of its own
-        with cpu_lanes(torch.get_num_threads()) as lanes:
-            meeting = Meeting(network, autocast, lanes.count, lanes.share)
-            found = meeting.run(batches, agree)
-    return {name: Estimate.of(moments) for name, moments in found.items()}
+        raise _StoppedError
 
 
 def _agreed(reached: Found, world: World) -> Found:
@@ -367,23 +346,3 @@ def _agreed(reached: Found, world: World) -> Found:
             f"same order, got some at {' and some at '.join(merged)}. Use --estimator pooled."
         )
     return merged
-
-
-def _largest_input(network: nn.Module, image: torch.Tensor) -> int:
-    """Return the bytes of the largest input of a BatchNorm layer for one image."""
-    largest = 0
-
-    class Measure(_UsedOnce):
-        def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
-            nonlocal largest
-            largest = max(largest, values.numel() * values.element_size())
-
-    Measure(network, by_batch=False)(image)
-    return largest
-
-
-def _free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory()

@@ -1,31 +1,28 @@
 """Estimating BatchNorm statistics from images.
 
-An estimator takes a network and batches, and returns statistics for each BatchNorm layer. The
-network itself is never changed. `pooled`, `mean-of-batches` and `ema` read every batch once,
-normalised by its own statistics as in training, and differ in how they combine the statistics of
-the batches. To add such an estimator, write a function that combines them and add it to `ONE_PASS`.
-`consistent` is in a module of its own.
+`pooled`, `mean-of-batches` and `ema` read every batch once, normalised by its own statistics as in
+training, and differ in how they combine the statistics of the batches. To add such an estimator,
+write a function that combines them and add it to `ONE_PASS`. `consistent` has a module of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from recal.calibration.hooks import Found, Listener, observe
+from recal.calibration.moments import Moments
 from recal.distributed import ALONE, World
 from recal.variant.plain import batch_norms
+from recal.variant.statistics import LayerError
+from recal.variant.variant import STATISTICS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from torch import nn
-
-    from recal.calibration.moments import Moments
-
     Combine = Callable[[list["Row"], dict[str, "Pair"]], dict[str, "Pair"]]
 
 
@@ -56,23 +53,28 @@ class Estimate:
         return cls(moments.mean, moments.variance, moments)
 
 
+def layer_errors(layers: Mapping[str, Estimate]) -> dict[str, LayerError]:
+    """Return the errors of every layer by path, rounded to four digits.
+
+    Layers that saw a single image are left out, because their errors are unknown.
+    """
+    return {name: e.moments.error() for name, e in layers.items() if e.moments.images > 1}
+
+
 class OnePass:
     """What one estimator has gathered from the batches of one network.
 
     Args:
-        network: Lends the statistics from which `ema` goes on.
+        network: The network, whose stored statistics are the first values for `ema`.
         combine: Turns the batches' rows, in order, into statistics; None pools the moments, for
             which no rows need be kept.
     """
 
     def __init__(self, network: nn.Module, combine: Combine | None) -> None:
-        self._stored: dict[str, Pair] = {
-            name: (
-                layer.get_buffer("running_mean").cpu().double(),
-                layer.get_buffer("running_var").cpu().double(),
-            )
-            for name, layer in batch_norms(network).items()
-        }
+        self._stored: dict[str, Pair] = {}
+        for name, layer in batch_norms(network).items():
+            mean, variance = (layer.get_buffer(leaf).cpu().double() for leaf in STATISTICS)
+            self._stored[name] = mean, variance
         self._combine = combine
         self._moments: Found = {}
         self._rows: dict[int, Row] = {}
@@ -115,14 +117,12 @@ def _average(rows: list[Row], _stored: dict[str, Pair]) -> dict[str, Pair]:
     This is what `torch.optim.swa_utils.update_bn` computes, for comparison. The variance between
     batches is missing, and a small last batch counts as a whole one.
     """
-    return {
-        name: _mean([pair for row in rows for pair in row.get(name, [])]) for name in _names(rows)
-    }
-
-
-def _mean(pairs: list[Pair]) -> Pair:
-    means, variances = zip(*pairs, strict=True)
-    return torch.stack(means).mean(0), torch.stack(variances).mean(0)
+    pairs: dict[str, list[Pair]] = {}
+    for row in rows:
+        for name, found in row.items():
+            pairs.setdefault(name, []).extend(found)
+    both = {name: zip(*found, strict=True) for name, found in pairs.items()}
+    return {name: (torch.stack(m).mean(0), torch.stack(v).mean(0)) for name, (m, v) in both.items()}
 
 
 def _moving_average(rows: list[Row], stored: dict[str, Pair]) -> dict[str, Pair]:
@@ -130,20 +130,14 @@ def _moving_average(rows: list[Row], stored: dict[str, Pair]) -> dict[str, Pair]
 
     The mean and unbiased variance of every batch are weighted by PyTorch's default momentum.
     """
-    current = dict(stored)
-    for row in rows:
-        for name, pairs in row.items():
-            for pair in pairs:
-                mean, variance = (
-                    (1 - MOMENTUM) * old + MOMENTUM * new
-                    for old, new in zip(current[name], pair, strict=True)
-                )
-                current[name] = (mean, variance)
-    return {name: current[name] for name in _names(rows)}
-
-
-def _names(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
+    current: dict[str, Pair] = {}
+    for name, pairs in (item for row in rows for item in row.items()):
+        mean, variance = current.get(name, stored[name])
+        for new_mean, new_variance in pairs:
+            mean = (1 - MOMENTUM) * mean + MOMENTUM * new_mean
+            variance = (1 - MOMENTUM) * variance + MOMENTUM * new_variance
+        current[name] = mean, variance
+    return current
 
 
 def one_pass(

@@ -1,62 +1,42 @@
 """Running batches through networks whose BatchNorm layers report what reaches them."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from recal.calibration.moments import ImageSums, Moments
 from recal.errors import InputError
 from recal.variant.plain import batch_norms, first_tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from contextlib import AbstractContextManager
-
-    from torch import nn
-
-
 Key = TypeVar("Key")
 Found = dict[str, Moments]
+Listening = Callable[[torch.Tensor], Found]
 
 # batches that are computed side by side on a CPU; each needs the memory of a forward pass
 MAX_LANES = 4
 
 
-class _Batch(threading.local):
-    """What a listener knows of the batch that it runs, in each thread one of its own."""
-
-    def __init__(self) -> None:
-        self.begin(0)
-
-    def begin(self, images: int) -> None:
-        """Forget the last batch; the next one has so many images."""
-        self.images = images
-        self.uses: dict[str, list[ImageSums]] = {}
-
-
 class Listener:
     """A copy of a network, in eval mode, that reports the moments at each BatchNorm layer.
 
-    The layers normalise by the running statistics that `on_input` sets just before they run. No
-    layer is in training mode: dropout and stochastic depth stay off, and a subclass of BatchNorm
-    does after normalising what it always does. Every batch finds the buffers of the network as they
-    are stored, whatever earlier batches did to them: some modules read running statistics before
+    The layers normalise by the running statistics that `on_input` sets just before they run, so
+    that dropout and stochastic depth stay off, and subclasses do afterwards what they always do.
+    Every batch finds the buffers as they are stored: some modules read running statistics before
     BatchNorm runs, and observers of quantisation-aware training collect ranges in eval mode, too.
 
     Args:
         network: Any module; it is not changed.
         by_batch: Whether every batch is normalised by its own statistics, as in training, instead
             of the stored ones.
-        autocast: Reduced precision of the forward pass, or None. Moments are computed from float32
-            copies in either case.
+        autocast: Reduced precision of the forward pass, but not of the moments; or None.
 
     Attributes:
         network: The copy.
@@ -69,7 +49,7 @@ class Listener:
         self.network = copy.deepcopy(network).eval()
         self._by_batch = by_batch
         self._autocast = autocast
-        self._batch = _Batch()
+        self._batch = threading.local()  # in each thread, the images and uses of its batch
         self.output: Any = None
         self._layers = batch_norms(self.network)
         self._buffers = {
@@ -83,7 +63,7 @@ class Listener:
 
     def __call__(self, batch: torch.Tensor) -> Found:
         """Return the moments at every layer that the batch reaches."""
-        self._batch.begin(len(batch))
+        self._batch.images, self._batch.uses = len(batch), {}
         try:
             with torch.inference_mode(), autocasting(batch.device, self._autocast):
                 self.output = self.network(channels_last(batch))
@@ -111,7 +91,7 @@ class Listener:
 
     def sums(self, values: torch.Tensor) -> ImageSums:
         """Return the sums of a layer's input for each image of the batch."""
-        return ImageSums.of(values).by_image(self._batch.images)
+        return ImageSums.of(values, self._batch.images)
 
     def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
         """Take the moments of a layer's input and choose what it normalises by."""
@@ -131,7 +111,7 @@ def observe(
     networks: Mapping[Key, nn.Module],
     batches: Iterable[Mapping[Key, torch.Tensor]],
     *,
-    listen: Callable[[nn.Module], Callable[[torch.Tensor], Found]],
+    listen: Callable[[nn.Module], Listening],
 ) -> Iterator[tuple[Key, Found]]:
     """Run batches through networks and yield their moments, in the order of the batches.
 
@@ -139,30 +119,31 @@ def observe(
     cores better than one batch on all of them.
 
     Args:
-        networks: Networks by a key of the caller's, which are not changed. One module may have
-            several keys.
+        networks: Networks by a key of the caller's, which are not changed.
         batches: For each key, images on the network's device.
-        listen: Function that returns the copy of a network that listens, such as a `Listener`.
+        listen: Function that returns a copy of a network that listens, such as a `Listener`.
     """
     local = threading.local()
 
     def run(network: nn.Module, images: torch.Tensor) -> Found:
-        copies = local.__dict__.setdefault("copies", {})
+        copies: dict[int, Listening] = local.__dict__.setdefault("copies", {})
         if id(network) not in copies:
             copies[id(network)] = listen(network)
-        found: Found = copies[id(network)](images)
-        return found
+        return copies[id(network)](images)
 
     jobs = ((key, networks[key], images) for batch in batches for key, images in batch.items())
     if device_of(networks.values()).type != "cpu":
         yield from ((key, run(network, images)) for key, network, images in jobs)
         return
-    with cpu_lanes(MAX_LANES) as lanes, ThreadPoolExecutor(lanes.count, **lanes.setting) as pool:
-        waiting: deque[tuple[Key, Any]] = deque()
+    with (
+        cpu_lanes(MAX_LANES) as (count, share),
+        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as pool,
+    ):
+        waiting: deque[tuple[Key, Future[Found]]] = deque()
         try:
             for key, network, images in jobs:
                 waiting.append((key, pool.submit(run, network, images)))
-                if len(waiting) > lanes.count:
+                if len(waiting) > count:
                     first, future = waiting.popleft()
                     yield first, future.result()
             while waiting:
@@ -172,31 +153,17 @@ def observe(
             pool.shutdown(cancel_futures=True)
 
 
-class Lanes:
-    """How a CPU's threads are divided among batches that run side by side.
-
-    Attributes:
-        count: Number of batches at a time.
-        share: Number of threads for each of them.
-        setting: Arguments by which `ThreadPoolExecutor` gives each batch its share.
-    """
-
-    def __init__(self, most: int) -> None:
-        threads = torch.get_num_threads()
-        self.count = min(threads, most)
-        self.share = threads // self.count
-        self.setting: dict[str, Any] = {
-            "initializer": torch.set_num_threads,
-            "initargs": (self.share,),
-        }
-
-
 @contextmanager
-def cpu_lanes(most: int) -> Iterator[Lanes]:
-    """Divide torch's threads for the block, and give them all back afterwards."""
+def cpu_lanes(most: int) -> Iterator[tuple[int, int]]:
+    """Divide torch's threads among batches that run side by side, and restore them afterwards.
+
+    Yields:
+        The number of batches at a time, and the number of threads for each.
+    """
     threads = torch.get_num_threads()
+    count = min(threads, most)
     try:
-        yield Lanes(most)
+        yield count, threads // count
     finally:
         torch.set_num_threads(threads)
 
@@ -216,11 +183,8 @@ def device_of(networks: Iterable[nn.Module]) -> torch.device:
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """Return images (N, C, H, W) with channels innermost in memory; other tensors as they are.
-
-    CPU kernels are faster in this layout. Its BatchNorm kernel is less exact, but moments do not
-    come from it.
-    """
+    """Return images (N, C, H, W) with channels innermost in memory, which CPU kernels prefer."""
+    # BatchNorm's kernel is less exact in this layout, but moments do not come from it
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from recal.variant.statistics import LayerError
 
+if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
@@ -19,20 +20,19 @@ if TYPE_CHECKING:
 def image_sums(
     values: torch.Tensor, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the sums of the values of each image and channel, and of their squares.
-
-    Both are sums of deviations from a pivot.
+    """Sum the values of each image and channel, and their squares, as deviations from a pivot.
 
     Args:
         values: Activations (N, C, ...), float32 or float64.
         wide: Type of the sums: float64 if the device has it.
 
     Returns:
-        The pivot, (C,), which is the rounded mean, so that squares stay precise for a large mean;
-        the sums of deviations, (N, C); and the sums of squared deviations, (N, C).
+        The pivot, (C,), which is near the mean, so that squares stay precise; the sums of
+        deviations, (N, C); and the sums of their squares, (N, C).
     """
     k = math.prod(values.shape[2:])
-    if _suits_the_kernel(values):
+    kernel_fits = values.device.type == "cpu" and values.dtype == torch.float32
+    if kernel_fits and values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
         images = values.permute(0, 2, 3, 1).flatten(1, 2)
         sums, squares = torch.zeros((2, len(images), images.shape[2]), dtype=torch.float64)
         _kernel()(images.numpy(), sums.numpy(), squares.numpy())
@@ -46,15 +46,6 @@ def image_sums(
     deviations = (values - pivot.view(1, -1, *(1 for _ in places))).square_()
     squares = (deviations.sum(places) if places else deviations).to(wide)
     return pivot.to(wide), sums.to(wide) - k * pivot.to(wide), squares
-
-
-def _suits_the_kernel(values: torch.Tensor) -> bool:
-    return (
-        values.device.type == "cpu"
-        and values.dtype == torch.float32
-        and values.ndim == 4
-        and values.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 @cache
@@ -89,6 +80,7 @@ def _add_image_sums(
 # rows of `Moments.sums`: for image i with k values of sum a and sum of squares b, both of
 # deviations from the pivot, the sums over images of these products
 A, B, KA, KB, AA, AB, BB = range(7)
+TENSORS = ("pivot", "sums", "lost", "pair_squares")
 TINY = 1e-300
 
 
@@ -111,22 +103,19 @@ class ImageSums:
     each: int = 1
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> ImageSums:
-        """Return the sums of activations (N, C, ...), computed in float32 at least.
+    def of(cls, values: torch.Tensor, images: int = 0) -> ImageSums:
+        """Sum activations (N, C, ...) in float32 at least; nothing is copied off the device.
 
-        Nothing is copied off the device.
+        Args:
+            values: Activations. Several rows of an image are frames, crops, or halves of a siamese
+                network.
+            images: Number of images in the batch. If the rows are no multiple of it, each counts as
+                an image.
         """
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        return cls(math.prod(values.shape[2:]), *image_sums(values, _wide(values.device)))
-
-    def by_image(self, images: int) -> ImageSums:
-        """Return the sums with the number of rows that a layer gets for each image of the batch.
-
-        Several rows are frames, crops, or the halves of a siamese network. Each row counts as an
-        image if the rows are no multiple of the images.
-        """
-        rows = len(self.a)
-        return replace(self, each=rows // images) if images and rows % images == 0 else self
+        k, rows = math.prod(values.shape[2:]), len(values)
+        each = rows // images if images and rows % images == 0 else 1
+        return cls(k, *image_sums(values, _wide(values.device)), each)
 
     def plus(self, other: ImageSums) -> ImageSums:
         """Return the sums of the same images over the uses of both."""
@@ -142,17 +131,23 @@ class ImageSums:
         return self.pivot + shift, (square - shift.square()).clamp_min(0)
 
     def moments(self) -> Moments:
-        """Return the moments of the batch.
-
-        Several rows of an image count as equal ones. What images differ by is then at most
-        overrated (Cauchy and Schwarz), whichever rows belong together.
-        """
-        found = Moments.of_images(self.k, self.pivot, self.a, self.b)
-        if self.each == 1:
-            return found
-        sums = torch.cat([found.sums[:KA], found.sums[KA:] * self.each])
-        count = found.square_count * self.each
-        return replace(found, images=found.images // self.each, square_count=count, sums=sums)
+        """Return the moments of the batch; several rows of an image count as equal ones."""
+        k, a, b, n = self.k, self.a, self.b, len(self.a)
+        rows = [a.sum(0), b.sum(0), k * a.sum(0), k * b.sum(0)]
+        rows += [(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)]
+        sums = torch.stack(rows)
+        # what images differ by is then at most overrated (Cauchy and Schwarz)
+        sums[KA:] *= self.each
+        return Moments(
+            images=n // self.each,
+            count=n * k,
+            square_count=n * k * k * self.each,
+            pivot=self.pivot,
+            sums=sums,
+            lost=torch.zeros_like(sums),
+            pairs=n * (n - 1),
+            pair_squares=_pair_squares(a / k, b / k).to(sums),
+        )
 
 
 @dataclass(frozen=True)
@@ -188,25 +183,6 @@ class Moments:
     def of(cls, values: torch.Tensor) -> Moments:
         """Return the moments of activations (N, C, ...), as `ImageSums.of` sums them."""
         return ImageSums.of(values).moments()
-
-    @classmethod
-    def of_images(cls, k: int, pivot: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Moments:
-        """Return the moments of images whose sums are known.
-
-        Args:
-            k: Values behind each channel of one image, H x W.
-            pivot: Origin of the deviations, (C,).
-            a: Sums of deviations over each image's values, (N, C).
-            b: Sums of their squares, (N, C).
-        """
-        rows = [a.sum(0), b.sum(0), k * a.sum(0), k * b.sum(0)]
-        rows += [(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)]
-        sums = torch.stack(rows)
-        n = len(a)
-        return cls(
-            n, n * k, n * k * k, pivot, sums, torch.zeros_like(sums), n * (n - 1),
-            _pair_squares(a / k, b / k).to(sums),
-        )  # fmt: skip
 
     @classmethod
     def of_uses(cls, uses: Sequence[ImageSums]) -> Moments:
@@ -248,15 +224,13 @@ class Moments:
         total = self.sums + other.sums
         part = total - self.sums
         error = (self.sums - (total - part)) + (other.sums - part)
-        return Moments(
-            self.images + other.images,
-            self.count + other.count,
-            self.square_count + other.square_count,
-            self.pivot,
-            total,
-            self.lost + other.lost + error,
-            self.pairs + other.pairs,
-            self.pair_squares + other.pair_squares,
+        added = ("images", "count", "square_count", "pairs", "pair_squares")
+        return replace(
+            self,
+            sums=total,
+            lost=self.lost + other.lost + error,
+            each=(),
+            **{name: getattr(self, name) + getattr(other, name) for name in added},
         )
 
     def about(self, pivot: torch.Tensor) -> Moments:
@@ -279,19 +253,16 @@ class Moments:
         """Return the same moments in float64 on the CPU."""
         return replace(
             self,
-            pivot=self.pivot.cpu().double(),
-            sums=self.sums.cpu().double(),
-            lost=self.lost.cpu().double(),
-            pair_squares=self.pair_squares.cpu().double(),
             each=(),
+            **{name: getattr(self, name).cpu().double() for name in TENSORS},
         )
 
     def standard_errors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the standard errors of mean and variance, with images as independent draws.
 
-        Pixels of one image are not independent, so each image is one draw. The error follows from
-        the spread over images of k (mean_i - mean), and of the analogous term for the variance (the
-        delta method for ratios). It is conditional on the statistics of earlier layers.
+        The errors follow from the spread over images of k (mean_i - mean), and of the analogous
+        term for the variance (the delta method for ratios). They are conditional on the statistics
+        of earlier layers.
 
         Returns:
             The standard error of the mean divided by the standard deviation, and that of the
@@ -304,16 +275,23 @@ class Moments:
             return (torch.full_like(self.pivot, math.inf),) * 2
         s = self.about(self.mean)._total
         variance = s[B] / self.count
-        of_mean = s[AA]
         of_variance = s[BB] - variance * (2 * s[KB] - variance * self.square_count)
         scale = math.sqrt(self.images / (self.images - 1)) / self.count
         varies = variance > 0
         safe = torch.where(varies, variance, 1.0)
-        errors = (
-            of_mean.clamp_min(0).sqrt() * scale / safe.sqrt(),
-            of_variance.clamp_min(0).sqrt() * scale / safe,
-        )
-        return torch.where(varies, errors[0], 0.0), torch.where(varies, errors[1], 0.0)
+        mean = s[AA].clamp_min(0).sqrt() * scale / safe.sqrt()
+        log_variance = of_variance.clamp_min(0).sqrt() * scale / safe
+        return torch.where(varies, mean, 0.0), torch.where(varies, log_variance, 0.0)
+
+    def error(self) -> LayerError:
+        """Return the errors of a layer, rounded to four digits.
+
+        The 95 % quantile of a root mean square over channels is near its expectation if the errors
+        of channels are independent, and 1.96 times as large if they are equal. It is taken from the
+        chi-square distribution with as many degrees of freedom as there are independent channels.
+        """
+        errors = [float(error.square().mean().sqrt()) for error in self.standard_errors()]
+        return LayerError.with_bounds(errors, self.independent_channels())
 
     def independent_channels(self) -> tuple[float, float]:
         """Return the effective numbers of independent channels, for mean and log-variance.

@@ -1,17 +1,24 @@
 """Estimating statistics over a set of images: which images each process reads, and when to stop."""
 
-from __future__ import annotations
-
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from recal.calibration.consistent import Consistent, consistent
-from recal.calibration.error_bounds import bound, images_needed, layer_errors
-from recal.calibration.estimators import CONSISTENT, ESTIMATORS, ONE_PASS, Estimate, OnePass
+from recal.calibration.estimators import (
+    CONSISTENT,
+    ESTIMATORS,
+    ONE_PASS,
+    Estimate,
+    OnePass,
+    layer_errors,
+)
 from recal.calibration.hooks import Listener, observe
 from recal.data.batches import Batches, PolicyBatches
 from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
@@ -19,19 +26,13 @@ from recal.data.normalise import normalise
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, World
 from recal.errors import InputError, UsageError, pick
+from recal.networks.spec import ModelSpec
+from recal.policies.prepared import PreparedTogether
 from recal.progress import Progress, silent
+from recal.variant.statistics import LayerError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-    from torch import nn
-
-    from recal.policies.prepared import PreparedTogether
-
-
-Key = TypeVar("Key")
-
+# affine and number of the policy
+Key = tuple[str, int]
 DEFAULT_BATCH = 128
 # with a tolerance, the number of images before the first estimate of how many are needed
 PILOT_IMAGES = 1024
@@ -41,23 +42,7 @@ MARGIN, MOST_GROWTH = 1.05, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How statistics are estimated.
-
-    Attributes:
-        estimator: Name of an estimator: `pooled`, `consistent`, `ema` or `mean-of-batches`.
-        samples: Largest number of images, which the seed chooses; None for all.
-        batch_size: Images per batch.
-        seed: Seed of the choice and order of images, and of the policies' draws.
-        tolerance: Stop when the 95 % error bound of the least precise layer (of the mean in
-            standard deviations, of the variance relative) is at most this; None to use all samples.
-        min_images: Smallest number of images that is accepted.
-        skip_broken: Whether to leave out images that cannot be decoded; otherwise they are an
-            error.
-        device: Device that the network runs on.
-        workers: Number of processes that decode and augment images.
-        autocast: Reduced precision of the forward pass, but not of the moments; None for float32.
-        world: The processes that share the images.
-    """
+    """How statistics are estimated; each attribute is the argument of `calibrate` of that name."""
 
     estimator: str = "pooled"
     samples: int | None = DEFAULT_SAMPLES
@@ -80,7 +65,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimation(Generic[Key]):
+class Estimation:
     """The result of an estimation.
 
     Attributes:
@@ -98,14 +83,12 @@ class Estimation(Generic[Key]):
 
 def estimate(
     networks: Mapping[Key, nn.Module],
-    columns: Mapping[Key, int],
     images: PreparedTogether,
     settings: Settings,
+    spec: ModelSpec,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     progress: Progress = silent,
-) -> Estimation[Key]:
+) -> Estimation:
     """Estimate the statistics of several networks under several policies in one reading.
 
     Batches are determined by seed and batch size. In a job of several processes, process r takes
@@ -113,12 +96,11 @@ def estimate(
     depend on the number of processes.
 
     Args:
-        networks: Networks on the device, by a key of the caller's. They are not changed.
-        columns: For each key, the number of its policy among those of `images`.
+        networks: Networks on the device, by affine and number of the policy among those of
+            `images`. They are not changed.
         images: The images under their policies.
         settings: How to estimate.
-        mean: Mean of each channel of images in [0, 1].
-        std: Standard deviation of each channel of images in [0, 1].
+        spec: The networks' preprocessing.
         progress: Called with the numbers of image passes done and expected; while broken images are
             searched for, with the numbers of images tried and in total.
 
@@ -131,49 +113,48 @@ def estimate(
         ask_once=settings.world.ask_leader, progress=progress,
     )  # fmt: skip
     drawn = np.concatenate(batches)
-    task = _Task(networks, columns, images, settings, mean, std, progress)
+    task = _Task(networks, images, settings, spec, progress)
     rounds = _Layerwise(task) if settings.estimator == CONSISTENT else _OneReading(task)
-    end = _pilot(batches, settings)
+    size, tolerance, end = settings.batch_size, settings.tolerance, len(batches)
+    if tolerance is not None:
+        end = min(end, -(-PILOT_IMAGES // size))
     while True:
         with counting_broken(images.source, drawn, progress):
             layers, passes = rounds.estimates(batches[:end])
         for found in layers.values():
             check_finite(found)
-        if end == len(batches) or settings.tolerance is None:
+        if end == len(batches) or tolerance is None:
             break
         reached = max(bound(layer_errors(found)) for found in layers.values())
-        if reached <= settings.tolerance:
+        if reached <= tolerance:
             break
-        end = _next_end(batches, end, reached, settings)
+        wanted = -(-int(MARGIN * images_needed(end * size, reached, tolerance)) // size)
+        end = min(len(batches), max(end + 1, min(wanted, MOST_GROWTH * end)))
     used = [int(index) for batch in batches[:end] for index in batch]
     return Estimation(layers=layers, used=used, skipped=skipped, passes=passes)
 
 
-def _pilot(batches: Sequence[NDArray[np.int64]], settings: Settings) -> int:
-    if settings.tolerance is None:
-        return len(batches)
-    return min(len(batches), -(-PILOT_IMAGES // settings.batch_size))
+def bound(errors: Mapping[str, LayerError]) -> float:
+    """Return the bound of the least precise layer, which is compared with a tolerance."""
+    return max((max(e.mean_bound, e.log_variance_bound) for e in errors.values()), default=math.inf)
 
 
-def _next_end(
-    batches: Sequence[NDArray[np.int64]], end: int, reached: float, settings: Settings
-) -> int:
-    assert settings.tolerance is not None
-    needed = MARGIN * images_needed(end * settings.batch_size, reached, settings.tolerance)
-    wanted = -(-int(needed) // settings.batch_size)
-    return min(len(batches), max(end + 1, min(wanted, MOST_GROWTH * end)))
+def images_needed(images: int, reached: float, tolerance: float) -> int:
+    """Return how many images a tolerance needs, if `images` of them have the bound `reached`."""
+    if not math.isfinite(reached):
+        return 2 * images
+    # errors fall with the square root of the number of images
+    return math.ceil(images * (reached / tolerance) ** 2)
 
 
 @dataclass(frozen=True)
-class _Task(Generic[Key]):
+class _Task:
     """The arguments of `estimate`, and values computed from them."""
 
     networks: Mapping[Key, nn.Module]
-    columns: Mapping[Key, int]
     images: PreparedTogether
     settings: Settings
-    mean: Sequence[float]
-    std: Sequence[float]
+    spec: ModelSpec
     progress: Progress
 
     def own(self, batches: Sequence[NDArray[np.int64]], start: int = 0) -> range:
@@ -186,27 +167,25 @@ class _Task(Generic[Key]):
 
     def inputs(self, pixels: PolicyBatches, keys: Iterable[Key]) -> dict[Key, torch.Tensor]:
         """Return the batches of the networks by key; those of one policy share a tensor."""
-        columns = {self.columns[key] for key in keys}
-        ready = {
-            column: normalise(pixels[column], self.mean, self.std, self.settings.device)
-            for column in columns
-        }
-        return {key: ready[self.columns[key]] for key in keys}
+        spec, device = self.spec, self.settings.device
+        policies = {policy for _, policy in keys}
+        ready = {p: normalise(pixels[p], spec.mean, spec.std, device) for p in policies}
+        return {key: ready[key[1]] for key in keys}
 
 
 Found = tuple[dict[Key, dict[str, Estimate]], dict[Key, int]]
 
 
-class _OneReading(Generic[Key]):
+class _OneReading:
     """Reads every batch once for all networks, and continues where the last round ended."""
 
-    def __init__(self, task: _Task[Key]) -> None:
+    def __init__(self, task: _Task) -> None:
         self._task = task
         combine = ONE_PASS[task.settings.estimator]
         self._gathered = {key: OnePass(net, combine) for key, net in task.networks.items()}
         self._done = 0
 
-    def estimates(self, batches: Sequence[NDArray[np.int64]]) -> Found[Key]:
+    def estimates(self, batches: Sequence[NDArray[np.int64]]) -> Found:
         """Return statistics and passes of batches that begin with those of the last call."""
         task, world = self._task, self._task.settings.world
         own = task.own(batches, self._done)
@@ -223,15 +202,15 @@ class _OneReading(Generic[Key]):
         return layers, dict.fromkeys(layers, 1)
 
 
-class _Layerwise(Generic[Key]):
+@dataclass(frozen=True)
+class _Layerwise:
     """Processes one network after the other, and keeps the images in memory if they fit."""
 
-    def __init__(self, task: _Task[Key]) -> None:
-        self._task = task
+    task: _Task
 
-    def estimates(self, batches: Sequence[NDArray[np.int64]]) -> Found[Key]:
+    def estimates(self, batches: Sequence[NDArray[np.int64]]) -> Found:
         """Return statistics and passes of these batches."""
-        task, settings = self._task, self._task.settings
+        task, settings = self.task, self.task.settings
         read = task.read([batches[number] for number in task.own(batches)], keep=True)
         total = sum(map(len, batches))
         results: dict[Key, Consistent] = {}
@@ -251,10 +230,10 @@ class _Layerwise(Generic[Key]):
 
 
 @dataclass(frozen=True)
-class _Inputs(Generic[Key]):
+class _Inputs:
     """The normalised batches of one network, which can be iterated several times."""
 
-    task: _Task[Key]
+    task: _Task
     read: Batches
     key: Key
 

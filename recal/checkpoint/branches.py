@@ -1,7 +1,5 @@
 """From the tensors of a file to shared weights and branches: detection, then separation."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Mapping
 
@@ -19,9 +17,7 @@ Tensors = Mapping[str, torch.Tensor]
 def recognise(tensors: Tensors, where: str) -> Layout:
     """Return the layout of a file, detected from its tensors.
 
-    Raises:
-        UsageError: Several layouts fit and assign the tensors differently.
-        InputError: The layout cannot be used, or its branches are incomplete.
+    It is a `UsageError` if several layouts fit and assign the tensors differently.
     """
     verdicts = [(layout, _verdict(tensors, layout, where)) for layout in LAYOUTS]
     fits = [layout for layout, verdict in verdicts if verdict == "fits"]
@@ -40,11 +36,7 @@ def recognise(tensors: Tensors, where: str) -> Layout:
 
 
 def check_layout(tensors: Tensors, layout: Layout, where: str) -> None:
-    """Refuse a layout that cannot be used, or whose branches are incomplete in the file.
-
-    Raises:
-        InputError: The layout does not fit. The message names the first layer that does not.
-    """
+    """Refuse a layout that cannot be used, or whose branches are incomplete in the file."""
     if layout.refused:
         raise InputError(f"{where}: layout {layout.name} ({layout.writer}): {layout.refused}.")
     if layout.name == "plain":
@@ -173,22 +165,13 @@ def branch_names(count: int) -> tuple[str, ...]:
 def take_apart(
     tensors: Tensors, layout: Layout, roles: Mapping[str, int] | None, where: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]], tuple[str, ...]]:
-    """Separate shared weights from branches.
+    """Separate shared weights from branches, in a layout that was checked.
 
-    Args:
-        tensors: Every tensor of the file.
-        layout: Layout of the file, already checked.
-        roles: Positions of some branches by name; the other branches get the remaining positions in
-            order.
-        where: Name of the file, for messages.
+    Branches without a position in `roles` get the remaining positions in order.
 
     Returns:
         The shared weights, the tensors of each branch under plain names, and the layers that have
         one BatchNorm for all branches.
-
-    Raises:
-        InputError: Tensors of a branch are missing or have the wrong shape.
-        UsageError: The roles do not fit.
     """
     sites = find_sites(tensors, layout)
     branched = marked(sites)

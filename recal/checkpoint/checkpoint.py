@@ -84,11 +84,7 @@ class Checkpoint:
         return [n.removesuffix(suffix) for n in self.branches["main"] if n.endswith(suffix)]
 
     def branch(self, name: str) -> Mapping[str, torch.Tensor]:
-        """Return the tensors of a branch by plain name.
-
-        Raises:
-            UsageError: There is no such branch.
-        """
+        """Return the tensors of a branch by plain name; another branch is a `UsageError`."""
         if name not in self.branches:
             raise UsageError(
                 f"{self.path}: expected a branch out of {', '.join(self.branches)}, got '{name}'."
@@ -164,11 +160,7 @@ def load_checkpoint(
 
 
 def read_checkpoint(path: Path, options: ReadingOptions) -> Checkpoint:
-    """Read a checkpoint as `load_checkpoint` does, with its arguments as one object.
-
-    Raises:
-        InputError, UsageError: As for `load_checkpoint`.
-    """
+    """Read a checkpoint as `load_checkpoint` does, with its arguments as one object."""
     where, layout = str(path), options.layout
     file = read_weight_file(path, ema=options.ema)
     if layout is None:

@@ -15,8 +15,6 @@ Most are in the table `LAYOUTS`. Users can describe their own in a TOML file:
 Numbered branches need one entry, `key = "{layer}.norms.{index}.{leaf}"`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -297,12 +295,7 @@ BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 
 def choose_layout(name: str) -> Layout:
-    """Return a layout by name, or the one that a TOML file describes.
-
-    Raises:
-        UsageError: There is no layout of this name.
-        InputError: The file does not describe a layout.
-    """
+    """Return a layout by name, or the one that a TOML file describes."""
     if name.endswith(".toml"):
         return _read_layout(Path(name))
     return BY_NAME[pick(name, BY_NAME, "--layout (or a .toml file)")]
@@ -357,11 +350,7 @@ def _read_layout(path: Path) -> Layout:
 
 
 def parse_roles(text: str | Mapping[str, int]) -> dict[str, int]:
-    """Return the position of each branch, read from `main=1,aux0=0` or a dictionary.
-
-    Raises:
-        UsageError: The text does not have this form.
-    """
+    """Return the position of each branch, read from `main=1,aux0=0` or a dictionary."""
     pairs = (
         [tuple(part.partition("=")[::2]) for part in text.split(",")]
         if isinstance(text, str)

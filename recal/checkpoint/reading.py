@@ -1,7 +1,5 @@
 """Reading a file of weights without running code from it."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from dataclasses import dataclass
@@ -149,15 +147,9 @@ class WeightFile:
 
 
 def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
-    """Read a .pth or .safetensors checkpoint.
+    """Read a .pth or .safetensors checkpoint, or with `ema` the moving average of its weights.
 
-    Args:
-        path: The file. Its format is detected from its content.
-        ema: Whether to read the exponential moving average of the weights instead of the weights.
-
-    Raises:
-        InputError: The file is not a checkpoint, is damaged, has no tensors, or contains code.
-        UsageError: The file has no moving average.
+    The format is detected from the content.
     """
     require_file(path, "a checkpoint")
     try:
@@ -246,6 +238,8 @@ def _check_byte_order(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     if not found:
         return
     values = torch.cat([t.reshape(-1)[:1000] for t in found if t.dtype == found[0].dtype])
+    # NaN and infinity of float16 are small numbers in the other byte order
+    values = values[values.isfinite()]
     swapped = values.contiguous().view(torch.uint8).reshape(-1, values.element_size()).flip(1)
     reversed_values = swapped.contiguous().view(values.dtype).reshape(-1)
     if _plausible(values) < 0.2 and _plausible(reversed_values) > 0.9:

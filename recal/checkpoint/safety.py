@@ -67,11 +67,7 @@ class Walk:
         self._protocol = 0
 
     def run(self, stream: io.BytesIO | _Bounded) -> None:
-        """Walk to the end of the pickle, and leave the stream there.
-
-        Raises:
-            ValueError, IndexError, KeyError: The stream is not a pickle that a checkpoint needs.
-        """
+        """Walk to the end of the pickle, and leave the stream there."""
         operations = pickletools.genops(stream)  # type: ignore[arg-type]
         for count, (opcode, argument, _) in enumerate(operations):
             if count > MOST_OPERATIONS:
@@ -253,11 +249,7 @@ class Record:
 
 
 def vet_file(path: Path) -> None:
-    """Refuse a PyTorch file that is damaged, has wrong sizes, or imports a forbidden global.
-
-    Raises:
-        InputError: The file is one of these, or is not a PyTorch checkpoint.
-    """
+    """Refuse a PyTorch file that is damaged, has wrong sizes, or imports a forbidden global."""
     try:
         is_archive = zipfile.is_zipfile(path)
     except zipfile.BadZipFile:

@@ -1,7 +1,5 @@
 """The command group `recal`: imports commands when used, maps errors to exit statuses."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import sys
@@ -17,49 +15,29 @@ from recal.version import __version__
 
 PROJECT_FILE = Path("recal.toml")
 
-# module and help line of each command; listed here, so that `recal --help` imports no command
+# module of `recal.cli` and help line of each command, the function `<name>_command` of that module;
+# listed here, so that `recal --help` imports no command
 COMMANDS = {
-    "demo": ("recal.cli.demo", "Run all steps on the bundled sample, offline."),
+    "demo": ("demo", "Run all steps on the bundled sample, offline."),
     "inspect": (
-        "recal.cli.variants.inspect",
+        "variants",
         "Show the BatchNorm branches of a checkpoint, and whether to trust them.",
     ),
-    "policies": (
-        "recal.cli.datasets.policies",
-        "List the augmentation policies; draw what one does.",
-    ),
-    "calibrate": (
-        "recal.cli.variants.calibrate",
-        "Estimate BatchNorm statistics on your images; write a variant.",
-    ),
-    "mix": ("recal.cli.variants.mix", "Interpolate variants, or blend statistics with a prior."),
-    "suites": (
-        "recal.cli.runs.suites",
-        "List the benchmark suites, and which are available locally.",
-    ),
-    "eval": ("recal.cli.runs.eval", "Evaluate variants on a clean or corrupted benchmark."),
-    "report": ("recal.cli.runs.report", "Write the HTML report of a run."),
-    "compare": ("recal.cli.runs.compare", "Test whether targets of a run differ beyond noise."),
-    "select": (
-        "recal.cli.runs.select",
-        "Choose the best target of a run; report it on held-out images.",
-    ),
-    "convert": ("recal.cli.variants.convert", "Write a variant as an ordinary checkpoint."),
-    "export": (
-        "recal.cli.onnx_file.export",
-        "Write a variant as an ONNX file, after proving that it matches.",
-    ),
-    "verify": ("recal.cli.onnx_file.verify", "Check an ONNX file against its record."),
-    "patch": (
-        "recal.cli.onnx_file.patch",
-        "Replace the variant inside a patchable ONNX file, without torch.",
-    ),
-    "predict": ("recal.cli.onnx_file.predict", "Classify images with an ONNX file."),
-    "bench": ("recal.cli.onnx_file.bench", "Measure the speed of ONNX files side by side."),
-    "data": (
-        "recal.cli.datasets.data",
-        "List, download, verify and regenerate data sets; show corruptions.",
-    ),
+    "policies": ("policies", "List the augmentation policies; draw what one does."),
+    "calibrate": ("calibrate", "Estimate BatchNorm statistics on your images; write a variant."),
+    "mix": ("variants", "Interpolate variants, or blend statistics with a prior."),
+    "suites": ("runs", "List the benchmark suites, and which are available locally."),
+    "eval": ("eval", "Evaluate variants on a clean or corrupted benchmark."),
+    "report": ("runs", "Write the HTML report of a run."),
+    "compare": ("runs", "Test whether targets of a run differ beyond noise."),
+    "select": ("runs", "Choose the best target of a run; report it on held-out images."),
+    "convert": ("variants", "Write a variant as an ordinary checkpoint."),
+    "export": ("export", "Write a variant as an ONNX file, after proving that it matches."),
+    "verify": ("onnx_files", "Check an ONNX file against its record."),
+    "patch": ("onnx_files", "Replace the variant inside a patchable ONNX file, without torch."),
+    "predict": ("onnx_files", "Classify images with an ONNX file."),
+    "bench": ("onnx_files", "Measure the speed of ONNX files side by side."),
+    "data": ("data", "List, download, verify and regenerate data sets; show corruptions."),
 }
 
 
@@ -71,10 +49,11 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module and return its `command`."""
+        """Import the command's module and return the command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        module = importlib.import_module(f"recal.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

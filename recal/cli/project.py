@@ -1,18 +1,15 @@
 """The project file recal.toml, which sets the defaults of the commands' options."""
 
-from __future__ import annotations
-
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import click
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from recal.cli.options import CHANNELS, MODEL_FIELDS
 from recal.schema import Record, read_toml
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COMMAND_TABLES = ("calibrate", "eval", "export")
 # other commands inspect or verify a file, or draw a policy, without the project's images
@@ -20,31 +17,11 @@ USE_DATA = (*COMMAND_TABLES, "suites")
 # a file cannot give the permission to run the code that it names
 NEVER = ("trust",)
 
-# a bound on the string would crash msgspec 0.22, which cannot hold one beside a tuple's length
-Channels = str | tuple[float, float, float]
-Count = Annotated[int, Meta(ge=1)]
-
-
-class ModelTable(Record, frozen=True, kw_only=True):
-    """Table `[model]`: the checkpoint, and options of all commands that load one."""
-
-    checkpoint: str | UnsetType = UNSET
-    arch: str | UnsetType = UNSET
-    classes: Count | UnsetType = UNSET
-    family: str | UnsetType = UNSET
-    mean: Channels | UnsetType = UNSET
-    std: Channels | UnsetType = UNSET
-    size: Count | UnsetType = UNSET
-    layout: str | UnsetType = UNSET
-    roles: str | UnsetType = UNSET
-    ema: bool | UnsetType = UNSET
-
-
-class DataTable(Record, frozen=True, kw_only=True):
-    """Table `[data]`: the images, and how many processes prepare them."""
-
-    data: str | UnsetType = UNSET
-    workers: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+# tables that hold for all commands, and their keys
+SHARED_TABLES = {
+    "model": ("checkpoint", *MODEL_FIELDS, "layout", "roles", "ema"),
+    "data": ("data", "workers"),
+}
 
 
 @cache
@@ -52,21 +29,19 @@ def project_record(group: click.Group) -> type[Record]:
     """Return the record of recal.toml: `[model]`, `[data]`, and a table for each of three commands.
 
     The keys of a command's table are its options, so the record is made from these.
-
-    Args:
-        group: The group that has the commands.
     """
-    tables: dict[str, type[Record]] = {"model": ModelTable, "data": DataTable}
+    tables: dict[str, dict[str, Any]] = {}
     for name in COMMAND_TABLES:
-        command = group.get_command(click.Context(group), name)
-        assert command is not None
         options = [
             parameter
-            for parameter in command.params
+            for parameter in _parameters(group, name)
             if isinstance(parameter, click.Option) and parameter.name not in NEVER
         ]
-        tables[name] = _record(name, {_key(option): _type(option) for option in options})
-    return _record("project", tables)
+        tables[name] = {_key(option): _type(option) for option in options}
+    every = tables["calibrate"] | tables["eval"]
+    shared = {name: {key: every[key] for key in keys} for name, keys in SHARED_TABLES.items()}
+    records = {name: _record(name, fields) for name, fields in (shared | tables).items()}
+    return _record("project", records)
 
 
 def _record(name: str, fields: dict[str, Any]) -> type[Record]:
@@ -84,23 +59,16 @@ def _record(name: str, fields: dict[str, Any]) -> type[Record]:
 
 
 def project_defaults(path: Path, name: str, group: click.Group) -> dict[str, Any]:
-    """Return the defaults that the file sets for the parameters of a command.
+    """Return the defaults that the file sets for the parameters of the command with this name.
 
     The tables `[model]` and `[data]` hold for every command that has these options,
     `[calibrate]`, `[eval]` and `[export]` for that command. The whole file is checked.
-
-    Args:
-        path: The project file.
-        name: Name of the command.
-        group: The group that has the commands.
 
     Raises:
         InputError: The file is not TOML, or has unknown tables, unknown keys or wrong values.
     """
     project = read_toml(path, project_record(group))
-    command = group.get_command(click.Context(group), name)
-    assert command is not None
-    known = {_key(parameter): parameter.name or "" for parameter in command.params}
+    known = {_key(parameter): parameter.name or "" for parameter in _parameters(group, name)}
     tables = ["model", *(["data"] if name in USE_DATA else [])]
     tables += [name] if name in COMMAND_TABLES else []
     defaults: dict[str, Any] = {}
@@ -110,6 +78,12 @@ def project_defaults(path: Path, name: str, group: click.Group) -> dict[str, Any
             given = msgspec.to_builtins(values)
             defaults |= {known[key]: value for key, value in given.items() if key in known}
     return defaults
+
+
+def _parameters(group: click.Group, name: str) -> list[click.Parameter]:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    return command.params
 
 
 def _key(parameter: click.Parameter) -> str:
@@ -131,5 +105,8 @@ def _type(option: click.Option) -> Any:
         }
         number = int if isinstance(kind, click.IntRange) else float
         return Annotated[number, Meta(**bounds)]
+    if kind is CHANNELS:
+        # a bound on the string would crash msgspec 0.22, which cannot hold one beside a length
+        return str | tuple[float, float, float]
     simple = {"integer": int, "float": float, "text": str, "path": str}
     return simple.get(kind.name, str | float | tuple[str | float, ...])

@@ -4,8 +4,6 @@ Source: Hendrycks and Dietterich (arXiv 1903.12261); Simard, Steinkraus and Plat
 for convolutional neural networks applied to visual document analysis" (2003).
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

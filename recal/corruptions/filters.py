@@ -3,8 +3,6 @@
 All work on rows of W * C values, channels side by side, so that the innermost loop is contiguous.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from recal.kernels import F32, F64, I64, U8, compiled

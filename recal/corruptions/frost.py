@@ -3,8 +3,6 @@
 Source: Hendrycks and Dietterich (arXiv 1903.12261) and their generators.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from functools import lru_cache
 from pathlib import Path

@@ -8,8 +8,6 @@ Source: Hendrycks and Dietterich (arXiv 1903.12261) for the noises; Walker, "An 
 generating discrete random variables with general distributions" (1977), and Vose (1991).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import lru_cache

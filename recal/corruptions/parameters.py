@@ -6,8 +6,6 @@ Source: Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Com
 Perturbations" (arXiv 1903.12261), and their generators for ImageNet-C, Tiny-ImageNet-C, CIFAR-10-C.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -6,8 +6,6 @@ that an image's draws do not depend on its batch, its order or its thread.
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from typing import NamedTuple

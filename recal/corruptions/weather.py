@@ -4,8 +4,6 @@ Source: Hendrycks and Dietterich (arXiv 1903.12261) and their generators; fog's 
 Fussell and Carpenter's diamond-square algorithm (1982).
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

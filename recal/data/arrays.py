@@ -3,8 +3,6 @@
 A file that is missing or damaged, or holds another type or shape, is an `InputError`.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import os
@@ -92,12 +90,9 @@ def _refusing_bad_arrays(path: Path) -> Iterator[None]:
 
 
 def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
-    """Return images as a source, or raise an error that shows how to convert them.
+    """Return images and integer labels (N,) as a source, or raise an error that shows what to do.
 
-    Args:
-        path: The file that they were read from, for messages.
-        images: uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey.
-        labels: Integers (N,), or None.
+    Images are uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey.
     """
     shape = images.shape
     fits = images.ndim in (3, 4) and shape[3:] in ((), (1,), (3,))

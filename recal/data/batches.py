@@ -1,7 +1,5 @@
 """Batches of prepared images, read by worker processes and the same whatever their number."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Contact sheets: rows of images with captions, in one picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,10 +31,6 @@ def write_sheet(
 
     Returns:
         The picture's width and height, in pixels.
-
-    Raises:
-        InputError: The path does not end in a known picture format.
-        RecalError: The file cannot be written.
     """
     height, width = rows[0][1][-1].shape[:2]
     scale = -(-LEAST_SIDE // min(width, height, LEAST_SIDE))

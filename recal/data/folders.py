@@ -1,7 +1,5 @@
 """Opening a data set: in the given place, or in the usual places."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -145,11 +143,9 @@ FILES: dict[str, Reader] = {
 
 
 def candidates(data: Path | None, names: Sequence[str]) -> list[Path]:
-    """Return the folders that may hold a data set, the likeliest first.
+    """Return the folders that may hold a data set of these usual names, the likeliest first.
 
-    Args:
-        data: The user's choice, or None to look in the usual places.
-        names: Usual folder names of the data set, which are searched below each place.
+    They are searched below `data`, the user's choice, or below the usual places if it is None.
     """
     named = [path for path in named_places(data, names) if path.is_dir()]
     places = [data] if data is not None else data_folders()
@@ -157,12 +153,7 @@ def candidates(data: Path | None, names: Sequence[str]) -> list[Path]:
 
 
 def named_places(data: Path | None, names: Sequence[str]) -> list[Path]:
-    """Return the folders and tar files that bear a data set's name, the likeliest first.
-
-    Args:
-        data: The user's choice, or None to look in the usual places.
-        names: Usual names of the data set's folder, or of its tar file without `.tar`.
-    """
+    """Return the folders and tar files that bear one of a data set's names: see `candidates`."""
     places = [data] if data is not None else data_folders()
     own = [data] if data is not None and data.name in names and data.is_dir() else []
     both = ((place / name, place / f"{name}{TAR_SUFFIX}") for place in places for name in names)
@@ -175,16 +166,13 @@ def is_tar(path: Path) -> bool:
 
 
 def find_images(data: Path | None, names: Sequence[str], split: str, what: str) -> ImageSource:
-    """Open the images of a data set.
+    """Open a split of a data set, or raise an `InputError` that calls the images `what`.
 
     Args:
         data: The user's choice, or None to look in the usual places.
         names: Usual folder names of the data set.
         split: `train` or `test`.
         what: Name of the images in messages.
-
-    Raises:
-        InputError: They are not found, or malformed in the given place.
     """
     if data is not None and not data.is_dir():  # a file, or nothing
         return open_images(data, split)  # says what is wrong with it

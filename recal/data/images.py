@@ -1,7 +1,5 @@
 """Sources of images: decoding, fingerprints, images that cannot be decoded, and random draws."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,11 +108,7 @@ class FileSource:
 
 
 def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the classes' names in order, and the number of each image's, int64 (N,).
-
-    Args:
-        names: Name of each image's class.
-    """
+    """Return the classes in order, and their numbers, int64 (N,), from each image's class."""
     classes = tuple(sorted(set(names)))
     numbers = {name: number for number, name in enumerate(classes)}
     return classes, np.array([numbers[name] for name in names], np.int64)
@@ -144,8 +138,7 @@ def decode(file: Path | bytes, name: str) -> NDArray[np.uint8]:
         uint8 (H, W, 3).
 
     Raises:
-        BrokenImageError: It is no whole image, or has more than 179 million pixels or samples of 32
-            bits.
+        BrokenImageError: It is no whole image, is too large, or has samples of 32 bits.
     """
     opened: Path | IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
@@ -172,13 +165,9 @@ def fingerprint_files(
     labels: NDArray[np.int64] | None,
     indices: Sequence[int],
 ) -> str:
-    """Return a hash of images, in hexadecimal.
+    """Return a hash of the names, contents and labels of a source's images, in hexadecimal.
 
-    Args:
-        names: Path of each image below its source, with slashes.
-        contents: Content of each image's file.
-        labels: Labels of all images of the source, int64 (N,), or None.
-        indices: Numbers of the images in the source.
+    Names are paths below the source, with slashes. `labels` are those of all its images.
     """
     digest = hashlib.sha256()
     for index, name, content in zip(indices, names, contents, strict=True):
@@ -195,12 +184,7 @@ DECODED_AT_ONCE = 512
 def without_broken(
     source: ImageSource, indices: NDArray[np.int64], progress: Progress = silent
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Decode images once and leave out those that cannot be decoded.
-
-    Args:
-        source: The images.
-        indices: Numbers of the images to decode, int64 (n,).
-        progress: Called with the number of images decoded and in total.
+    """Decode images, int64 (n,), once and leave out those that cannot be decoded.
 
     Returns:
         The indices of the images that can be decoded, in the given order, int64, and the names of
@@ -229,16 +213,7 @@ def without_broken(
 def counting_broken(
     source: ImageSource, indices: NDArray[np.int64], progress: Progress = silent
 ) -> Iterator[None]:
-    """If the block meets a broken image, look for all of them and report them together.
-
-    Args:
-        source: The images.
-        indices: Numbers of the images that the block reads, int64 (n,).
-        progress: Called with the number of images decoded and in total.
-
-    Raises:
-        BrokenImageError: Some images cannot be decoded. The message names the first few.
-    """
+    """If the block meets a broken image among these, raise one error about all that are broken."""
     try:
         yield
     except BrokenImageError as error:
@@ -265,7 +240,7 @@ def usable_batches(
     ask_once: Callable[[Callable[[], Any]], Any] = lambda ask: ask(),
     progress: Progress = silent,
 ) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
-    """Draw images and cut them into batches.
+    """Draw images and cut them into batches, or raise an `InputError` if there are too few.
 
     Args:
         source: The images.
@@ -280,9 +255,6 @@ def usable_batches(
 
     Returns:
         The indices of each batch, and the names of the images left out, below the source's folder.
-
-    Raises:
-        InputError: There are fewer images than `min_images`.
     """
     broken: list[str] = []
     batches = seeded_batches(len(source), samples or len(source), batch_size, seed)

@@ -35,16 +35,9 @@ def normalise_array(
 def normalise(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> torch.Tensor:
-    """Normalise a tensor of images on a device.
+    """Normalise a tensor of images as `normalise_array` does, on a device that holds the result.
 
-    Args:
-        images: uint8 (N, H, W, 3) in 0 to 255, on any device.
-        mean: Mean of each channel of images in [0, 1].
-        std: Standard deviation of each channel of images in [0, 1].
-        device: The device that computes and holds the result.
-
-    Returns:
-        float32 (N, 3, H, W). Channels stay innermost in memory, which kernels are fastest with.
+    Channels stay innermost in memory, which kernels are fastest with.
     """
     import torch
 

@@ -1,7 +1,5 @@
 """Random draws of images, and random generators that are keyed by (seed, image index)."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +16,7 @@ def keyed_draws(*key: int) -> Iterator[None]:
     """Seed the global generators of `random`, NumPy and torch from a key, inside the block only.
 
     torchvision's and timm's transforms draw from these three and take no generator as an argument.
-
-    Args:
-        key: Non-negative integers; equal keys give equal draws.
+    Keys are non-negative integers; equal keys give equal draws.
     """
     with undisturbed_draws():
         seed_draws(*key)
@@ -84,10 +80,7 @@ def even_over_classes(
 ) -> NDArray[np.int64]:
     """Return `count` indices out of `order`, spread over the classes as evenly as possible.
 
-    Args:
-        order: Indices of images, (n,). The first ones of each class are taken.
-        labels: Labels of all images, (N,). If None, the first indices are taken.
-        count: Number of indices; all are returned if there are fewer.
+    The first ones of each class are taken; without labels, the first ones of all.
     """
     if labels is None or count >= len(order):
         return order[:count]

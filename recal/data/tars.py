@@ -65,11 +65,7 @@ class TarSource:
     ) -> TarSource:
         """Return the images of several archives, without labels, in the order of their paths.
 
-        Args:
-            where: The archive, or the folder of archives.
-            archives: The archives.
-            members: The images of each archive, their names below `folder`, each once.
-            folder: The folder inside that the images are taken from; empty for all of it.
+        The members' names are paths below `folder`, each of which may occur only once.
         """
         found = [(m.name.split("/"), m, i) for i, part in enumerate(members) for m in part]
         found.sort(key=lambda row: row[0])
@@ -119,13 +115,10 @@ class TarSource:
         return {name.partition("/")[0] for name in self.names if "/" in name}
 
     def below(self, folder: str) -> TarSource:
-        """Return the images below a folder inside `folder`; its own folders are the classes.
+        """Return the images below a folder, such as `fog/3`; the folders in it are the classes.
 
         Images directly in it are left out if it has class folders. Without class folders there are
         no labels. The result may be empty.
-
-        Args:
-            folder: The path inside, with slashes, such as `fog/3`; empty for all of it.
         """
         prefix = f"{folder}/" if folder else ""
         inside = [i for i, name in enumerate(self.names) if name.startswith(prefix)]
@@ -146,11 +139,8 @@ def open_tars(where: Path, archives: Sequence[Path] | None = None) -> TarSource:
     """List the images inside tar files, without labels; `TarSource.below` labels them.
 
     Tar files inside an archive are read too, one level deep: `n01440764.tar` counts as a folder
-    `n01440764`. If there are several archives, each of them counts as a folder.
-
-    Args:
-        where: An archive, or the folder that holds them.
-        archives: The archives in the folder; None where `where` is the archive.
+    `n01440764`. If there are several archives, each of them counts as a folder. `where` is the
+    folder that holds them, or the only archive.
     """
     archives = archives or [where]
     members = []

@@ -1,7 +1,5 @@
 """The data sets: published ones, from `catalogue.toml`, and records of regenerated ones."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,11 +119,7 @@ class _Labelled(Struct):
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """Return the record of a folder of regenerated data, or None if there is none.
-
-    Raises:
-        InputError: The record cannot be read.
-    """
+    """Return the record of a folder of regenerated data, or None if there is none."""
     path = folder / PROVENANCE
     return read_json_file(path, Provenance) if path.is_file() else None
 
@@ -136,26 +130,18 @@ def write_provenance(folder: Path, record: Provenance) -> None:
 
 
 def label_of(folder: Path) -> str | None:
-    """Return the label that results made from a folder must show, or None for published data.
-
-    Raises:
-        InputError: The folder has a record that cannot be read.
-    """
+    """Return the label that results made from a folder must show, or None for published data."""
     path = folder / PROVENANCE
     return read_json_file(path, _Labelled).label if path.is_file() else None
 
 
 @cache
 def wnids(name: str) -> tuple[str, ...]:
-    """Return ImageNet's synsets in the order of the logits, from timm's list of them.
-
-    Args:
-        name: `imagenet` for all 1000, `imagenet_a` or `imagenet_r` for 200 of them.
-    """
+    """Return the synsets of `imagenet`, `imagenet_a` or `imagenet_r` in the order of the logits."""
     spec = importlib.util.find_spec("timm")
     assert spec is not None
     assert spec.origin is not None
-    # read without importing timm, which would import torch
+    # timm's list, read without importing timm, which would import torch
     path = Path(spec.origin).parent / "data" / "_info" / f"{name}_synsets.txt"
     try:
         return tuple(path.read_text(encoding="utf-8").split())

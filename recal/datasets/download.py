@@ -1,7 +1,5 @@
 """Downloading one file over HTTP: resumed, and verified by its published checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os
@@ -146,11 +144,7 @@ def _fetch_rest(url: str, partial: Path, offset: int, progress: Progress) -> Non
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Check that there is room on a disk.
-
-    Raises:
-        RecalError: Fewer than `needed` bytes are free where `folder` is, or will be.
-    """
+    """Raise an error if fewer than `needed` bytes are free where a folder is, or will be."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent

@@ -1,7 +1,6 @@
 """Fetching a published set: downloading, unpacking and verifying it."""
 
-from __future__ import annotations
-
+import gzip
 import hashlib
 import shutil
 import tarfile
@@ -25,13 +24,7 @@ def unpack(archive: Path, folder: Path, sums: IO[str], progress: Progress) -> No
     """Unpack a tar archive into a new folder, completely or not at all.
 
     A folder at the top of the archive that has the name of `folder` becomes it. Files get default
-    permissions.
-
-    Args:
-        archive: A .tar or .tar.gz file.
-        folder: The folder to make.
-        sums: Text stream that receives each file's line of SHA256SUMS.
-        progress: Called with the number of bytes of the archive that were read and in total.
+    permissions. `sums` receives each file's line of SHA256SUMS.
 
     Raises:
         InputError: The folder exists, or the archive is damaged or holds a link, a device, a path
@@ -56,15 +49,13 @@ def unpack(archive: Path, folder: Path, sums: IO[str], progress: Progress) -> No
                     sums.write(format_sum(digest, str(path)))
                 progress(raw.tell(), total)
         partial.replace(folder)
-    except (tarfile.TarError, zlib.error, EOFError, UnicodeError) as error:
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, UnicodeError) as error:
         raise InputError(f"{archive}: expected a whole tar archive, got {error}.") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(
             f"{archive}: holds the same name twice, '{error.filename}'. Refused."
         ) from error
     except OSError as error:
-        if isinstance(error, tarfile.ReadError | EOFError) or "gzip" in str(error).lower():
-            raise InputError(f"{archive}: expected a whole archive, got {error}.") from error
         raise RecalError(f"{folder}: cannot be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,5 @@
 """Regenerating a corrupted data set from the clean one, in the layout of the published one."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed

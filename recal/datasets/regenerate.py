@@ -1,7 +1,5 @@
 """One task of regenerating a corrupted set, as a worker process does it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -57,11 +55,7 @@ class Task:
 
 @lru_cache(maxsize=4)
 def open_clean(folder: Path) -> ImageSource:
-    """Open the clean test images, in the order whose numbers key the random draws.
-
-    Raises:
-        InputError: There are none, or they have no labels.
-    """
+    """Open the labelled clean test images, in the order whose numbers key the random draws."""
     source = open_images(folder, TEST)
     if source.labels is None:
         raise InputError(
@@ -76,9 +70,6 @@ def read_prepared(source: ImageSource, index: int, family: str) -> NDArray[np.ui
 
     Images for ImageNet's parameters are resized to 256 pixels at the shorter side and cropped in
     the middle, as the generators do. All others must have the right side already.
-
-    Raises:
-        InputError: The image cannot be decoded, or has another side.
     """
     image, side = source[index], PARAMETER_SETS[family].side
     if family == "imagenet":

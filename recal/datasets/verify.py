@@ -1,7 +1,5 @@
 """Checking a data set or a downloaded archive, by name or by path, against its checksums."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from recal.datasets.catalogue import SUMS, Provenance, catalogue, find_set, read_provenance
@@ -22,7 +20,7 @@ def verify_target(target: str, progress: StepProgress) -> str:
         A sentence that says what was checked.
 
     Raises:
-        InputError: There is no such data set or file.
+        InputError: There is no such data set or file, or no checksum of it.
         VerificationError: A file is missing or differs.
     """
     path = Path(target)
@@ -50,11 +48,7 @@ def verify_target(target: str, progress: StepProgress) -> str:
 
 
 def verify_folders(out: Path, record: Provenance) -> int:
-    """Check that a regenerated set of folders has all its images, and return their number.
-
-    Raises:
-        VerificationError: It is not complete, or a cell has another number of images.
-    """
+    """Check that a regenerated set of folders has all its images, and return their number."""
     again = "Run `recal data generate` again."
     if not record.complete:
         raise VerificationError(f"{out}: expected a complete set, got a part of it. {again}")
@@ -72,12 +66,7 @@ def verify_folders(out: Path, record: Provenance) -> int:
 
 
 def verify(folder: Path, progress: StepProgress) -> int:
-    """Check the files of a folder against its SHA256SUMS, and return their number.
-
-    Raises:
-        InputError: There is no SHA256SUMS in it, or one of its lines is malformed.
-        VerificationError: A file is missing or changed. The message names the first ones.
-    """
+    """Check the files of a folder against its SHA256SUMS, and return their number."""
     record = folder / SUMS
     if not record.is_file():
         raise InputError(
@@ -110,12 +99,7 @@ def _parse_sum(line: str, record: Path) -> tuple[str, str]:
 
 
 def verify_archive(path: Path) -> str:
-    """Check a downloaded file by its published checksum, and return the name of its set.
-
-    Raises:
-        InputError: No set has a file of this name.
-        VerificationError: The checksum differs.
-    """
+    """Check a downloaded file by its published checksum, and return the name of its set."""
     for name, published in catalogue().items():
         for source in published.files:
             if source.name == path.name:

@@ -7,18 +7,15 @@ apart from those of networks that have not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from recal.errors import UsageError, pick
 from recal.variant.plain import batch_norms, first_tensor
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import nn
-
 
 KINDS = ("batch", "ema")
 SAW_TEST_DATA = "saw test data"
@@ -40,11 +37,9 @@ class Adaptation:
     so that there is no small last batch.
 
     Attributes:
-        kind: `batch` or `ema`.
         batch: Largest number of images in a batch.
         prior: Number of images that the network's own statistics count for; only for `batch`.
         momentum: Weight of a new batch; only for `ema`.
-        seed: Seed of the order of the images.
 
     Raises:
         UsageError: A value is out of its range, or belongs to the other kind.
@@ -89,33 +84,25 @@ def adapt_layers(network: nn.Module, adaptation: Adaptation) -> list[AdaptedLaye
 
 
 class AdaptedLayer:
-    """A hook on a BatchNorm layer that sets its statistics before it normalises.
-
-    Args:
-        layer: The layer.
-        adaptation: How its statistics are taken from the input.
-    """
+    """A hook on a BatchNorm layer that sets its statistics from its input before it normalises."""
 
     def __init__(self, layer: nn.Module, adaptation: Adaptation) -> None:
         self._adaptation = adaptation
-        self._mean, self._variance = (
-            layer.get_buffer(name) for name in ("running_mean", "running_var")
-        )
-        self._source = self._mean.clone(), self._variance.clone()
+        mean, variance = (layer.get_buffer(name) for name in ("running_mean", "running_var"))
+        self._own, self._source = (mean, variance), (mean.clone(), variance.clone())
         layer.register_forward_pre_hook(self._set, with_kwargs=True)
 
     def reset(self) -> None:
         """Set the statistics back to the network's own."""
-        self._mean.copy_(self._source[0])
-        self._variance.copy_(self._source[1])
+        for own, source in zip(self._own, self._source, strict=True):
+            own.copy_(source)
 
     def _set(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_tensor(args, kwargs).float()
-        over = [0, *range(2, x.ndim)]
-        variance, mean = torch.var_mean(x, over, correction=0)
+        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         if self._adaptation.kind == "ema":
-            kept, share = (self._mean, self._variance), self._adaptation.momentum
+            kept, share = self._own, self._adaptation.momentum
         else:
             kept, share = self._source, len(x) / (self._adaptation.prior + len(x))
-        self._mean.copy_((1 - share) * kept[0] + share * mean)
-        self._variance.copy_((1 - share) * kept[1] + share * variance)
+        for own, old, new in zip(self._own, kept, (mean, variance), strict=True):
+            own.copy_((1 - share) * old + share * new)

@@ -2,94 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 
 from recal.calibration.hooks import autocasting
 from recal.errors import RecalError, reason
 from recal.evaluation.adaptation import adapt_layers
-from recal.evaluation.targets import OnnxTarget
+from recal.evaluation.execution import Batch, Execution
+from recal.evaluation.targets import OnnxTarget, Target, VariantTarget
 from recal.export.trace import to_onnx
 from recal.onnx_file.editing import with_arrays
 from recal.onnx_file.session import OnnxNetwork
 from recal.variant.build import build
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import onnx
-    from numpy.typing import NDArray
-
-    from recal.evaluation.execution import Batch, Execution
-    from recal.evaluation.targets import Target, VariantTarget
-
-
 # values that one thread of ONNX Runtime works on at a time: those of 8 images of 32 pixels
 PIECE_VALUES, SMALLEST_PIECE = 3 * 32**2 * 8, 4
 
 
-class Predictor(Protocol):
-    """Computes logits of images."""
-
-    def __call__(self, images: Batch) -> NDArray[np.float32]:
-        """Return the logits of a batch, float32 (N, K)."""
-        ...
-
-
 class Predictors:
-    """The predictors of several networks, each made when it is first used.
+    """The predictors of several networks, of different identities, each made when first used.
 
     For ONNX Runtime each checkpoint is traced once; its variants are the same graph with other
     BatchNorm tensors.
-
-    Args:
-        targets: The networks, with different identities.
-        execution: How they are run.
     """
 
     def __init__(self, targets: Sequence[Target], execution: Execution) -> None:
         self._targets = {target.sha256: target for target in targets}
         self._execution = execution
         self._traced: dict[tuple[str, str], onnx.ModelProto] = {}
-        self._made: dict[str, Predictor] = {}
-        self._faults: dict[str, str] = {}
+        self._made: dict[str, _OnnxPredictor | _TorchPredictor | RecalError] = {}
         if execution.backend == "torch":
             torch.set_num_threads(execution.threads)
-
-    def __getitem__(self, sha256: str) -> Predictor:
-        """Return the predictor of the network with this identity.
-
-        Raises:
-            RecalError: The network cannot be built; the other ones can be used.
-        """
-        if sha256 not in self._made and sha256 not in self._faults:
-            try:
-                self._made[sha256] = self._make(self._targets[sha256])
-            except RecalError as error:
-                self._faults[sha256] = str(error)
-            except (RuntimeError, ValueError, TypeError) as error:
-                self._faults[sha256] = f"the network cannot be built ({reason(error)})."
-        if sha256 in self._faults:
-            raise RecalError(self._faults[sha256])
-        return self._made[sha256]
 
     def begin(self, sha256: str, images: Batch) -> Callable[[], NDArray[np.float32]]:
         """Start to compute the logits of a batch; return a function that waits for them.
 
         ONNX Runtime works on several batches and networks one after the other without a pause.
-        PyTorch starts when the function is called, and errors are raised then.
+        PyTorch starts when the function is called. It raises a RecalError for a network that cannot
+        be built, which is tried once; the other ones can be used.
         """
-        try:
-            predictor = self[sha256]
-        except RecalError as error:
-            return partial(_raise, error)
-        if isinstance(predictor, _OnnxPredictor):
-            return predictor.begin(images)
-        return partial(predictor, images)
+        if sha256 not in self._made:
+            try:
+                self._made[sha256] = self._make(self._targets[sha256])
+            except RecalError as error:
+                self._made[sha256] = error
+            except (RuntimeError, ValueError, TypeError) as error:
+                text = f"the network cannot be built ({reason(error)})."
+                self._made[sha256] = RecalError(text)
+        made = self._made[sha256]
+        return partial(_raise, made) if isinstance(made, RecalError) else made.begin(images)
 
     def begin_cell(self) -> None:
         """Set adapted networks back to their own statistics, as each cell does."""
@@ -97,7 +65,7 @@ class Predictors:
             if isinstance(predictor, _TorchPredictor):
                 predictor.reset()
 
-    def _make(self, target: Target) -> Predictor:
+    def _make(self, target: Target) -> _OnnxPredictor | _TorchPredictor:
         if isinstance(target, OnnxTarget):
             network = OnnxNetwork(target.path, 1)
         elif self._execution.backend == "torch":
@@ -122,6 +90,10 @@ class Predictors:
         return ThreadPoolExecutor(self._execution.threads, "networks")
 
 
+def _raise(error: RecalError) -> NDArray[np.float32]:
+    raise error
+
+
 class _OnnxPredictor:
     """A session of one thread, which several threads run on pieces of a batch.
 
@@ -135,9 +107,6 @@ class _OnnxPredictor:
         self._pool = pool
         self._piece = max(SMALLEST_PIECE, PIECE_VALUES // (3 * target.spec.size**2))
 
-    def __call__(self, images: Batch) -> NDArray[np.float32]:
-        return self.begin(images)()
-
     def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
         """Pass the pieces of a batch to the threads; return a function that waits for logits."""
         if self._network.takes_pixels:
@@ -147,10 +116,6 @@ class _OnnxPredictor:
         pieces = [inputs[i : i + self._piece] for i in range(0, len(inputs), self._piece)]
         started = self._pool.map(self._network.logits, pieces)
         return lambda: np.concatenate(list(started))
-
-
-def _raise(error: RecalError) -> NDArray[np.float32]:
-    raise error
 
 
 class _TorchPredictor:
@@ -168,8 +133,12 @@ class _TorchPredictor:
         for layer in self._adapted:
             layer.reset()
 
+    def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
+        """Return a function that computes the logits of a batch."""
+        return partial(self._logits, images)
+
     @torch.inference_mode()
-    def __call__(self, images: Batch) -> NDArray[np.float32]:
+    def _logits(self, images: Batch) -> NDArray[np.float32]:
         batch = images.on_device(self._spec.mean, self._spec.std, self._device)
         with autocasting(self._device, self._autocast):
             result = self._network(batch)

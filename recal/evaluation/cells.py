@@ -1,42 +1,45 @@
 """Finding the cells of a run, or computing and writing them: alone or by several processes."""
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from recal.data.sampling import in_batches
-from recal.distributed import ALONE
+from recal.distributed import ALONE, World
 from recal.errors import InputError, RecalError, reason
 from recal.evaluation.backends import Predictors
-from recal.evaluation.execution import Batch
+from recal.evaluation.execution import Batch, Execution
+from recal.evaluation.targets import Target
 from recal.progress import Progress, silent
 from recal.runs.metrics import score
-from recal.runs.store import Columns, cell_file, read_cell, write_cell
+from recal.runs.store import (
+    Columns,
+    ImageDigests,
+    RunRecord,
+    RunTarget,
+    cell_file,
+    images_digest,
+    read_cell,
+    write_cell,
+)
 from recal.schema import to_json
+from recal.suites.images import SuiteImages
 from recal.suites.suite import Cell, Suite, kept_logits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from recal.distributed import World
-    from recal.evaluation.execution import Execution
-    from recal.evaluation.targets import Target
-    from recal.runs.store import RunRecord
-    from recal.suites.images import SuiteImages
-
+from recal.version import __version__
 
 # part of every cell's key: increase it when a change of this code changes a number
 EVALUATION_VERSION = 2
 
+T = TypeVar("T")
 OnCell = Callable[[Cell, dict[str, Columns]], None]
 """Called with each cell that is done and its columns by target name, which are then dropped."""
 
@@ -47,74 +50,87 @@ def drop_cell(_cell: Cell, _columns: dict[str, Columns]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Everything that an evaluation computes.
-
-    Attributes:
-        suite: The benchmark.
-        cells: The cells, in the order of the work.
-        targets: The targets, with equal input sizes and numbers of classes.
-        images: The images of the cells.
-        execution: How networks are run.
-        folder: The folder of the run.
-        record: The content of its `run.json`.
-    """
+    """All that an evaluation computes, by networks of one input size and number of classes."""
 
     suite: Suite
     cells: Sequence[Cell]
     targets: Sequence[Target]
     images: SuiteImages
     execution: Execution
-    folder: Path
-    record: RunRecord
+    output: Path | None  # by default `runs/<suite>-<hash of the record>`
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """The content of the run's `run.json`."""
+        adaptation = self.execution.adaptation
+        clean, corrupted = (
+            None if chosen is None else images_digest(chosen.indices, chosen.labels[chosen.indices])
+            for chosen in (self.images.of_clean, self.images.of_corrupted)
+        )
+        return RunRecord(
+            suite=self.suite.name,
+            suite_sha256=hashlib.sha256(self.suite.text.encode()).hexdigest(),
+            title=self.suite.title,
+            provenance=self.images.provenance,
+            reference=self.suite.reference,
+            standard=tuple(cell.name for cell in self.suite.cells()),
+            cells=tuple(cell.name for cell in self.cells),
+            images=ImageDigests(clean=clean, corrupted=corrupted),
+            seed=self.images.seed,
+            execution=self.execution.identity,
+            targets=tuple(
+                RunTarget(
+                    name=target.name,
+                    label=target.label,
+                    sha256=target.sha256,
+                    adaptation=adaptation.text if adaptation else None,
+                    model=target.spec,
+                )
+                for target in self.targets
+            ),
+            versions={"recal": __version__, "torch": str(torch.__version__)},
+        )
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        digest = hashlib.sha256(to_json(self.record).encode()).hexdigest()
+        return self.output or Path("runs") / f"{self.suite.name}-{digest[:12]}"
 
     @property
     def networks(self) -> dict[str, Target]:
         """One target for each identity: targets with equal ones are computed once."""
-        networks: dict[str, Target] = {}
+        first: dict[str, Target] = {}
         for target in self.targets:
-            networks.setdefault(target.sha256, target)
-        return networks
+            first.setdefault(target.sha256, target)
+        return first
+
+    def count(self, cell: Cell) -> int:
+        """Return the number of images of a cell."""
+        return len(self.images.chosen(cell).indices)
 
 
 @dataclass
 class Share:
-    """The batches of a cell that one process has computed; it is sent to the leading process.
+    """What one process has computed of a cell, which it sends to the leading process."""
 
-    Attributes:
-        columns: Columns by identity of the network and number of the batch.
-        wrong: Why a network failed, by its identity.
-        unreadable: Why images could not be read, or empty.
-    """
-
+    # by identity of the network and number of the batch
     columns: dict[tuple[str, int], Columns] = field(default_factory=dict)
+    # why networks failed, by identity, and why images could not be read
     wrong: dict[str, str] = field(default_factory=dict)
     unreadable: str = ""
-
-    @property
-    def fault(self) -> str:
-        """The first reason for a failure, or empty."""
-        return self.unreadable or next(iter(self.wrong.values()), "")
 
 
 @dataclass
 class Outcome:
-    """The state of a run after its cells were computed; complete only in the leading process.
-
-    Attributes:
-        held: Names of the cells that the run holds, by target name.
-        failures: A line for each cell or target that failed.
-    """
+    """What a run holds, by target name, and what failed; complete only in the leading process."""
 
     held: dict[str, list[str]]
     failures: list[str] = field(default_factory=list)
 
 
 class Scorer:
-    """Reads images of cells and scores them by several networks.
-
-    Args:
-        work: The evaluation.
-    """
+    """Reads images of cells and scores them by several networks."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -133,16 +149,12 @@ class Scorer:
         self,
         cell: Cell,
         networks: Sequence[str],
-        batches: dict[int, NDArray[np.int64]],
+        batches: Mapping[int, NDArray[np.int64]],
         progress: Callable[[int], None] = lambda _images: None,
     ) -> Share:
-        """Score batches of a cell; a network that fails is left out from then on.
+        """Score batches, by their number, of a cell; a network that fails is left out from then on.
 
-        Args:
-            cell: The cell.
-            networks: Identities of the networks.
-            batches: Indices of images, by the number of their batch.
-            progress: Called with the number of images that are done.
+        `progress` is called with the number of images that are done.
         """
         share, done = Share(), 0
         self._predictors.begin_cell()
@@ -182,32 +194,21 @@ class Scorer:
         return logits if self._kept is None else logits[:, self._kept]
 
     def _started(
-        self, cell: Cell, networks: Sequence[str], batches: dict[int, NDArray[np.int64]]
+        self, cell: Cell, networks: Sequence[str], batches: Mapping[int, NDArray[np.int64]]
     ) -> Iterator[tuple[int, NDArray[np.int64], dict[str, Callable[[], NDArray[np.float32]]]]]:
-        """Yield batches and, by network, what waits for logits; one more batch is started."""
-        previous = None
-        for number, batch, images in self._read_ahead(cell, batches):
-            begun = {network: self._predictors.begin(network, images) for network in networks}
-            if previous is not None:
-                yield previous
-            previous = number, batch, begun
-        if previous is not None:
-            yield previous
+        """Yield batches and, by network, what waits for logits.
 
-    def _read_ahead(
-        self, cell: Cell, batches: dict[int, NDArray[np.int64]]
-    ) -> Iterator[tuple[int, NDArray[np.int64], Batch]]:
-        """Yield batches; the next one is read, corrupted and normalised while one is in use."""
+        While one is in use, the next one is started, and the one after that is read.
+        """
+
+        def begun(images: Batch) -> dict[str, Callable[[], NDArray[np.float32]]]:
+            return {network: self._predictors.begin(network, images) for network in networks}
+
         with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            previous: tuple[int, NDArray[np.int64]] | None = None
-            for number, batch in batches.items():
-                following = pool.submit(self._prepare, cell, batch)
-                if ahead is not None and previous is not None:
-                    yield *previous, ahead.result()
-                ahead, previous = following, (number, batch)
-            if ahead is not None and previous is not None:
-                yield *previous, ahead.result()
+            read = (
+                (n, some, pool.submit(self._prepare, cell, some)) for n, some in batches.items()
+            )
+            yield from _one_late((n, some, begun(of.result())) for n, some, of in _one_late(read))
 
     def _prepare(self, cell: Cell, batch: NDArray[np.int64]) -> Batch:
         images = Batch(self._work.images.read(cell, batch))
@@ -217,24 +218,25 @@ class Scorer:
         return images
 
 
+def _one_late(items: Iterator[T]) -> Iterator[T]:
+    """Yield each item after the next one has been taken."""
+    for first in items:
+        held = first
+        for following in items:
+            yield held
+            held = following
+        yield held
+
+
 def compute_cells(
-    work: Work,
-    *,
-    progress: Progress = silent,
-    on_cell: OnCell = drop_cell,
-    world: World = ALONE,
+    work: Work, *, progress: Progress = silent, on_cell: OnCell = drop_cell, world: World = ALONE
 ) -> Outcome:
     """Find every cell of every target in the run's folder, or compute and write it there.
 
     Several processes share the batches of each cell, the n-th to process n modulo their number.
-    The leading one joins and writes them, so that cells equal those of a single process. Columns
-    are dropped before the next cell.
-
-    Args:
-        work: The evaluation.
-        progress: Called with images of cells done and in total, without cells that were found.
-        on_cell: Called in the leading process with each cell.
-        world: The processes.
+    The leading one joins and writes them, so that cells equal those of a single process. It calls
+    `on_cell` with the columns of each cell, which are dropped before the next one. `progress` is
+    called with images of cells done and in total, without cells that were found.
 
     Raises:
         RecalError: Every cell failed, the disk is full, or another process died.
@@ -254,7 +256,7 @@ class _Run:
         self.outcome = Outcome(held={target.name: [] for target in work.targets})
         self._work, self._progress, self._on_cell, self._world = work, progress, on_cell, world
         self._scorer = Scorer(work)
-        self._done, self._total = 0, sum(self._count(cell) for cell in work.cells)
+        self._done, self._total = 0, sum(self._work.count(cell) for cell in work.cells)
 
     def do(self, cell: Cell) -> None:
         """Find or compute a cell for all targets; its columns are not kept."""
@@ -262,18 +264,22 @@ class _Run:
             keys = _cell_keys(self._work, cell, self._world)
         except InputError as error:
             self.outcome.failures.append(f"{cell.name}: {error}")
-            self._total -= self._count(cell)
+            self._total -= self._work.count(cell)
             return
-        columns = self._found(cell, keys) if self._world.leads else {}
+        columns = {}
+        if self._world.leads:
+            files = {sha256: cell_file(self._work.folder, sha256, cell) for sha256 in keys}
+            read = {sha256: read_cell(path, keys[sha256]) for sha256, path in files.items()}
+            columns = {sha256: found for sha256, found in read.items() if found is not None}
         missing = [sha256 for sha256 in self._work.networks if sha256 not in columns]
         missing = self._world.gather(missing)[0]
         if missing:
             shares = self._world.gather(self._computed(cell, missing))
             if self._world.leads:
                 columns |= self._written(cell, keys, missing, shares)
-            self._done += self._count(cell)
+            self._done += self._work.count(cell)
         else:
-            self._total -= self._count(cell)
+            self._total -= self._work.count(cell)
         self._progress(self._done, self._total)
         if self._world.leads:
             targets = [target for target in self._work.targets if target.sha256 in columns]
@@ -281,25 +287,14 @@ class _Run:
                 self.outcome.held[target.name].append(cell.name)
             self._on_cell(cell, {target.name: columns[target.sha256] for target in targets})
 
-    def _count(self, cell: Cell) -> int:
-        return len(self._work.images.chosen(cell).indices)
-
-    def _found(self, cell: Cell, keys: dict[str, str]) -> dict[str, Columns]:
-        files = {sha256: cell_file(self._work.folder, sha256, cell) for sha256 in keys}
-        read = {sha256: read_cell(path, keys[sha256]) for sha256, path in files.items()}
-        return {sha256: columns for sha256, columns in read.items() if columns is not None}
-
     def _computed(self, cell: Cell, networks: Sequence[str]) -> Share:
-        world, batches = self._world, enumerate(self._scorer.batches(cell))
-        mine = {n: batch for n, batch in batches if n % world.size == world.rank}
-        return self._scorer.score(
-            cell,
-            networks,
-            mine,
-            lambda images: self._progress(
-                min(self._total, self._done + images * world.size), self._total
-            ),
-        )
+        rank, size, total = self._world.rank, self._world.size, self._total
+        mine = {n: b for n, b in enumerate(self._scorer.batches(cell)) if n % size == rank}
+
+        def progress(images: int) -> None:
+            self._progress(min(total, self._done + images * size), total)
+
+        return self._scorer.score(cell, networks, mine, progress)
 
     def _written(
         self, cell: Cell, keys: dict[str, str], networks: Sequence[str], shares: Sequence[Share]
@@ -328,37 +323,30 @@ def _joined(shares: Sequence[Share], network: str) -> Columns:
     """Return the columns of a network in dataset order, which adapted networks do not follow."""
     pieces = {key: columns for share in shares for key, columns in share.columns.items()}
     ordered = [pieces[key] for key in sorted(pieces) if key[0] == network]
-    columns = {name: np.concatenate([piece[name] for piece in ordered]) for name in ordered[0]}
-    order = np.argsort(columns["index"])
-    return {name: column[order] for name, column in columns.items()}
+    order = np.argsort(np.concatenate([piece["index"] for piece in ordered]))
+    return {name: np.concatenate([piece[name] for piece in ordered])[order] for name in ordered[0]}
 
 
 def _cell_keys(work: Work, cell: Cell, world: World) -> dict[str, str]:
     """Return the hash of everything that a cell depends on, by identity of the network.
 
-    Processes share the hashing of the images.
-
-    Raises:
-        InputError: An image cannot be read by one of the processes.
+    Processes share the hashing of the images; an InputError of one of them is raised in all.
     """
     fault, mine = "", list[str]()
     try:
         mine = work.images.fingerprints(cell, slice(world.rank, None, world.size))
     except (InputError, OSError) as error:
         fault = str(error)
-    shares = world.gather((fault, mine))
-    for fault, _ in shares:
-        if fault:
-            raise InputError(fault)
-    hashes: list[str] = []
-    for place in range(max(len(share) for _, share in shares)):
-        hashes += [share[place] for _, share in shares if place < len(share)]
-    data = work.images.fingerprint(cell, hashes)
+    faults, shares = zip(*world.gather((fault, mine)), strict=True)
+    if any(faults):
+        raise InputError(next(filter(None, faults)))
+    rounds = zip_longest(*shares)
+    hashes = [digest for of_round in rounds for digest in of_round if digest is not None]
     indices = work.images.chosen(cell).indices.astype("<i8").tobytes()
     common = {
         "version": EVALUATION_VERSION,
         "cell": cell.name,
-        "data": data,
+        "data": work.images.fingerprint(cell, hashes),
         "images": hashlib.sha256(indices).hexdigest(),
         "logits": [work.suite.classes, work.suite.subset],
         "execution": work.execution.identity,

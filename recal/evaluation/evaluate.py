@@ -1,11 +1,10 @@
 """Evaluating networks: a module on batches, or targets over a suite into the folder of a run."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import msgspec
 import numpy as np
@@ -14,35 +13,26 @@ from torch import nn
 
 from recal.calibration.hooks import device_of
 from recal.checkpoint.checkpoint import Checkpoint
-from recal.checkpoint.layouts import ReadingOptions
-from recal.distributed import ALONE
+from recal.checkpoint.layouts import Layout, ReadingOptions
+from recal.distributed import ALONE, World
 from recal.errors import InputError, UsageError, printable
-from recal.evaluation.cells import compute_cells, drop_cell
+from recal.evaluation.adaptation import Adaptation
+from recal.evaluation.cells import OnCell, compute_cells, drop_cell
 from recal.evaluation.execution import ExecutionOptions
 from recal.evaluation.prepare import EvaluationRequest, prepare_work
-from recal.evaluation.sanity import ChanceCheck
+from recal.evaluation.targets import Given
 from recal.files import locked
 from recal.networks.spec import ModelOverrides
-from recal.progress import silent
-from recal.runs.metrics import metrics_of, score
+from recal.progress import Progress, silent
+from recal.runs.metrics import Metrics, metrics_of, score
 from recal.runs.store import remove_partial_cells, write_record
-from recal.runs.summarise import summarise_run
-from recal.runs.summary import Summary, write_results
+from recal.runs.summary import Summary, summarise_run, write_results
 from recal.schema import convert
+from recal.suites.suite import Suite, class_count
 from recal.variant.variant import Variant
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from recal.checkpoint.layouts import Layout
-    from recal.distributed import World
-    from recal.evaluation.adaptation import Adaptation
-    from recal.evaluation.cells import OnCell
-    from recal.evaluation.targets import Given
-    from recal.progress import Progress
-    from recal.runs.metrics import Metrics
-    from recal.runs.store import Columns
-    from recal.suites.suite import Cell, Suite
+# standard deviations above chance, of a target that is better
+CLEARLY = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,18 +223,13 @@ def run_evaluation(
             f"--adapt ema: expected one process, got {world.size}. Its batches follow each other."
         )
     work = prepare_work(given, request)
-    record, chance = work.record, ChanceCheck(work.suite, work.targets)
-
-    def on_any_cell(cell: Cell, columns: dict[str, Columns]) -> None:
-        chance.add(cell, columns)
-        on_cell(cell, columns)
-
+    record = work.record
     summary = Summary(suite=record.suite, title=record.title, provenance=record.provenance)
     with locked(work.folder) if world.leads else nullcontext():
         if world.leads:
             remove_partial_cells(work.folder)
             write_record(work.folder, record)
-        outcome = compute_cells(work, progress=progress, on_cell=on_any_cell, world=world)
+        outcome = compute_cells(work, progress=progress, on_cell=on_cell, world=world)
         if world.leads:
             held = {name: tuple(cells) for name, cells in outcome.held.items()}
             write_record(work.folder, msgspec.structs.replace(record, held=held))
@@ -253,11 +238,31 @@ def run_evaluation(
                 summary,
                 execution=work.execution.describe(),
                 warnings=tuple(
-                    printable(warning) for warning in (*work.images.warnings, *chance.warnings())
+                    map(printable, (*work.images.warnings, *_guesses(work.suite, summary)))
                 ),
             )
             write_results(work.folder, summary, classes)
     return Run(folder=work.folder, summary=summary, failures=tuple(outcome.failures))
+
+
+def _guesses(suite: Suite, summary: Summary) -> Iterator[str]:
+    """Yield a warning for every target that is no better than chance.
+
+    The clean cell decides where a target has one, otherwise all of its cells together.
+    """
+    chance = 1 / class_count(suite)
+    for row in summary.targets:
+        cells = [cell for cell in summary.cells if cell.target == row.target]
+        cells = [cell for cell in cells if cell.corruption is None] or cells
+        if not cells:
+            continue
+        accuracy = np.average([cell.accuracy for cell in cells], weights=[cell.n for cell in cells])
+        noise = np.sqrt(chance * (1 - chance) / cells[0].n)
+        if accuracy < chance + CLEARLY * noise:
+            yield (
+                f"{row.label}: accuracy {accuracy:.1%} is that of guessing ({chance:.1%}). Are the "
+                "labels, the class order and the preprocessing right?"
+            )
 
 
 @torch.inference_mode()

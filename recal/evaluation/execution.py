@@ -1,24 +1,17 @@
 """How networks are run, and the batches that they take."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recal.data.normalise import normalise, normalise_array
 from recal.errors import UsageError, pick
+from recal.evaluation.adaptation import Adaptation
 from recal.machine import cores_of_this_process
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from recal.evaluation.adaptation import Adaptation
-
 
 BACKENDS = ("auto", "onnxruntime", "torch")
 # values in a batch, 3 * size^2 per image: 256 images of 32 pixels, 64 of 224
@@ -32,12 +25,11 @@ class ExecutionOptions:
     Attributes:
         backend: `onnxruntime`, `torch`, or `auto`: ONNX Runtime on a CPU, where it is faster, and
             PyTorch elsewhere, with `autocast` or with `adaptation`.
-        device: Device of PyTorch.
         batch_size: Number of images in a batch; None chooses by the size of the images.
         threads: Threads of this process; None for its share of the machine's cores.
         autocast: Reduced precision for the operations that torch lists as safe, or None.
-        adaptation: How statistics are taken from the test images; None to keep the network's own.
-            It takes PyTorch, and determines the batches.
+        adaptation: How statistics are taken from the test images, by PyTorch and in the batches
+            of the adaptation; None to keep the network's own.
 
     Raises:
         UsageError: There is no such backend, or options contradict one another.
@@ -63,24 +55,11 @@ class ExecutionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How networks are run.
+class Execution(ExecutionOptions):
+    """How networks are run: options with everything chosen, never `auto` or None for a number."""
 
-    Attributes:
-        backend: `onnxruntime` or `torch`.
-        device: Device of PyTorch.
-        batch_size: Number of images in a batch.
-        threads: Threads of this process.
-        autocast: Reduced precision for the operations that torch lists as safe, or None.
-        adaptation: How statistics are taken from the test images, or None.
-    """
-
-    backend: str
-    device: str
     batch_size: int
     threads: int
-    autocast: torch.dtype | None = None
-    adaptation: Adaptation | None = None
 
     @property
     def identity(self) -> str:
@@ -96,54 +75,41 @@ class Execution:
         """Return a description for people."""
         where = "" if self.backend == "onnxruntime" else f" on {self.device}"
         half = f", autocast to {self.autocast}" if self.autocast else ""
-        plural = "s" * (self.threads != 1)
-        return (
-            f"{self.backend}{where}{half}, {self.threads} thread{plural}, "
-            f"batches of {self.batch_size}"
-        )
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.backend}{where}{half}, {threads}, batches of {self.batch_size}"
 
 
 class Batch:
-    """Images for several networks: equal preparations are made once.
-
-    Args:
-        pixels: uint8 (N, H, W, 3).
-    """
+    """Images, uint8 (N, H, W, 3), for several networks: equal preparations are made once."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
-        self._made: dict[tuple[Any, ...], Any] = {}
+        self._arrays: dict[tuple[Any, ...], NDArray[np.float32]] = {}
+        self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
         """Return float32 (N, 3, H, W), (x / 255 - mean) / std."""
-        key = (tuple(mean), tuple(std))
-        if key not in self._made:
-            self._made[key] = normalise_array(self.pixels, mean, std)
-        made: NDArray[np.float32] = self._made[key]
-        return made
+        key = tuple(mean), tuple(std)
+        if key not in self._arrays:
+            self._arrays[key] = normalise_array(self.pixels, mean, std)
+        return self._arrays[key]
 
     def on_device(
         self, mean: Sequence[float], std: Sequence[float], device: torch.device
     ) -> torch.Tensor:
         """Return the normalised images on a device, in channels_last."""
-        key = (tuple(mean), tuple(std), device)
-        if key not in self._made:
+        key = tuple(mean), tuple(std), device
+        if key not in self._tensors:
             if device.type == "cpu":
                 batch = torch.from_numpy(self.normalised(mean, std))
             else:
                 batch = normalise(torch.from_numpy(self.pixels), mean, std, device)
-            self._made[key] = batch.contiguous(memory_format=torch.channels_last)
-        made: torch.Tensor = self._made[key]
-        return made
+            self._tensors[key] = batch.contiguous(memory_format=torch.channels_last)
+        return self._tensors[key]
 
 
 def choose_execution(options: ExecutionOptions, size: int) -> Execution:
-    """Return how networks are run, with everything chosen that the options leave open.
-
-    Args:
-        options: What the user wants.
-        size: Side of the networks' input in pixels; larger images come in smaller batches.
-    """
+    """Return options with everything chosen, for networks whose input has `size` pixels a side."""
     backend, adaptation = options.backend, options.adaptation
     if backend == "auto":
         fast = options.device == "cpu" and not options.autocast and adaptation is None

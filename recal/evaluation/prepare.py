@@ -1,47 +1,40 @@
-"""From a request to the work of an evaluation; everything wrong is reported before any work.
+"""Before an evaluation: from a request to its work, and what that will take.
 
-Choices (suite, corruptions, backend, ...) are checked first, then targets, then data.
+Everything wrong is reported before any work: choices (suite, corruptions, backend, ...) are checked
+first, then targets, then data.
 """
 
-from __future__ import annotations
-
-import hashlib
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from recal.checkpoint.layouts import AS_FOUND
-from recal.errors import InputError, UsageError
-from recal.evaluation.cells import Work
+from recal.checkpoint.checkpoint import Checkpoint
+from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
+from recal.errors import InputError, RecalError, UsageError
+from recal.evaluation.cells import Scorer, Work
 from recal.evaluation.execution import ExecutionOptions, choose_execution
-from recal.evaluation.sanity import preparation_warnings
-from recal.evaluation.targets import OnnxTarget, adapted, resolve_targets
-from recal.runs.store import ImageDigests, RunRecord, RunTarget, images_digest
-from recal.schema import to_json
+from recal.evaluation.targets import Given, OnnxTarget, Target, adapted, resolve_targets
+from recal.progress import Progress, silent
+from recal.runs.store import cell_file
+from recal.suites.images import SuiteImages
 from recal.suites.locate import check_pixels, open_suite_images
 from recal.suites.suite import Cell, Suite, load_suite, usual_suite
-from recal.version import __version__
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from recal.checkpoint.checkpoint import Checkpoint
-    from recal.checkpoint.layouts import ReadingOptions
-    from recal.evaluation.execution import Execution
-    from recal.evaluation.targets import Given, Target
-    from recal.suites.images import ChosenImages, SuiteImages
+# number of images whose mean and standard deviation are computed
+LOOKED_AT = 64
+# of normalised pixels: natural images are near (0, 1) if mean and std are those of their data set
+LARGEST_MEAN, SMALLEST_STD, LARGEST_STD = 0.6, 0.6, 1.6
+# mean and std of networks that take any images as they are, or from -1 to 1
+CONVENTIONS = ((0.0, 1.0), (0.5, 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """The arguments of `evaluate` that say what to evaluate targets on, and how.
-
-    Attributes:
-        execution: How networks are run.
-        reading: How checkpoints are read.
-    """
+    """The arguments of `evaluate` that say what to evaluate targets on, and how."""
 
     suite: str | Suite | None = None
     data: Path | None = None
@@ -58,10 +51,6 @@ class EvaluationRequest:
 def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     """Find everything that an evaluation needs, and refuse what is wrong.
 
-    Args:
-        given: The targets, as `evaluate` takes them.
-        request: What to evaluate them on, and how.
-
     Raises:
         UsageError: An unknown suite, corruption, severity or target, or options that contradict
             one another.
@@ -74,11 +63,26 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     if suite is None:
         suite = usual_suite(first.family, first.classes)
         cells = suite.cells(request.corruptions, request.severities)
-    _check_targets(targets, suite)
+    for target in targets:
+        if target.spec.classes != suite.classes:
+            raise InputError(
+                f"{target.name}: expected a network of {suite.classes} classes for suite "
+                f"{suite.name}, got {target.spec.classes}."
+            )
+        if target.spec.size != first.size:
+            raise InputError(
+                f"{target.name}: expected the input size of the first target ({first.size}), got "
+                f"{target.spec.size}. Evaluate them separately."
+            )
     options = request.execution
     targets = adapted(targets, options.adaptation) if options.adaptation else targets
     execution = choose_execution(options, first.size)
-    _check_backend(targets, execution)
+    for target in targets:
+        if isinstance(target, OnnxTarget) and execution.backend == "torch":
+            raise UsageError(
+                f"{target.name}: expected --backend onnxruntime, got torch. ONNX files run by "
+                "onnxruntime only."
+            )
     images = open_suite_images(
         suite, request.data, first.size, cells,
         limit=request.limit, seed=request.seed, threads=execution.threads,
@@ -86,77 +90,124 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
     check_pixels(images, cells)
-    images.warnings = (*images.warnings, *preparation_warnings(images, cells, targets))
-    record = _record(suite, cells, targets, images, execution)
-    digest = hashlib.sha256(to_json(record).encode()).hexdigest()
+    images.warnings = (*images.warnings, *_misfits(images, cells, targets))
     return Work(
         suite=suite,
         cells=cells,
         targets=targets,
         images=images,
         execution=execution,
-        folder=request.output or Path("runs") / f"{suite.name}-{digest[:12]}",
-        record=record,
+        output=request.output,
     )
 
 
-def _check_targets(targets: Sequence[Target], suite: Suite) -> None:
+def _misfits(images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Target]) -> list[str]:
+    """Return a warning for every target whose mean and std do not fit the clean images."""
+    if images.of_clean is None or not cells:
+        return []
+    indices = images.of_clean.indices
+    some = indices[np.linspace(0, len(indices) - 1, min(LOOKED_AT, len(indices))).astype(int)]
+    pixels = images.read(cells[0], np.unique(some)) / 255.0
+    mean, std = pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))
+    warnings = []
     for target in targets:
-        if target.spec.classes != suite.classes:
-            raise InputError(
-                f"{target.name}: expected a network of {suite.classes} classes for suite "
-                f"{suite.name}, got {target.spec.classes}."
+        own = np.array([target.spec.mean, target.spec.std])
+        shift, scale = np.abs(mean - own[0]) / own[1], std / own[1]
+        usual = any(np.abs(own.T - convention).max() < 0.01 for convention in CONVENTIONS)
+        fits = (
+            shift.max() <= LARGEST_MEAN
+            and SMALLEST_STD <= scale.min() <= scale.max() <= LARGEST_STD
+        )
+        if not usual and not fits:
+            warnings.append(
+                f"{target.label}: mean {_numbers(own[0])} and std {_numbers(own[1])} do not fit "
+                f"these images, whose pixels have {_numbers(mean)} and {_numbers(std)}."
             )
-        if target.spec.size != targets[0].spec.size:
-            raise InputError(
-                f"{target.name}: expected the input size of the first target "
-                f"({targets[0].spec.size}), got {target.spec.size}. Evaluate them separately."
-            )
+    return warnings
 
 
-def _check_backend(targets: Sequence[Target], execution: Execution) -> None:
-    for target in targets:
-        if isinstance(target, OnnxTarget) and execution.backend == "torch":
-            raise UsageError(
-                f"{target.name}: expected --backend onnxruntime, got torch. ONNX files run by "
-                "onnxruntime only."
-            )
+def _numbers(values: NDArray[np.float64]) -> str:
+    return ",".join(f"{value:.3g}" for value in values)
 
 
-def _record(
-    suite: Suite,
-    cells: Sequence[Cell],
-    targets: Sequence[Target],
-    images: SuiteImages,
-    execution: Execution,
-) -> RunRecord:
-    adaptation = execution.adaptation
-    return RunRecord(
-        suite=suite.name,
-        suite_sha256=hashlib.sha256(suite.text.encode()).hexdigest(),
-        title=suite.title,
-        provenance=images.provenance,
-        reference=suite.reference,
-        standard=tuple(cell.name for cell in suite.cells()),
-        cells=tuple(cell.name for cell in cells),
-        images=ImageDigests(clean=_digest(images.of_clean), corrupted=_digest(images.of_corrupted)),
-        seed=images.seed,
-        execution=execution.identity,
-        targets=tuple(
-            RunTarget(
-                name=target.name,
-                label=target.label,
-                sha256=target.sha256,
-                adaptation=None if adaptation is None else adaptation.text,
-                model=target.spec,
-            )
-            for target in targets
-        ),
-        versions={"recal": __version__, "torch": str(torch.__version__)},
+# number of batches that are timed, after one that is not
+TIMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an evaluation will take.
+
+    Attributes:
+        cells: Number of cells of each target.
+        images: Number of images in all cells together, each read once for all targets.
+        forwards: Number of forward passes: images times networks; targets with equal tensors and
+            preprocessing are one network.
+        bytes: About how much is read from the disk; 0 if everything is made of clean images.
+        kept: Number of cells of all targets that the folder has already, if nothing has changed.
+        rates: Images per second of one process, for `clean` and every corruption.
+        faults: Why a corruption or all targets would fail, by what was timed.
+        seconds: Time for all of it by `processes` processes like this one.
+    """
+
+    targets: int
+    cells: int
+    images: int
+    forwards: int
+    bytes: int
+    kept: int
+    rates: dict[str, float]
+    faults: dict[str, str]
+    seconds: float
+    processes: int
+
+
+def make_plan(work: Work, *, processes: int = 1, progress: Progress = silent) -> Plan:
+    """Count an evaluation's work, and time a few batches of each corruption on this machine.
+
+    Nothing is written. Failures are collected, and their time is not counted. `processes` is the
+    number of processes that will share the work. `progress` is called with the number of
+    corruptions timed and in total.
+    """
+    groups: dict[str, list[Cell]] = {}
+    for cell in work.cells:
+        groups.setdefault(cell.corruption or "clean", []).append(cell)
+    scorer = Scorer(work)
+    rates: dict[str, float] = {}
+    faults: dict[str, str] = {}
+    for number, (name, cells) in enumerate(groups.items(), start=1):
+        try:
+            rates[name] = _rate(scorer, cells[len(cells) // 2], [*work.networks])
+        except RecalError as error:
+            faults[name] = str(error)
+        progress(number, len(groups))
+    images = {name: sum(map(work.count, cells)) for name, cells in groups.items()}
+    files = [
+        cell_file(work.folder, target.sha256, cell)
+        for target in work.targets
+        for cell in work.cells
+    ]
+    return Plan(
+        targets=len(work.targets),
+        cells=len(work.cells),
+        images=sum(images.values()),
+        forwards=sum(images.values()) * len(work.networks),
+        bytes=sum(map(work.images.size_in_bytes, work.cells)),
+        kept=sum(path.is_file() for path in files),
+        rates=rates,
+        faults=faults,
+        seconds=sum(images[name] / rate for name, rate in rates.items()) / processes,
+        processes=processes,
     )
 
 
-def _digest(chosen: ChosenImages | None) -> str | None:
-    if chosen is None:
-        return None
-    return images_digest(chosen.indices, chosen.labels[chosen.indices])
+def _rate(scorer: Scorer, cell: Cell, networks: Sequence[str]) -> float:
+    """Return the images per second at which a cell is read, corrupted and scored."""
+    batches, started = scorer.batches(cell)[: 1 + TIMED], 0.0
+    timed = batches[1:] or batches
+    for some in (batches[:1], timed):
+        started = time.perf_counter()
+        share = scorer.score(cell, networks, dict(enumerate(some)))
+        if share.unreadable or len(share.wrong) == len(networks):
+            raise RecalError(share.unreadable or next(iter(share.wrong.values())))
+    return sum(map(len, timed)) / (time.perf_counter() - started)

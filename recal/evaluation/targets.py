@@ -1,71 +1,46 @@
 """Targets: the networks that are evaluated, from branches, variant files and ONNX files."""
 
-from __future__ import annotations
-
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from recal.checkpoint.checkpoint import Checkpoint
+from recal.checkpoint.layouts import ReadingOptions
 from recal.errors import InputError, UsageError
-from recal.evaluation.adaptation import SAW_TEST_DATA
+from recal.evaluation.adaptation import SAW_TEST_DATA, Adaptation
+from recal.networks.spec import ModelSpec
 from recal.onnx_file.predict import network_spec
 from recal.onnx_file.session import OnnxNetwork
 from recal.schema import to_json
 from recal.variant.resolve import resolve_variants
+from recal.variant.variant import Variant
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from recal.checkpoint.checkpoint import Checkpoint
-    from recal.checkpoint.layouts import ReadingOptions
-    from recal.evaluation.adaptation import Adaptation
-    from recal.networks.spec import ModelSpec
-    from recal.variant.variant import Variant
-
-    Given = str | Path | Checkpoint | Variant
+Given = str | Path | Checkpoint | Variant
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariantTarget:
-    """A variant and its weights, to be evaluated.
-
-    Attributes:
-        name: The name that the user gave.
-        label: A short name for tables.
-        sha256: Identity of the network and its preprocessing.
-        checkpoint: The weights.
-        variant: The BatchNorm tensors.
-    """
-
-    name: str
-    label: str
-    sha256: str
-    checkpoint: Checkpoint
-    variant: Variant
-
-    @property
-    def spec(self) -> ModelSpec:
-        """Architecture and preprocessing."""
-        return self.variant.spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnnxTarget:
-    """An ONNX file to be evaluated.
-
-    Attributes:
-        name: The name that the user gave.
-        label: A short name for tables.
-        sha256: Identity of the file and its preprocessing.
-        spec: Architecture and preprocessing.
-        path: The file.
-    """
+class _Target:
+    """A network to be evaluated; `sha256` identifies it and its preprocessing."""
 
     name: str
     label: str
     sha256: str
     spec: ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantTarget(_Target):
+    """A variant and the checkpoint with its weights."""
+
+    checkpoint: Checkpoint
+    variant: Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxTarget(_Target):
+    """An ONNX file."""
+
     path: Path
 
 
@@ -90,26 +65,27 @@ def resolve_targets(
         InputError: A file is not what it should be, or no checkpoint has a variant's weights.
     """
     files = [str(item) for item in given if _is_onnx(item)]
-    if len(set(files)) < len(files):
-        twice = next(item for item in files if files.count(item) > 1)
-        raise UsageError(f"'{twice}' is given twice. Give each target once.")
+    twice = [name for name in files if files.count(name) > 1]
+    if twice:
+        raise UsageError(f"'{twice[0]}' is given twice. Give each target once.")
     others = [item for item in given if not _is_onnx(item)]
     variants = [] if files and not others else resolve_variants(others, checkpoint, reading)
     found = iter(
-        VariantTarget(
-            name=resolved.name,
-            label=resolved.label,
-            sha256=resolved.variant.sha256,
-            checkpoint=resolved.checkpoint,
-            variant=resolved.variant,
-        )
-        for resolved in variants
+        VariantTarget(**vars(item), sha256=item.variant.sha256, spec=item.variant.spec)
+        for item in variants
     )
     targets: list[Target] = [
         _onnx_target(str(item), reading) if _is_onnx(item) else next(found)
         for item in given or variants
     ]
-    return _with_distinct_labels(targets)
+    # the name of the file where labels are equal, and its whole path where names are too
+    for longer in (lambda target: Path(target.name).name, lambda target: target.name):
+        labels = [target.label for target in targets]
+        targets = [
+            replace(target, label=longer(target)) if labels.count(target.label) > 1 else target
+            for target in targets
+        ]
+    return targets
 
 
 def adapted(targets: Sequence[Target], adaptation: Adaptation) -> list[Target]:
@@ -146,14 +122,3 @@ def _onnx_target(name: str, reading: ReadingOptions) -> OnnxTarget:
     digest = hashlib.sha256(path.read_bytes())
     digest.update(to_json(spec).encode())
     return OnnxTarget(name=name, label=path.name, sha256=digest.hexdigest(), spec=spec, path=path)
-
-
-def _with_distinct_labels(targets: list[Target]) -> list[Target]:
-    """Use the name of the file where labels are equal, and its whole path where names are too."""
-    for longer in (lambda target: Path(target.name).name, lambda target: target.name):
-        labels = [target.label for target in targets]
-        targets = [
-            replace(target, label=longer(target)) if labels.count(target.label) > 1 else target
-            for target in targets
-        ]
-    return targets

@@ -1,21 +1,22 @@
 """Writing variants as an ONNX file, only if the file is proven to be those variants."""
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec import structs
+from numpy.typing import NDArray
 
+from recal.checkpoint.checkpoint import Checkpoint
 from recal.errors import InputError, UsageError, VerificationError
-from recal.export.forms import Float32, Form
+from recal.export.forms import Evidence, Float32, Form
 from recal.export.subject import comparison_images, make_subjects
 from recal.files import write_whole
 from recal.onnx_file.reading import check_model
 from recal.onnx_file.record import (
     OPSET,
+    Accuracies,
     GraphOptions,
     HeldVariant,
     OnnxRecord,
@@ -26,18 +27,6 @@ from recal.onnx_file.record import (
 from recal.onnx_file.session import make_probe
 from recal.progress import Progress, silent
 from recal.variant.variant import Variant, branch_variant, versions_with_torch
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
-    from recal.checkpoint.checkpoint import Checkpoint
-    from recal.export.forms import Evidence
-    from recal.export.subject import Subject
-    from recal.onnx_file.record import Accuracies
 
 
 def export_onnx(
@@ -66,8 +55,7 @@ def export_onnx(
             name, in the order of the numbers that its input takes.
         path: The file to write.
         images: Images to compare outputs on, uint8 (N, size, size, 3); by default the bundled ones.
-        form: The form of the file, by default `Float32()`. The forms are `Float32`, `Float16`,
-            `Int8`, `Patchable` and `Switchable` of `recal.export.forms`.
+        form: One of the forms in `recal.export.forms`, by default `Float32()`.
         opset: ONNX operator set, 13 to 20.
         uint8: Whether the file takes pixels, uint8 (N, H, W, 3), and normalises them in the graph.
         softmax: Whether the file gives `probabilities` instead of `logits`.
@@ -110,36 +98,24 @@ def export_onnx(
         evidence = form.prove(content, subjects, options, progress)
     except VerificationError as error:
         raise VerificationError(f"{error} No file was written. {form.advice}") from error
+    with checkpoint.path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     made = evidence.int8
     record = OnnxRecord(
         form=form.name,
         options=options,
         weights_sha256=checkpoint.weights_sha256,
         model=spec,
-        variants=held_variants(subjects),
+        variants=tuple(HeldVariant.of(subject.variant, subject.name) for subject in subjects),
         versions=with_onnx(versions_with_torch()),
         probe=make_probe(content),
-        checkpoint_sha256=_file_sha256(checkpoint.path),
+        checkpoint_sha256=sha256,
         classes=None if class_names is None else tuple(class_names),
         accuracies=accuracies,
         parity={name: shortened(proof, 2) for name, proof in evidence.proofs.items()},
         int8=made and structs.replace(made, proof=shortened(made.proof, 4)),
     )
-    _write(model, record, Path(path))
-    return evidence
-
-
-def held_variants(subjects: Sequence[Subject]) -> tuple[HeldVariant, ...]:
-    """Return what a file's record says of its variants."""
-    return tuple(HeldVariant.of(s.variant, s.name) for s in subjects)
-
-
-def _write(model: onnx.ModelProto, record: OnnxRecord, path: Path) -> None:
     write_record(model, record)
     check_model(model, str(path))
-    write_whole(path, model.SerializeToString(deterministic=True))
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_whole(Path(path), model.SerializeToString(deterministic=True))
+    return evidence

@@ -8,36 +8,25 @@ class here, in `FLOAT_FORMS` if nothing but its name is needed to make it again,
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
+import onnx
 
 from recal.data.normalise import normalise_array
 from recal.errors import InputError
-from recal.export.int8_proof import MAX_DROP, judge
+from recal.export.int8 import MAX_DROP, activation_ranges, judge, simplified, to_int8
+from recal.export.int8_images import HeldOutImages, RangeImages
 from recal.export.proof import FLOAT16, FLOAT32, Tolerance, prove
-from recal.export.quantise import activation_ranges, simplified, to_int8
-from recal.export.switchable import switchable
+from recal.export.subject import Subject
 from recal.export.trace import to_onnx
-from recal.onnx_file.editing import accept_uint8, end_in_softmax, layer_tensors, to_half
-from recal.onnx_file.record import Int8Record
+from recal.networks.spec import ModelSpec
+from recal.onnx_file.editing import accept_uint8, end_in_softmax, layer_tensors, switchable, to_half
+from recal.onnx_file.record import FormName, GraphOptions, Int8Record, Proof, Ranges
 from recal.onnx_file.session import filled
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import numpy as np
-    import onnx
-    from numpy.typing import NDArray
-
-    from recal.export.int8_images import HeldOutImages, RangeImages
-    from recal.export.subject import Subject
-    from recal.networks.spec import ModelSpec
-    from recal.onnx_file.record import FormName, GraphOptions, Proof, Ranges
-    from recal.progress import Progress
-
+from recal.progress import Progress
 
 BATCH = 16
 
@@ -47,8 +36,7 @@ class Evidence:
     """What was shown of an ONNX file.
 
     Attributes:
-        proofs: Comparison with PyTorch of each variant, by name; of an int8 file, the comparison
-            of its float32 form.
+        proofs: Comparison of each variant with PyTorch, by name; for int8, of its float32 form.
         int8: How an int8 file was made and what it loses; None for other forms.
     """
 
@@ -61,17 +49,21 @@ class Evidence:
         return next(iter(self.proofs.values()))
 
 
-class Form(ABC):
-    """A form of ONNX file.
+class Form:
+    """A form of ONNX file, which is made in the same steps for export and for verification.
 
     Attributes:
         name: The form's name in the record of a file.
         several: Whether the file holds several variants instead of one.
+        folds: Whether BatchNorm is folded into convolutions.
+        allowed: Tolerance of the outputs.
         advice: What to do about a file that is not proven.
     """
 
     name: ClassVar[FormName]
     several: ClassVar[bool] = False
+    folds: ClassVar[bool] = True
+    allowed: ClassVar[Tolerance] = FLOAT32
     advice: ClassVar[str] = "Please report the architecture."
 
     def check(self, subjects: Sequence[Subject]) -> None:
@@ -92,7 +84,6 @@ class Form(ABC):
         """Return the form with everything that depends on network and images."""
         return self
 
-    @abstractmethod
     def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
         """Return the graph of the variants, without a record.
 
@@ -100,95 +91,67 @@ class Form(ABC):
             InputError: A network cannot be exported.
             UsageError: The operator set is not supported.
         """
+        model = self.converted(_traced(subjects[0], options, fold=self.folds))
+        return _dressed(model, subjects[0].spec, options)
 
-    @abstractmethod
+    def converted(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return a traced model in the numbers of this form."""
+        return model
+
     def prove(
         self, model: bytes, subjects: Sequence[Subject], options: GraphOptions, progress: Progress
     ) -> Evidence:
-        """Compare a model with the networks that it should be.
-
-        Args:
-            model: A serialised model in this form.
-            subjects: The variants that it should hold.
-            options: Input and output of the model.
-            progress: Called with the numbers of images done and in total.
+        """Compare a serialised model in this form with the networks that it should be.
 
         Raises:
             VerificationError: The model differs from a network, or is as near to a rival.
         """
-
-
-class FloatForm(Form):
-    """A form whose outputs are those of PyTorch up to rounding.
-
-    Attributes:
-        allowed: Tolerance of the outputs.
-    """
-
-    allowed: ClassVar[Tolerance] = FLOAT32
-
-    def prove(
-        self,
-        model: bytes,
-        subjects: Sequence[Subject],
-        options: GraphOptions,
-        progress: Progress,
-    ) -> Evidence:
-        """Compare every variant's outputs with PyTorch's."""
-        return Evidence(
-            proofs={
-                subject.name: prove(model, subject, allowed=self.allowed, number=number)
-                for number, subject in enumerate(subjects)
-            }
-        )
+        proofs = {
+            subject.name: prove(model, subject, allowed=self.allowed, number=number)
+            for number, subject in enumerate(subjects)
+        }
+        return Evidence(proofs=proofs)
 
 
 @dataclass(frozen=True)
-class Float32(FloatForm):
+class Float32(Form):
     """BatchNorm folded into convolutions, everything in float32."""
 
     name: ClassVar[FormName] = "float32"
 
-    def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
-        """Return the folded graph."""
-        return _dressed(_traced(subjects[0], options, fold=True), subjects[0].spec, options)
-
 
 @dataclass(frozen=True)
-class Float16(FloatForm):
+class Float16(Form):
     """Weights and arithmetic in float16; input and output stay float32."""
 
     name: ClassVar[FormName] = "float16"
     allowed: ClassVar[Tolerance] = FLOAT16
 
-    def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
-        """Return the folded graph in float16."""
-        half = to_half(_traced(subjects[0], options, fold=True))
-        return _dressed(half, subjects[0].spec, options)
+    def converted(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the model in float16."""
+        return to_half(model)
 
 
 @dataclass(frozen=True)
-class Patchable(FloatForm):
+class Patchable(Form):
     """Every BatchNorm kept as named initialisers, into which `recal patch` writes a variant."""
 
     name: ClassVar[FormName] = "patchable"
-
-    def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
-        """Return the unfolded graph."""
-        return _dressed(_unfolded(subjects[0], options), subjects[0].spec, options)
+    folds: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
-class Switchable(FloatForm):
+class Switchable(Form):
     """Several variants with shared weights; an input `variant`, int64 (), chooses one by number."""
 
     name: ClassVar[FormName] = "switchable"
     several: ClassVar[bool] = True
+    folds: ClassVar[bool] = False
 
     def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
         """Return a graph that chooses between the BatchNorm tensors of the variants."""
         spec = subjects[0].spec
-        unfolded = _unfolded(subjects[0], options)
+        unfolded = _traced(subjects[0], options, fold=self.folds)
         normalised = msgspec.structs.replace(options, uint8=False)
         arrays = [subject.variant.tensors for subject in subjects]
         model = switchable(_dressed(unfolded, spec, normalised), arrays)
@@ -204,8 +167,7 @@ class Int8(Form):
     Attributes:
         images: Images on which activations get their ranges.
         held_out: Images by which the file is judged.
-        max_drop: Largest accepted loss of accuracy, in [0, 1]; without labels, of predictions that
-            change.
+        max_drop: Largest accepted loss of accuracy, in [0, 1]; without labels, of predictions.
         ranges: Lowest and highest value of each activation; `fitted` takes them on the images.
     """
 
@@ -221,28 +183,28 @@ class Int8(Form):
 
     def fitted(self, subjects: Sequence[Subject], options: GraphOptions) -> Int8:
         """Return the form with the ranges that activations take on the images."""
-        graph = simplified(_traced(subjects[0], options, fold=True))
-        batches = _batches(self.images.pixels, subjects[0].spec, options.batch)
+        graph = simplified(_traced(subjects[0], options, fold=self.folds))
+        spec, pixels, size = subjects[0].spec, self.images.pixels, options.batch or BATCH
+        parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
+        batches = (
+            normalise_array(filled(part, options.batch or 0), spec.mean, spec.std) for part in parts
+        )
         return replace(self, ranges=activation_ranges(graph, batches))
 
-    def make(self, subjects: Sequence[Subject], options: GraphOptions) -> onnx.ModelProto:
-        """Return the folded graph in 8 bits."""
-        folded = _traced(subjects[0], options, fold=True)
-        return _dressed(to_int8(simplified(folded), self.ranges), subjects[0].spec, options)
+    def converted(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the model in 8 bits."""
+        return to_int8(simplified(model), self.ranges)
 
     def prove(
         self, model: bytes, subjects: Sequence[Subject], options: GraphOptions, progress: Progress
     ) -> Evidence:
         """Prove the folded float32 graph, and judge the int8 model by what it loses."""
-        (subject,) = subjects
         folded = Float32().make(subjects, options).SerializeToString()
         proofs = Float32().prove(folded, subjects, options, progress).proofs
-        lost = judge(
-            model, folded, subject, self.held_out, max_drop=self.max_drop, progress=progress
-        )
-        made = Int8Record(
-            ranges=self.ranges, range_images=self.images.record, max_drop=self.max_drop, proof=lost
-        )
+        (subject,), most = subjects, self.max_drop
+        lost = judge(model, folded, subject, self.held_out, max_drop=most, progress=progress)
+        used = self.images.record
+        made = Int8Record(ranges=self.ranges, range_images=used, max_drop=most, proof=lost)
         return Evidence(proofs=proofs, int8=made)
 
 
@@ -252,22 +214,10 @@ FLOAT_FORMS: dict[FormName, Form] = {
 
 
 def _traced(subject: Subject, options: GraphOptions, *, fold: bool) -> onnx.ModelProto:
-    return to_onnx(
-        subject.network, subject.spec.size, fold=fold, opset=options.opset, batch=options.batch,
-        any_size=options.any_size,
-    )  # fmt: skip
-
-
-def _unfolded(subject: Subject, options: GraphOptions) -> onnx.ModelProto:
-    """Trace a network whose BatchNorm tensors can all be replaced in the file.
-
-    Raises:
-        InputError: A layer of another class reads its tensors in another way than BatchNorm.
-    """
-    model = _traced(subject, options, fold=False)
+    model = to_onnx(subject.network, subject.spec.size, fold=fold, options=options)
     held = {tensor.name for tensor in model.graph.initializer}
     fixed = (held & subject.variant.tensors.keys()) - layer_tensors(model.graph).keys()
-    if fixed:
+    if fixed and not fold:
         raise InputError(
             f"export: expected plain BatchNorm at every layer, got another one with the tensor "
             f"'{min(fixed)}'. Export a folded file of each variant."
@@ -284,13 +234,3 @@ def _dressed(model: onnx.ModelProto, spec: ModelSpec, options: GraphOptions) -> 
     model.producer_name, model.producer_version = "recal", ""
     model.graph.name = "recal"
     return model
-
-
-def _batches(
-    pixels: NDArray[np.uint8], spec: ModelSpec, fixed: int | None
-) -> Iterator[NDArray[np.float32]]:
-    """Yield normalised batches; one smaller than a fixed batch is filled with its last image."""
-    size = fixed or BATCH
-    for start in range(0, len(pixels), size):
-        part = filled(pixels[start : start + size], fixed or 0)
-        yield normalise_array(part, spec.mean, spec.std)

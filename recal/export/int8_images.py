@@ -1,32 +1,23 @@
 """The images on which an int8 file gets its ranges, and those by which it is judged."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.data.folders import TEST, TRAIN
+from recal.data.images import ImageSource
 from recal.data.sampling import even_over_classes
 from recal.datasets.catalogue import wnids
 from recal.errors import InputError, UsageError
 from recal.export.subject import spread
+from recal.networks.spec import ModelSpec
 from recal.onnx_file.record import RangeImagesRecord
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, load_policy, policy_names
 from recal.policies.prepared import PreparedImages
-from recal.variant.statistics import EstimatedStatistics
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from recal.data.images import ImageSource
-    from recal.networks.spec import ModelSpec
-    from recal.variant.statistics import Statistics
-
+from recal.variant.statistics import EstimatedStatistics, Statistics
 
 RANGE_IMAGES = 128
 TEST_IMAGES = 2000
@@ -73,11 +64,9 @@ def variant_policy(spec: ModelSpec, statistics: Statistics) -> Policy:
     if not isinstance(statistics, EstimatedStatistics):
         return load_policy(spec.family, "clean")
     name = statistics.policy
-    shipped = shipped_policy(spec, name, statistics.policy_sha256)
-    if shipped is not None:
-        return shipped
     try:
-        return Policy.from_text(name, statistics.policy_text)
+        shipped = shipped_policy(spec, name, statistics.policy_sha256)
+        return shipped or Policy.from_text(name, statistics.policy_text)
     except InputError as error:
         raise UsageError(
             f"--int8: expected a record with the text of policy '{name}', got another text "
@@ -105,8 +94,7 @@ def range_images(
 
     Args:
         spec: Preprocessing.
-        statistics: Where the variant's statistics come from. Their policy and seed give the images
-            and draws on which the statistics were estimated, as far as there are so many.
+        statistics: Those of the variant; their policy and seed give the same images and draws.
         data: The user's folder, or None to look in the usual places.
         policy: A policy that overrides the variant's own.
         count: Largest number of images.
@@ -158,19 +146,18 @@ def held_out_images(
     indices = left[spread(len(left), count)]
     pixels = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size).batch(indices)
     labels = _labels(source, spec)
-    if labels is not None:
-        labels = labels[indices]
-    kind = "labelled" if labels is not None else "unlabelled"
+    kind = "unlabelled" if labels is None else "labelled"
     return HeldOutImages(
-        pixels=pixels, labels=labels, what=f"{len(indices):,} {kind} images of {source.where}"
+        pixels=pixels,
+        labels=None if labels is None else labels[indices],
+        what=f"{len(indices):,} {kind} images of {source.where}",
     )
 
 
 def _labels(source: ImageSource, spec: ModelSpec) -> NDArray[np.int64] | None:
     """Return the network's classes of all images, or None if the labels do not give them.
 
-    Class folders stand for the network's classes if there are as many of them. ImageNet's folders
-    may be a part, because their names say which classes they are.
+    ImageNet's folders may be a part, because their names say which classes they are.
     """
     if source.labels is None:
         return None

@@ -1,27 +1,20 @@
 """Proving that an ONNX model is one network and none of its rivals."""
 
-from __future__ import annotations
-
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recal.data.normalise import normalise_array
 from recal.errors import VerificationError
 from recal.export.subject import Subject, run_torch
+from recal.networks.spec import ModelSpec
 from recal.onnx_file.record import Proof, Rival
 from recal.onnx_file.session import OnnxNetwork
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from recal.networks.spec import ModelSpec
-
 
 SCALES = (0.0, 1e-3, 0.1, -1.0, 10.0, -30.0, 100.0, 1000.0)
 HALF_SCALES = (0.0, 1e-3, 0.1, -1.0)  # float16 overflows where activations pass 65,504
@@ -32,9 +25,13 @@ HALF_ULP = 2.0**-24
 
 
 def hostile_inputs(
-    network: torch.nn.Module, pixels: NDArray[np.uint8], spec: ModelSpec, *, takes_pixels: bool,
+    network: torch.nn.Module,
+    pixels: NDArray[np.uint8],
+    spec: ModelSpec,
+    *,
+    takes_pixels: bool,
     half: bool,
-) -> list[NDArray[Any]]:  # fmt: skip
+) -> list[NDArray[Any]]:
     """Return groups of inputs, in the form that the file takes.
 
     They are adversarial images, in which each pixel is moved by 8 levels along the sign of its
@@ -52,11 +49,15 @@ def hostile_inputs(
     """
     pixels = pixels[:IMAGES]
     images = normalise_array(pixels, spec.mean, spec.std)
-    signs = _gradient_signs(network, images)
+    with torch.enable_grad():
+        inputs = torch.from_numpy(images).requires_grad_()
+        logits = network(inputs * 1.0)  # not the leaf, which a network may not change in place
+        if logits.requires_grad:
+            (logits.logsumexp(dim=1) - logits.amax(dim=1)).sum().backward()
+    signs = np.zeros_like(images) if inputs.grad is None else inputs.grad.sign().numpy()
     if not takes_pixels:
         step = (LEVELS / 255 / np.asarray(spec.std, np.float32)).reshape(1, 3, 1, 1)
-        scales = HALF_SCALES if half else SCALES
-        scaled = [images[:2] * np.float32(scale) for scale in scales]
+        scaled = [images[:2] * np.float32(scale) for scale in (HALF_SCALES if half else SCALES)]
         return [images + step.astype(np.float32) * signs, *scaled]
     moved = pixels + LEVELS * signs.transpose(0, 2, 3, 1).astype(np.int16)
     shape = pixels.shape[1:]
@@ -69,18 +70,11 @@ def hostile_inputs(
 def in_float64(
     network: torch.nn.Module, images: NDArray[np.float32], *, softmax: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a network's outputs in float64, and how far PyTorch's own float32 is from them.
+    """Return outputs (N, K) in float64, and for every image PyTorch's own float32 error, (N,).
 
-    A network may amplify rounding, and one run may be exact by luck. So the images also run four
-    times with every value moved by one rounding, up or down.
-
-    Args:
-        network: A network in eval mode on the CPU; not changed.
-        images: Normalised images, float32 (N, 3, H, W).
-        softmax: Whether to return probabilities instead of logits.
-
-    Returns:
-        Outputs (N, K), and for every image the largest relative error of the five runs, (N,).
+    A network may amplify rounding, and one run may be exact by luck. So the images (N, 3, H, W)
+    also run four times with every value moved by one rounding, up or down, and the largest
+    relative error of the five runs counts.
     """
     exact = run_torch(copy.deepcopy(network).double(), images.astype(np.float64), softmax=softmax)
     rng = np.random.default_rng(0)
@@ -93,26 +87,10 @@ def in_float64(
 
 
 def relative_errors(found: NDArray[np.floating], exact: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each input's largest error of an output, relative to max(1, its largest output), (N,).
-
-    It is NaN where an output is NaN, and then within no tolerance.
-    """
+    """Return each input's largest error, relative to max(1, its largest output), (N,), or NaN."""
     largest = np.maximum(1.0, np.abs(exact).max(axis=1))
     errors: NDArray[np.float64] = np.abs(found - exact).max(axis=1) / largest
     return errors
-
-
-def _gradient_signs(network: torch.nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the signs, float32 of -1, 0 and 1, along which the predicted class loses."""
-    with torch.enable_grad():
-        inputs = torch.from_numpy(images).requires_grad_()
-        logits = network(inputs * 1.0)  # not the leaf, which a network may not change in place
-        if logits.requires_grad:
-            (logits.logsumexp(dim=1) - logits.amax(dim=1)).sum().backward()
-    signs: NDArray[np.float32] = np.zeros_like(images)
-    if inputs.grad is not None:
-        signs = inputs.grad.sign().numpy()
-    return signs
 
 
 BATCHES = (1, 3, 64)
@@ -163,17 +141,18 @@ def prove(
     """
     network, spec, where = subject.reference, subject.spec, subject.where
     session = OnnxNetwork(model, variant=number)
-    softmax, half = session.gives_probabilities, allowed is FLOAT16
+    softmax, takes_pixels = session.gives_probabilities, session.takes_pixels
     count = max(len(subject.images), sum(BATCHES))
     pixels = np.resize(subject.images, (count, *subject.images.shape[1:]))
     images = normalise_array(pixels, spec.mean, spec.std)
-    inputs = pixels if session.takes_pixels else images
+    inputs = pixels if takes_pixels else images
     exported = np.concatenate([session.outputs(inputs[part]) for part in batches_of(count)])
     own = run_torch(network, images, softmax=softmax)
     few = images[:ROUNDING_IMAGES]
-    groups = hostile_inputs(network, pixels, spec, takes_pixels=session.takes_pixels, half=half)
+    half = allowed is FLOAT16
+    groups = hostile_inputs(network, pixels, spec, takes_pixels=takes_pixels, half=half)
     hostile = np.concatenate(groups)
-    normalised = normalise_array(hostile, spec.mean, spec.std) if session.takes_pixels else hostile
+    normalised = normalise_array(hostile, spec.mean, spec.std) if takes_pixels else hostile
     exact, rounding = in_float64(network, np.concatenate([few, normalised]), softmax=softmax)
     own_error = SLACK * float(rounding[: len(few)].max())
     relative = max(allowed.images, min(own_error, LOOSEST))
@@ -185,26 +164,35 @@ def prove(
             f"{difference:.1e}."
         )
     errors = relative_errors(session.outputs(hostile), exact[len(few) :])
-    sizes = [len(group) for group in groups]
-    compared, worst = _prove_hostile(errors, rounding[len(few) :], sizes, allowed.hostile, where)
-    found = {}
+    cuts = np.cumsum([len(group) for group in groups])[:-1]
+    compared, worst = 0, 0.0
+    for found, of_torch in np.split(np.stack([errors, rounding[len(few) :]]), cuts, axis=1):
+        bound = max(allowed.hostile, SLACK * float(of_torch.max()))
+        if not bound <= LOOSEST:
+            continue
+        error = float(found.max())
+        if not error <= bound:
+            raise VerificationError(
+                f"{where}: expected logits of hostile inputs within {bound:.1e} of the largest, "
+                f"got {error:.1e}."
+            )
+        compared, worst = compared + len(found), max(worst, error)
+    rivals, indistinct = {}, []
     for name, other in subject.rivals.items():
         logits = run_torch(other, images, softmax=softmax)
-        found[name] = Rival(
-            distance=_largest_difference(exported, logits),
-            expected=_largest_difference(own, logits),
-        )
-    indistinct = tuple(name for name, rival in found.items() if rival.expected <= 2 * tolerance)
-    for name, rival in found.items():
-        if name not in indistinct and not abs(rival.distance - rival.expected) <= tolerance:
+        distance, expected = (_largest_difference(o, logits) for o in (exported, own))
+        rivals[name] = Rival(distance=distance, expected=expected)
+        if expected <= 2 * tolerance:
+            indistinct.append(name)
+        elif not abs(distance - expected) <= tolerance:
             raise VerificationError(
                 f"{where}: expected the file as far from branch '{name}' as the variant is "
-                f"({rival.expected:.1e}), got {rival.distance:.1e}."
+                f"({expected:.1e}), got {distance:.1e}."
             )
     return Proof(
         images=len(pixels), batches=BATCHES if session.batch is None else (session.batch,),
         difference=difference, tolerance=tolerance, hostile_inputs=compared,
-        hostile_difference=worst, rivals=found, indistinct=indistinct,
+        hostile_difference=worst, rivals=rivals, indistinct=tuple(indistinct),
     )  # fmt: skip
 
 
@@ -215,42 +203,6 @@ def batches_of(count: int) -> Iterator[slice]:
         if start < count:
             yield slice(start, start + size)
             start += size
-
-
-def _prove_hostile(
-    errors: NDArray[np.float64],
-    rounding: NDArray[np.float64],
-    sizes: Sequence[int],
-    allowed: float,
-    where: str,
-) -> tuple[int, float]:
-    """Compare a file's errors with PyTorch's own, group by group.
-
-    Args:
-        errors: Relative errors of the file, (N,).
-        rounding: Relative errors of PyTorch in float32, (N,).
-        sizes: Number of inputs in each group.
-        allowed: Error that is accepted even if PyTorch's own is smaller.
-        where: What is examined, for messages.
-
-    Returns:
-        The number of inputs that were compared, and their largest error.
-    """
-    compared, worst, start = 0, 0.0, 0
-    for size in sizes:
-        group = slice(start, start + size)
-        start += size
-        bound = max(allowed, SLACK * float(rounding[group].max()))
-        if not bound <= LOOSEST:
-            continue
-        error = float(errors[group].max())
-        if not error <= bound:
-            raise VerificationError(
-                f"{where}: expected logits of hostile inputs within {bound:.1e} of the largest, "
-                f"got {error:.1e}."
-            )
-        compared, worst = compared + size, max(worst, error)
-    return compared, worst
 
 
 def _largest_difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

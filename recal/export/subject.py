@@ -1,33 +1,26 @@
 """What an ONNX file should compute, and the images on which that is examined."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
+from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.folders import TEST, open_images
 from recal.errors import InputError
 from recal.files import sample_images
+from recal.networks.spec import ModelSpec
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
 from recal.variant.build import build, build_with_own
 from recal.variant.statistics import BranchStatistics
 from recal.variant.variant import Variant, branch_variant
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import nn
-
-    from recal.checkpoint.checkpoint import Checkpoint
-    from recal.networks.spec import ModelSpec
-
 
 IMAGES = 256  # enough to tell branches apart within a second
 
@@ -79,8 +72,7 @@ def make_subjects(
         where: What is examined, for messages.
 
     Raises:
-        InputError: A network cannot be built, the variants differ in preprocessing, or the images
-            have another form.
+        InputError: A network cannot be built, or variants or images differ in preprocessing.
     """
     first = next(iter(variants.values()))
     for name, variant in variants.items():
@@ -96,38 +88,36 @@ def make_subjects(
             f"{images.shape}."
         )
     built = {name: build_with_own(checkpoint, variant) for name, variant in variants.items()}
-    networks = {name: pair.network for name, pair in built.items()}
-    rivals = networks if len(networks) > 1 else _other_branches(checkpoint, first)
+    rivals = {name: pair.network for name, pair in built.items()}
+    if len(built) == 1:
+        rivals = {
+            name: build(checkpoint, branch_variant(checkpoint, name, spec=first.spec))
+            for name in checkpoint.branches
+            if (first.affine, first.statistics) != (name, BranchStatistics(branch=name))
+        }
     return tuple(
         Subject(
-            name=name, variant=variants[name], network=pair.network, reference=pair.own,
+            name=name,
+            variant=variants[name],
+            network=pair.network,
+            reference=pair.own,
             rivals={n: rival for n, rival in rivals.items() if rival is not pair.network},
-            images=images, where=where,
+            images=images,
+            where=where,
         )
         for name, pair in built.items()
-    )  # fmt: skip
-
-
-def _other_branches(checkpoint: Checkpoint, variant: Variant) -> dict[str, nn.Module]:
-    return {
-        name: build(checkpoint, branch_variant(checkpoint, name, spec=variant.spec))
-        for name in checkpoint.branches
-        if (variant.affine, variant.statistics) != (name, BranchStatistics(branch=name))
-    }
+    )
 
 
 def comparison_images(
     spec: ModelSpec, data: Path | None, count: int = IMAGES
 ) -> tuple[NDArray[np.uint8], str]:
-    """Read images that are spread evenly over a data set.
+    """Return images spread evenly over a data set, uint8 (n, size, size, 3), and a description.
 
     Args:
         spec: Preparation and size of the images.
         data: The user's folder, or None for the bundled images, resized to the network's input.
         count: Largest number of images.
-
-    Returns:
-        uint8 (n, size, size, 3), and a description for people.
     """
     if data is None:
         source = open_images(sample_images(), TEST)

@@ -1,44 +1,108 @@
 """Tracing a network into an ONNX graph, with BatchNorm folded or kept as named tensors."""
 
-from __future__ import annotations
-
 import copy
 import io
 import warnings
+from collections.abc import Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recal.errors import InputError, RecalWarning, UsageError, listed, reason
 from recal.onnx_file.editing import LEAVES, with_arrays
-from recal.onnx_file.record import OPSET, OPSETS
+from recal.onnx_file.record import OPSETS, GraphOptions
 from recal.variant.plain import statistics_owners
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-    from torch import nn
+ANY_BATCH = GraphOptions()
 
 
-@torch.inference_mode()
-def find_culprit(network: nn.Module, example: torch.Tensor, opset: int) -> str:
-    """Return the path and class of the innermost module whose own export fails.
+def to_onnx(
+    network: nn.Module, size: int, *, fold: bool, options: GraphOptions = ANY_BATCH
+) -> onnx.ModelProto:
+    """Trace a network in eval mode.
 
-    The exporter names the operator but not its place. So every module is exported alone, on the
-    input that it gets inside the network, children before parents.
+    Args:
+        network: Maps float32 (N, 3, size, size) to logits (N, K); on the CPU, in eval mode.
+        size: Side of the input in pixels.
+        fold: Whether to fold every BatchNorm that follows a convolution into it. Otherwise all
+            BatchNorm tensors stay initialisers under their plain names, such as
+            `<layer>.running_mean`. No two of them are joined, even if they are equal.
+        options: Operator set, number of images, and whether height and width are dynamic; input
+            and output are floats here whatever `uint8` and `softmax` are.
+
+    Returns:
+        A model of one graph: `input` float32 (batch, 3, size, size), `logits` float32 (batch, K).
+
+    Raises:
+        InputError: The network is in training mode, lacks statistics, or cannot be exported.
+        UsageError: recal cannot write this opset.
     """
-    modules = dict(network.named_modules())
+    _check_exportable(network, options.opset)
+    traced = network
+    if not fold:
+        # the exporter joins equal tensors into one initialiser, such as the zero means of layers
+        # that were never trained, which could not be replaced one by one then
+        traced = copy.deepcopy(network)
+        for number, tensor in enumerate(_batch_norm_tensors(traced).values()):
+            tensor.fill_(0.1234 + number)
+    batch = {0: "batch"} if options.batch is None else {}
+    sides = {2: "height", 3: "width"} if options.any_size else {}
+    dynamic = {"input": batch | sides, "logits": batch}
+    example = torch.zeros(options.batch or 2, 3, size, size)
     try:
-        inputs = _inputs(network, modules, example)
-    except Exception:  # noqa: BLE001  (the search goes on whatever a user's module raises)
-        return type(network).__name__
-    for name in sorted(inputs, key=lambda name: -name.count(".") - bool(name)):
-        if not _exports(modules[name], *inputs[name], opset):
-            return f"{name or 'the network'} ({type(modules[name]).__name__})"
-    return type(network).__name__
+        content = _exported(traced, (example,), options.opset, fold=fold, dynamic=dynamic)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise InputError(
+            f"export: {_find_culprit(network, example, options.opset)}: expected operations that "
+            f"ONNX has, got {reason(error)}. Replace this module, or try another --opset."
+        ) from error
+    model = onnx.load_model_from_string(content)
+    _use_plain_names(model, traced)
+    if fold:
+        return model
+    owners = statistics_owners(network)
+    unused = sorted(owners.keys() - _inputs(network, owners, example).keys())
+    if unused:
+        warnings.warn(
+            f"export: the network's forward pass never uses {listed(unused)}. The graph leaves "
+            "these BatchNorm layers out.",
+            RecalWarning,
+            stacklevel=2,
+        )
+    tensors = _batch_norm_tensors(network, leave_out=unused)
+    return with_arrays(model, {name: t.float().cpu().numpy() for name, t in tensors.items()})
+
+
+def _exported(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    opset: int,
+    *,
+    kwargs: dict[str, Any] | None = None,
+    fold: bool = True,
+    dynamic: dict[str, dict[int, str]] | None = None,
+) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # the tracing exporter is deprecated; docs/architecture.md says why it is used
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            args,
+            buffer,  # type: ignore[arg-type]  # the tracing exporter writes to files too
+            kwargs=kwargs,
+            dynamo=False,
+            input_names=["input"] if args else None,
+            output_names=["logits"],
+            dynamic_axes=dynamic,
+            opset_version=opset,
+            do_constant_folding=fold,
+        )
+    return buffer.getvalue()
 
 
 @torch.inference_mode()
@@ -63,97 +127,22 @@ def _inputs(
     return inputs
 
 
-def _exports(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module,
-                args,
-                io.BytesIO(),  # type: ignore[arg-type]  # the tracing exporter writes to files too
-                kwargs=kwargs,
-                dynamo=False,
-                opset_version=opset,
-            )
-    except Exception:  # noqa: BLE001  (see above)
-        return False
-    return True
+@torch.inference_mode()
+def _find_culprit(network: nn.Module, example: torch.Tensor, opset: int) -> str:
+    """Return the path and class of the innermost module whose own export fails.
 
-
-def to_onnx(
-    network: nn.Module,
-    size: int,
-    *,
-    fold: bool,
-    opset: int = OPSET,
-    batch: int | None = None,
-    any_size: bool = False,
-) -> onnx.ModelProto:
-    """Trace a network in eval mode.
-
-    Args:
-        network: A network from float32 (N, 3, size, size) to logits (N, K); on the CPU, in eval
-            mode.
-        size: Side of the input in pixels.
-        fold: Whether to fold every BatchNorm that follows a convolution into it. Otherwise all
-            BatchNorm tensors stay initialisers under their plain names, such as
-            `<layer>.running_mean`. No two of them are joined, even if they are equal.
-        opset: ONNX operator set.
-        batch: A fixed number of images, or None for a dynamic dimension `batch`.
-        any_size: Whether height and width are dynamic dimensions `height` and `width`.
-
-    Returns:
-        A model of one graph: `input` float32 (batch, 3, size, size), `logits` float32 (batch, K).
-
-    Raises:
-        InputError: The network is in training mode, has a BatchNorm without statistics, or an
-            operation that cannot be exported.
-        UsageError: recal cannot write this opset.
+    The exporter names the operator but not its place. So every module is exported alone, on the
+    input that it gets inside the network, children before parents.
     """
-    _check_exportable(network, opset)
-    traced = network if fold else _with_distinct_tensors(network)
-    dynamic: dict[str, dict[int, str]] = {"input": {}, "logits": {}}
-    if batch is None:
-        dynamic["input"][0] = dynamic["logits"][0] = "batch"
-    if any_size:
-        dynamic["input"] |= {2: "height", 3: "width"}
-    example = torch.zeros(batch or 2, 3, size, size)
-    buffer = io.BytesIO()
+    modules, name = dict(network.named_modules()), ""
     try:
-        with warnings.catch_warnings():
-            # the tracing exporter is deprecated; docs/architecture.md says why it is used
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                traced,
-                (example,),
-                buffer,  # type: ignore[arg-type]  # the tracing exporter writes to files too
-                dynamo=False,
-                input_names=["input"],
-                output_names=["logits"],
-                dynamic_axes=dynamic,
-                opset_version=opset,
-                do_constant_folding=fold,
-            )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise InputError(
-            f"export: {find_culprit(network, example, opset)}: expected operations that ONNX has, "
-            f"got {reason(error)}. Replace this module, or try another --opset."
-        ) from error
-    model = onnx.load_model_from_string(buffer.getvalue())
-    _use_plain_names(model, traced)
-    if fold:
-        return model
-    owners = statistics_owners(network)
-    unused = sorted(owners.keys() - _inputs(network, owners, example).keys())
-    if unused:
-        warnings.warn(
-            f"export: the network's forward pass never uses {listed(unused)}. The graph leaves "
-            "these BatchNorm layers out.",
-            RecalWarning,
-            stacklevel=2,
-        )
-    tensors = _batch_norm_tensors(network, leave_out=unused)
-    return with_arrays(model, {name: t.float().cpu().numpy() for name, t in tensors.items()})
+        inputs = _inputs(network, modules, example)
+        for name in sorted(inputs, key=lambda name: -name.count(".") - bool(name)):
+            args, kwargs = inputs[name]
+            _exported(modules[name], args, opset, kwargs=kwargs)
+    except Exception:  # noqa: BLE001  (a user's module may raise anything)
+        return f"{name or 'the network'} ({type(modules[name]).__name__})"
+    return type(network).__name__
 
 
 def _check_exportable(network: nn.Module, opset: int) -> None:
@@ -161,13 +150,12 @@ def _check_exportable(network: nn.Module, opset: int) -> None:
         raise UsageError(
             f"--opset: expected a number from {OPSETS[0]} to {OPSETS[-1]}, got {opset}."
         )
-    training = [name for name, module in network.named_modules() if module.training]
-    if training:
-        raise InputError(
-            f"export: expected a network in eval mode, got {training[0] or 'all of it'} in "
-            "training mode. Call .eval() first."
-        )
     for name, module in network.named_modules():
+        if module.training:
+            raise InputError(
+                f"export: expected a network in eval mode, got {name or 'all of it'} in training "
+                "mode. Call .eval() first."
+            )
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise InputError(
                 f"export: {name}: expected a BatchNorm with running statistics, got one without: "
@@ -186,28 +174,16 @@ def _batch_norm_tensors(
     }
 
 
-def _with_distinct_tensors(network: nn.Module) -> nn.Module:
-    """Return a copy in which no BatchNorm tensor equals another one.
-
-    The exporter joins equal tensors into one initialiser, such as the zero means of layers that
-    were never trained. They could not be replaced one by one then.
-    """
-    distinct = copy.deepcopy(network)
-    for number, tensor in enumerate(_batch_norm_tensors(distinct).values()):
-        tensor.fill_(0.1234 + number)
-    return distinct
-
-
 def _use_plain_names(model: onnx.ModelProto, network: nn.Module) -> None:
     """Rename BatchNorm initialisers to the checkpoint's plain names where these differ."""
     plain = {id(layer): name for name, layer in statistics_owners(network).items()}
-    renamed = {}
-    for path, module in network.named_modules(remove_duplicate=False):
-        if id(module) in plain and plain[id(module)] != path:
-            for leaf in module.state_dict():
-                renamed[f"{path}.{leaf}"] = f"{plain[id(module)]}.{leaf}"
+    renamed = {
+        f"{path}.{leaf}": f"{plain[id(module)]}.{leaf}"
+        for path, module in network.named_modules(remove_duplicate=False)
+        if plain.get(id(module), path) != path
+        for leaf in module.state_dict()
+    }
     for tensor in model.graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
     for node in model.graph.node:
-        for position, name in enumerate(node.input):
-            node.input[position] = renamed.get(name, name)
+        node.input[:] = [renamed.get(name, name) for name in node.input]

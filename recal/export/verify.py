@@ -1,15 +1,15 @@
 """Exporting a file's variants again and comparing: record, every tensor, outputs, bytes."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from recal.checkpoint.checkpoint import Checkpoint
 from recal.errors import UsageError, VerificationError, listed
-from recal.export.export import held_variants
 from recal.export.forms import FLOAT_FORMS, Evidence, Form, Int8
 from recal.export.int8_images import (
     HeldOutImages,
@@ -19,22 +19,11 @@ from recal.export.int8_images import (
     shipped_policy,
 )
 from recal.export.subject import Subject, make_subjects
-from recal.onnx_file.reading import graph_bytes, read_model, tensor_digest
+from recal.onnx_file.reading import all_tensors, graph_bytes, read_model
 from recal.onnx_file.record import OnnxRecord, check_digest, read_record, with_onnx
 from recal.progress import silent
 from recal.variant.statistics import BranchStatistics
-from recal.variant.variant import branch_variant, versions_with_torch
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import onnx
-    from numpy.typing import NDArray
-
-    from recal.checkpoint.checkpoint import Checkpoint
-    from recal.onnx_file.record import Ranges
-    from recal.variant.variant import Variant
-
+from recal.variant.variant import Variant, branch_variant, versions_with_torch
 
 # relative to a range's width, because another processor adds up in another order
 SAME_RANGE = 1e-3
@@ -71,12 +60,11 @@ def verify_against(
         checkpoint: The weights that it should hold.
         variants: The variants that it should hold, in order.
         images: Images to compare outputs on, uint8 (N, size, size, 3).
-        data: The folder that an int8 file may have been made with. If it holds the images that the
-            file records, the ranges are taken again, and the file is judged again.
+        data: The folder that an int8 file may have been made with. If it holds the recorded images,
+            the ranges are taken again, and the file is judged again.
 
     Raises:
-        VerificationError: The file is not these variants of these weights. The message names a
-            tensor that differs.
+        VerificationError: The file is not these variants; the message names a tensor that differs.
         InputError: It is no ONNX file of recal's.
         UsageError: The file holds another number of variants.
     """
@@ -89,10 +77,29 @@ def verify_against(
         )
     names = [held.name for held in record.variants]
     subjects = make_subjects(checkpoint, dict(zip(names, variants, strict=True)), images, where)
-    _check_claims(record, subjects)
+    claims: list[tuple[str, object, object]] = [
+        ("weights_sha256", record.weights_sha256, variants[0].weights_sha256),
+        ("model", record.model, variants[0].spec),
+    ]
+    for number, (held, variant) in enumerate(zip(record.variants, variants, strict=True), 1):
+        claims.append((f"variants {number}: sha256", held.sha256, variant.sha256))
+    for key, found, expected in claims:
+        if found != expected:
+            own, given = (v[:12] if isinstance(v, str) else v for v in (found, expected))
+            raise VerificationError(
+                f"{where}: {key}: expected {given} as checkpoint and variant give it, got {own}."
+            )
     form, same_ranges = _recorded_form(record, subjects, data)
     again = form.make(subjects, record.options)
-    differing = different_tensors(model, again)
+    ours, theirs = (
+        {
+            t.name: (t.data_type, tuple(t.dims), numpy_helper.to_array(t).tobytes())
+            for t in all_tensors(m.graph)
+            if t.name
+        }
+        for m in (model, again)
+    )
+    differing = sorted({name for name, _ in ours.items() ^ theirs.items()})
     if differing:
         raise VerificationError(
             f"{path}: expected the tensors of the variant, got others in {listed(differing, 5)}. "
@@ -117,53 +124,18 @@ def recorded_variants(record: OnnxRecord, checkpoint: Checkpoint, path: Path) ->
     Raises:
         UsageError: The statistics of one were estimated, so that its file is needed.
     """
-    found = []
+    variants = []
     for held in record.variants:
         if not isinstance(held.statistics, BranchStatistics):
             raise UsageError(
                 f"{path}: holds {held.name}, whose statistics only its variant file gives. Name it "
                 "with --variant (for a switchable file all of them, with commas between)."
             )
-        found.append(
-            branch_variant(
-                checkpoint, held.affine, statistics=held.statistics.branch, spec=record.model
-            )
+        branch = held.statistics.branch
+        variants.append(
+            branch_variant(checkpoint, held.affine, statistics=branch, spec=record.model)
         )
-    return found
-
-
-def different_tensors(found: onnx.ModelProto, expected: onnx.ModelProto) -> list[str]:
-    """Return the names of the initialisers that two models do not share."""
-    ours, theirs = _digests(found.graph), _digests(expected.graph)
-    return sorted(
-        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
-    )
-
-
-def _digests(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return the hash of every initialiser, in graphs inside nodes too, by name."""
-    digests = {tensor.name: tensor_digest(tensor) for tensor in graph.initializer}
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                digests |= _digests(attribute.g)
-    return digests
-
-
-def _check_claims(record: OnnxRecord, subjects: Sequence[Subject]) -> None:
-    variant, where = subjects[0].variant, subjects[0].where
-    claims = [
-        ("weights_sha256", record.weights_sha256, variant.weights_sha256),
-        ("model", record.model, variant.spec),
-    ]
-    pairs = zip(record.variants, held_variants(subjects), strict=True)
-    claims += [(f"variants {i}: sha256", h.sha256, o.sha256) for i, (h, o) in enumerate(pairs, 1)]
-    for key, found, expected in claims:
-        if found != expected:
-            raise VerificationError(
-                f"{where}: {key}: expected {_brief(expected)} as checkpoint and variant give it, "
-                f"got {_brief(found)}."
-            )
+    return variants
 
 
 def _recorded_form(
@@ -175,36 +147,25 @@ def _recorded_form(
     subject, recorded = subjects[0], record.int8
     # judged on any images, the file may lose what it will
     unlabelled = HeldOutImages(pixels=subject.images, labels=None, what="images")
-    nothing = np.zeros((0, *subject.images.shape[1:]), np.uint8)
-    images = RangeImages(
-        record=recorded.range_images, pixels=nothing, indices=np.zeros(0, np.int64), where=Path()
-    )
+    made_of, nothing = recorded.range_images, np.zeros(0, np.int64)
+    images = RangeImages(record=made_of, pixels=subject.images[:0], indices=nothing, where=Path())
     form = Int8(images=images, held_out=unlabelled, max_drop=1.0, ranges=recorded.ranges)
     if data is None:
         return form, False
-    spec, made_of = subject.spec, recorded.range_images
+    spec, statistics = subject.spec, subject.variant.statistics
     policy = shipped_policy(spec, made_of.policy, made_of.policy_sha256)
-    images = range_images(
-        spec, subject.variant.statistics, data, policy=policy, count=made_of.images
-    )
+    images = range_images(spec, statistics, data, policy=policy, count=made_of.images)
     if images.record != made_of:
         return form, False
     form = replace(form, images=images)
-    _check_ranges(recorded.ranges, form.fitted(subjects, record.options).ranges, subject.where)
-    held_out = held_out_images(spec, data, images, recorded.proof.images)
-    return replace(form, held_out=held_out, max_drop=recorded.max_drop), True
-
-
-def _check_ranges(recorded: Ranges, found: Ranges, where: str) -> None:
-    for name, (low, high) in recorded.items():
-        lowest, highest = found.get(name, (low, high))
+    ranges = form.fitted(subjects, record.options).ranges
+    for name, (low, high) in recorded.ranges.items():
+        lowest, highest = ranges.get(name, (low, high))
         if max(abs(lowest - low), abs(highest - high)) > SAME_RANGE * (highest - lowest):
             raise VerificationError(
-                f"{where}: tensor '{name}': expected the range {lowest:.4g} to {highest:.4g} of "
-                f"the images that the file records, got {low:.4g} to {high:.4g}. The record was "
-                "changed."
+                f"{subject.where}: tensor '{name}': expected the range {lowest:.4g} to "
+                f"{highest:.4g} of the images that the file records, got {low:.4g} to {high:.4g}. "
+                "The record was changed."
             )
-
-
-def _brief(value: object) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+    held_out = held_out_images(spec, data, images, recorded.proof.images)
+    return replace(form, held_out=held_out, max_drop=recorded.max_drop), True

@@ -1,7 +1,5 @@
 """Inspecting a checkpoint: distances between its branches, and findings about them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,8 +20,7 @@ class LayerDistance:
 
     Attributes:
         layer: Plain path of the layer.
-        mean_shift: Root mean square over channels of (mean - main's mean) / main's standard
-            deviation.
+        mean_shift: Root mean square over channels of (mean - main's mean) / main's std.
         log_variance_ratio: Root mean square over channels of log(variance / main's variance).
         symmetric_kl: KL(p || q) + KL(q || p) of the Gaussians of the two statistics, in nats, mean
             over channels.
@@ -46,8 +43,7 @@ class BranchReport:
         name: Name of the branch: `main`, `aux0` ...
         layers: Number of BatchNorm layers.
         channels: Number of channels of all layers together.
-        trained_batches: Largest number of training batches that a layer has counted, or None if
-            the file does not hold the counters.
+        trained_batches: Largest number of training batches that a layer has counted, or None.
         distances: Distance to `main` of each layer; empty for `main` itself.
     """
 
@@ -92,9 +88,6 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
     Needs no architecture. Statistics are compared in float64, with 1e-5 added to variances as
     BatchNorm itself does.
-
-    Args:
-        checkpoint: The checkpoint with the branches.
     """
     architecture = checkpoint.overrides.arch
     if architecture is None:
@@ -155,13 +148,7 @@ def gaussian_distances(
     base_mean: torch.Tensor,
     base_variance: torch.Tensor,
 ) -> tuple[float, float, float]:
-    """Compare the Gaussians of two sets of statistics, channel by channel.
-
-    Args:
-        mean: Mean of each channel, (C,), any floating type.
-        variance: Variance of each channel, (C,).
-        base_mean: Mean to compare with, (C,).
-        base_variance: Variance to compare with, (C,).
+    """Compare the Gaussians of two sets of statistics, (C,) of any floating type, by channel.
 
     Returns:
         Root mean square of the shift in the base's standard deviations; root mean square of the log

@@ -3,8 +3,6 @@
 To add a fault, write a function from a checkpoint to findings and add it to `CHECKS`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -141,10 +139,6 @@ def _equal_branches(checkpoint: Checkpoint) -> Iterator[Finding]:
             )
 
 
-def _roles(checkpoint: Checkpoint) -> Iterator[Finding]:
-    yield from checkpoint.doubts
-
-
 def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Find networks whose activations timm used to drop when it split a BatchNormAct2d."""
     if checkpoint.layout.name == "timm-splitbn" and any(
@@ -195,7 +189,7 @@ CHECKS: tuple[Callable[[Checkpoint], Iterator[Finding]], ...] = (
     _vanishing_variance,
     _dead_channels,
     _equal_branches,
-    _roles,
+    lambda checkpoint: iter(checkpoint.doubts),
     _lost_activations,
     _adversarial_preprocessing,
     _widths,

@@ -1,7 +1,5 @@
 """Scoring branches on images: how accurate each is, and how far its statistics are from theirs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median

@@ -3,8 +3,6 @@
 Their tensors have the names that AugMix and RobustBench use.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -64,6 +62,11 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, widen: int, classes: int) -> None:
         super().__init__()
+        if not (10 <= depth <= 400 and (depth - 4) % 6 == 0 and 1 <= widen <= 64):
+            raise UsageError(
+                f"--arch: a wide ResNet's depth is 6 n + 4 and its width 1 to 64, got "
+                f"wrn{depth}_{widen}."
+            )
         blocks = (depth - 4) // 6
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = _conv(3, widths[0], 3)
@@ -200,11 +203,7 @@ class CifarResNet(nn.Module):
 
 
 def cifar_resnet(depth: int, classes: int) -> CifarResNet:
-    """Build ResNet-18, 34, 50, 101, 152 (width 64) or ResNet-(6 n + 2) (width 16).
-
-    Raises:
-        UsageError: The depth is none of these.
-    """
+    """Build ResNet-18, 34, 50, 101, 152 (width 64) or ResNet-(6 n + 2) (width 16)."""
     if depth in BASIC:
         return CifarResNet(BASIC[depth], "basic", 64, classes)
     if depth in BOTTLENECK:
@@ -220,13 +219,7 @@ def cifar_resnet(depth: int, classes: int) -> CifarResNet:
 def preact_resnet(depth: int, classes: int, *, final_bn: bool) -> CifarResNet:
     """Build a pre-activation ResNet-18, 34, 50, 101 or 152.
 
-    Args:
-        depth: Number of weighted layers.
-        classes: Number of classes, K.
-        final_bn: Whether BN and ReLU come before the pool, as in RobustBench; not in other code.
-
-    Raises:
-        UsageError: The depth is none of these.
+    With `final_bn`, BN and ReLU come before the pool, as in RobustBench but not in other code.
     """
     blocks = {**BASIC, **BOTTLENECK}.get(depth)
     if blocks is None:
@@ -274,6 +267,10 @@ class ResNeXt29(nn.Module):
 
     def __init__(self, groups: int, base: int, classes: int) -> None:
         super().__init__()
+        if not (1 <= groups <= 64 and 4 <= base <= 256):
+            raise UsageError(
+                f"--arch: expected 1 to 64 groups of width 4 to 256, got resnext29_{groups}x{base}."
+            )
         self.conv_1_3x3 = _conv(3, 64, 3)
         self.bn_1 = nn.BatchNorm2d(64)
         width_in = 64

@@ -4,8 +4,6 @@ Candidates are proposed from names and then proven: the network is built on the 
 to have exactly these tensors.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,12 +25,8 @@ def architecture_of(named: str | None, shapes: Shapes) -> str:
     """Return the architecture that a file names, or that its tensors determine.
 
     Args:
-        named: The name in the file, such as `wrn16_1`, `timm:resnet50` or `resnet50`; None if it
-            has none.
+        named: The name in the file, such as `wrn16_1`, `timm:resnet50` or `resnet50`, or None.
         shapes: Shape of every tensor of the plain network, by name.
-
-    Raises:
-        UsageError: The architecture cannot be determined.
     """
     options = _readings(named) if named else []
     if options:

@@ -6,9 +6,6 @@ removed, and `autoattack`, which its dependency installs as `pyautoattack`. Both
 while it is imported.
 """
 
-from __future__ import annotations
-
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -24,23 +21,15 @@ from typing import Any
 from torch import nn
 
 from recal.errors import UsageError, did_you_mean, pick
-from recal.networks.spec import ModelOverrides
-from recal.networks.wrappers import strip_front
 
 # names of the parameter for the number of classes
 CLASSES = ("num_classes", "classes", "n_classes", "nb_classes")
 
 
 def user_network(target: str, classes: int) -> nn.Module:
-    """Call the user's callable and return its network.
+    """Call the user's callable, named as after `python:`, and return its network.
 
-    Args:
-        target: The part of the name after `python:`.
-        classes: Number of classes, passed on if the callable has a parameter named num_classes,
-            classes, n_classes or nb_classes.
-
-    Raises:
-        UsageError: There is no such file, module or callable; or it fails or returns no network.
+    The number of classes is passed on if the callable has a parameter of `CLASSES`.
     """
     where = f"--arch python:{target}"
     place, colon, name = target.rpartition(":")
@@ -128,11 +117,7 @@ INSTALL = (
 def zoo_network(name: str) -> nn.Module:
     """Build a network of RobustBench's model zoo with fresh weights; nothing is downloaded.
 
-    Args:
-        name: `DATASET/THREAT/NAME`, such as `cifar10/corruptions/Hendrycks2020AugMix_WRN`.
-
-    Raises:
-        UsageError: There is no network of this name, or RobustBench is not installed.
+    Its name is `DATASET/THREAT/NAME`, such as `cifar10/corruptions/Hendrycks2020AugMix_WRN`.
     """
     parts = name.split("/")
     if len(parts) != 3:
@@ -150,28 +135,8 @@ def zoo_network(name: str) -> nn.Module:
     return network
 
 
-@functools.lru_cache
-def zoo_preprocessing(name: str) -> ModelOverrides:
-    """Return the preprocessing of a network of the zoo.
-
-    The networks take images in [0, 1] and normalise them themselves. If a network has mean and
-    standard deviation as buffers, recal applies them in its place.
-    """
-    dataset = name.partition("/")[0]
-    front = strip_front(zoo_network(name).state_dict())
-    return ModelOverrides(
-        family="imagenet" if dataset == "imagenet" else "cifar",
-        mean=front.mean or (0.0, 0.0, 0.0),
-        std=front.std or (1.0, 1.0, 1.0),
-    )
-
-
 def robustbench_module(name: str) -> types.ModuleType:
-    """Import a module of RobustBench.
-
-    Raises:
-        UsageError: RobustBench, or a package that it needs, is not installed.
-    """
+    """Import a module of RobustBench, or raise a `UsageError` that says how to install it."""
     with _borrowed_names(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports timm by deprecated names
         try:

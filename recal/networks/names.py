@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recal.errors import UsageError, did_you_mean, pick
 
@@ -44,11 +44,7 @@ def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Modu
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the origin of an architecture's name, and the name without it.
-
-    Raises:
-        UsageError: The origin is unknown.
-    """
+    """Return the origin of an architecture's name, and the name without it."""
     origin, colon, target = name.partition(":")
     origin, target = (origin, target) if colon else ("", name)
     if origin not in ORIGINS:
@@ -77,41 +73,14 @@ def _own(name: str, classes: int) -> nn.Module:
     for pattern, maker in OWN.items():
         match = re.fullmatch(pattern, name)
         if match is not None:
-            return maker(*match.groups(), classes)
+            return maker(*map(int, match.groups()), classes)
     raise UsageError(f"--arch: expected {FORMS}, got '{name}'.")
 
 
-def _wide_resnet(depth: str, widen: str, classes: int) -> nn.Module:
-    from recal.networks.cifar import WideResNet
+def _cifar() -> Any:
+    from recal.networks import cifar
 
-    if not (10 <= int(depth) <= 400 and (int(depth) - 4) % 6 == 0 and 1 <= int(widen) <= 64):
-        raise UsageError(
-            f"--arch: a wide ResNet's depth is 6 n + 4 and its width 1 to 64, got "
-            f"wrn{depth}_{widen}."
-        )
-    return WideResNet(int(depth), int(widen), classes)
-
-
-def _cifar_resnet(depth: str, classes: int) -> nn.Module:
-    from recal.networks.cifar import cifar_resnet
-
-    return cifar_resnet(int(depth), classes)
-
-
-def _preact_resnet(depth: str, final: str | None, classes: int) -> nn.Module:
-    from recal.networks.cifar import preact_resnet
-
-    return preact_resnet(int(depth), classes, final_bn=final is not None)
-
-
-def _resnext29(groups: str, width: str, classes: int) -> nn.Module:
-    from recal.networks.cifar import ResNeXt29
-
-    if not (1 <= int(groups) <= 64 and 4 <= int(width) <= 256):
-        raise UsageError(
-            f"--arch: expected 1 to 64 groups of width 4 to 256, got resnext29_{groups}x{width}."
-        )
-    return ResNeXt29(int(groups), int(width), classes)
+    return cifar
 
 
 def _timm(name: str, classes: int) -> nn.Module:
@@ -150,13 +119,14 @@ def _python(target: str, classes: int) -> nn.Module:
     return user_network(target, classes)
 
 
-# functions that build a network, by pattern of the name; called with the groups of the match
+# functions that build a network, by pattern of the name; called with the numbers in the name
 # and the number of classes
 OWN: dict[str, Callable[..., nn.Module]] = {
-    r"wrn(\d{2,3})_(\d{1,2})": _wide_resnet,
-    r"cifar_resnet(\d{2,4})": _cifar_resnet,
-    r"preactresnet(\d{2,3})(_bn)?": _preact_resnet,
-    r"resnext29_(\d{1,2})x(\d{1,3})": _resnext29,
+    r"wrn(\d{2,3})_(\d{1,2})": lambda *numbers: _cifar().WideResNet(*numbers),
+    r"cifar_resnet(\d{2,4})": lambda *numbers: _cifar().cifar_resnet(*numbers),
+    r"preactresnet(\d{2,3})": lambda *numbers: _cifar().preact_resnet(*numbers, final_bn=False),
+    r"preactresnet(\d{2,3})_bn": lambda *numbers: _cifar().preact_resnet(*numbers, final_bn=True),
+    r"resnext29_(\d{1,2})x(\d{1,3})": lambda *numbers: _cifar().ResNeXt29(*numbers),
 }
 ORIGINS: dict[str, Callable[[str, int], nn.Module]] = {
     "": _own,

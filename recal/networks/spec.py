@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +11,13 @@ from msgspec import Meta
 
 from recal.errors import UsageError
 from recal.networks.detect import architecture_of
+from recal.networks.wrappers import Channels, strip_front
 from recal.policies.families import load_family
 from recal.schema import Record, convert
 
 if TYPE_CHECKING:
     import torch
 
-Channels = tuple[float, float, float]
 Count = Annotated[int, Meta(ge=1, le=2**24)]
 Side = Annotated[int, Meta(ge=1, le=16384)]
 
@@ -56,11 +57,7 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         return False
 
     def overridden(self, overrides: ModelOverrides) -> ModelSpec:
-        """Return this specification with the given fields replaced.
-
-        Raises:
-            InputError: A value is out of its range.
-        """
+        """Return this specification with the given fields replaced."""
         trusted = self.trusted or overrides.arch is not None
         kind = TrustedSpec if trusted else ModelSpec
         return convert({**msgspec.to_builtins(self), **overrides.given()}, kind, "model")
@@ -120,10 +117,6 @@ def usual_preprocessing(arch: str, family: str | None = None) -> ModelOverrides:
 
     For timm they are those of its configuration, such as Inception's mean and std for
     `tf_efficientnet_b0.ap_in1k`. They are ImageNet's, so a network of another family gets none.
-
-    Args:
-        arch: The architecture.
-        family: The network's family if it is known.
     """
     origin, _, name = arch.rpartition(":")
     if origin == "timm":
@@ -131,9 +124,7 @@ def usual_preprocessing(arch: str, family: str | None = None) -> ModelOverrides:
     if origin == "torchvision":
         return ModelOverrides(family="imagenet")
     if arch.startswith("robustbench:"):
-        from recal.networks.external import zoo_preprocessing
-
-        return zoo_preprocessing(arch.removeprefix("robustbench:"))
+        return _zoo(arch.removeprefix("robustbench:"))
     return ModelOverrides(family="cifar")
 
 
@@ -151,6 +142,22 @@ def _timm(name: str) -> ModelOverrides:
     )
 
 
+@functools.lru_cache
+def _zoo(name: str) -> ModelOverrides:
+    """Return the preprocessing of RobustBench's network, which takes images in [0, 1].
+
+    If it has mean and standard deviation as buffers, recal applies them in its place.
+    """
+    from recal.networks.external import zoo_network
+
+    front = strip_front(zoo_network(name).state_dict())
+    return ModelOverrides(
+        family="imagenet" if name.startswith("imagenet/") else "cifar",
+        mean=front.mean or (0.0, 0.0, 0.0),
+        std=front.std or (1.0, 1.0, 1.0),
+    )
+
+
 def complete_spec(
     overrides: ModelOverrides,
     facts: ModelOverrides,
@@ -159,16 +166,8 @@ def complete_spec(
 ) -> ModelSpec:
     """Fill a specification: first from the user, then the file, the network and the family.
 
-    Args:
-        overrides: What the user gave.
-        facts: What the checkpoint file says.
-        tensors: The weights and one branch under plain names, which may determine the architecture
-            and the number of classes.
-        where: The file or network, for messages.
-
-    Raises:
-        UsageError: The architecture or the number of classes cannot be determined.
-        InputError: A value is out of its range.
+    The tensors are the weights and one branch under plain names, which may determine the
+    architecture and the number of classes; it is a `UsageError` if nothing does.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     known = overrides.over(facts)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from recal.networks.spec import Channels
 
-
+Channels = tuple[float, float, float]
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "base_model.")
 # names of the buffers for mean and std in normalisation layers
 NORMALISERS = (("mean", "std"), ("mu", "sigma"), ("pixel_mean", "pixel_std"), ("_mean", "_std"))

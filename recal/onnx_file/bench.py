@@ -1,22 +1,15 @@
 """Timing ONNX files against each other, interleaved."""
 
-from __future__ import annotations
-
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recal.errors import UsageError
 from recal.onnx_file.session import OnnxNetwork
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
 
 WARM_UP = 3
 SIDE = 224
@@ -92,7 +85,7 @@ def bench(
 
 def _interleaved(sessions: Sequence[OnnxNetwork], batch: int, runs: int) -> NDArray[np.float64]:
     """Return the seconds of each run, float64 (sessions, runs)."""
-    inputs = [session.noise(batch, _side(session)) for session in sessions]
+    inputs = [s.noise(batch, s.record.model.size if s.record else SIDE) for s in sessions]
     for session, given in zip(sessions, inputs, strict=True):
         for _ in range(WARM_UP):
             session.outputs(given)
@@ -104,8 +97,3 @@ def _interleaved(sessions: Sequence[OnnxNetwork], batch: int, runs: int) -> NDAr
             sessions[number].outputs(inputs[number])
             seconds[number, run] = time.perf_counter() - began
     return seconds
-
-
-def _side(session: OnnxNetwork) -> int:
-    """Return the side of images for a network that takes any: as its record says, else `SIDE`."""
-    return session.record.model.size if session.record else SIDE

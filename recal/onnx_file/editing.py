@@ -1,20 +1,15 @@
 """Changes to an ONNX graph, made with onnx and NumPy alone."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from recal.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
 
 LEAVES = ("weight", "bias", "running_mean", "running_var")
 
@@ -53,23 +48,23 @@ def arrays_of_graph(
 
     Layers that the graph lacks are left out, because the network's forward pass never uses them.
 
-    Args:
-        graph: A graph with BatchNormalization nodes.
-        tensors: The tensors of the variant.
-        where: Name of the graph, for messages.
-        what: Name of the variant, for messages.
-
     Raises:
-        InputError: Graph and variant have other tensors for a layer.
+        InputError: Graph `where` and variant `what` have other tensors for a layer.
     """
     names = layer_tensors(graph)
     layers = {key.rpartition(".")[0] for key in names}
-    fitting = {key for key in tensors if key.rpartition(".")[0] in layers}
-    odd = sorted(names.keys() ^ fitting)
+    odd = sorted(names.keys() ^ {key for key in tensors if key.rpartition(".")[0] in layers})
     if odd:
         side = what if odd[0] in names else where
         raise InputError(f"{side}: expected the tensor '{odd[0]}', which the other has, got none.")
     return {name: tensors[key] for key, name in names.items()}
+
+
+def refill(field: Any, items: Iterable[Any]) -> None:
+    """Replace the content of a repeated field, such as a graph's nodes."""
+    kept = list(items)
+    del field[:]
+    field.extend(kept)
 
 
 def with_arrays(
@@ -80,31 +75,25 @@ def with_arrays(
     Raises:
         InputError: The model has no initialiser of a name, or one of another shape.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    initialisers = {tensor.name: tensor for tensor in copy.graph.initializer}
+    changed = copy.deepcopy(model)
+    initialisers = {tensor.name: tensor for tensor in changed.graph.initializer}
     for name, array in arrays.items():
         target = initialisers.get(name)
         if target is None or tuple(target.dims) != array.shape:
             raise InputError(f"ONNX graph: expected an initialiser '{name}' of {array.shape}.")
         target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
-    return copy
+    return changed
 
 
 def accept_uint8(model: onnx.ModelProto, mean: Sequence[float], std: Sequence[float]) -> None:
     """Make the input uint8 (N, H, W, 3) pixels and put the normalisation into the graph."""
     graph = model.graph
-    old = graph.input[0]
-    batch, _, height, width = (_dimension(d) for d in old.type.tensor_type.shape.dim)
-    shape = (1, 3, 1, 1)
+    batch, _, height, width = _shape(graph.input[0])
     # (x - 255 mean) / (255 std): two passes over the pixels instead of three
-    shift = (255.0 * np.asarray(mean, np.float64)).astype(np.float32).reshape(shape)
-    scale = (1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32).reshape(shape)
+    shift, scale = 255.0 * np.asarray(mean, np.float64), 1 / (255.0 * np.asarray(std, np.float64))
     graph.initializer.extend(
-        [
-            numpy_helper.from_array(shift, "pixel_shift"),
-            numpy_helper.from_array(scale, "pixel_scale"),
-        ]
+        numpy_helper.from_array(values.astype(np.float32).reshape(1, 3, 1, 1), name)
+        for name, values in (("pixel_shift", shift), ("pixel_scale", scale))
     )
     _rename_value(graph, "input", "normalised")
     front = [
@@ -113,22 +102,17 @@ def accept_uint8(model: onnx.ModelProto, mean: Sequence[float], std: Sequence[fl
         helper.make_node("Sub", ["levels", "pixel_shift"], ["centred"], "minus_mean"),
         helper.make_node("Mul", ["centred", "pixel_scale"], ["normalised"], "over_std"),
     ]
-    nodes = [*front, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.input[0].CopyFrom(
-        helper.make_tensor_value_info("input", TensorProto.UINT8, (batch, height, width, 3))
-    )
+    refill(graph.node, [*front, *graph.node])
+    pixels = helper.make_tensor_value_info("input", TensorProto.UINT8, (batch, height, width, 3))
+    graph.input[0].CopyFrom(pixels)
 
 
 def end_in_softmax(model: onnx.ModelProto) -> None:
     """Make the output `probabilities` instead of `logits`."""
     graph = model.graph
-    old = graph.output[0]
-    shape = [_dimension(d) for d in old.type.tensor_type.shape.dim]
     graph.node.append(helper.make_node("Softmax", ["logits"], ["probabilities"], "softmax", axis=1))
     graph.output[0].CopyFrom(
-        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, _shape(graph.output[0]))
     )
 
 
@@ -137,34 +121,117 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
-    _sort_nodes(converted.graph)
-    return converted
-
-
-def _sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put every node behind those that it reads from, and change the order no further."""
+    # the converter appends casts: put every node behind those that it reads from
+    graph = converted.graph
     produced = {name for node in graph.node for name in node.output}
     waiting, ordered = list(graph.node), []
     while waiting:
-        ready = [node for node in waiting if not produced.intersection(node.input)]
-        if not ready:
+        ready = next((node for node in waiting if not produced.intersection(node.input)), None)
+        if ready is None:
             raise InputError("ONNX graph: expected no cycle, got one.")
-        ordered.append(ready[0])
-        waiting.remove(ready[0])
-        produced -= set(ready[0].output)
-    del graph.node[:]
-    graph.node.extend(ordered)
+        ordered.append(ready)
+        waiting.remove(ready)
+        produced -= set(ready.output)
+    refill(graph.node, ordered)
+    return converted
 
 
 def _rename_value(graph: onnx.GraphProto, old: str, new: str) -> None:
     for node in graph.node:
-        for position, name in enumerate(node.input):
-            if name == old:
-                node.input[position] = new
+        node.input[:] = [new if name == old else name for name in node.input]
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _rename_value(attribute.g, old, new)
 
 
-def _dimension(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
-    return dimension.dim_param or dimension.dim_value
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def switchable(
+    model: onnx.ModelProto, variants: Sequence[Mapping[str, NDArray[np.float32]]]
+) -> onnx.ModelProto:
+    """Return a model with a further input `variant`, int64 (), that chooses between variants.
+
+    Each variant is one branch of nested `If` nodes with its own BatchNorm tensors. All other
+    weights are outside and shared. ONNX Runtime folds each branch when it loads the file.
+
+    Args:
+        model: An unfolded model, as `recal.export.trace.to_onnx` gives it.
+        variants: The BatchNorm tensors of each of two variants or more, by name.
+
+    Raises:
+        InputError: A variant does not fit the model.
+    """
+    graph = model.graph
+    branches = [
+        _branch(graph, arrays_of_graph(graph, tensors, "network", f"variant {number}"), number)
+        for number, tensors in enumerate(variants)
+    ]
+    own = set(layer_tensors(graph).values())
+    shared = [tensor for tensor in graph.initializer if tensor.name not in own]
+    # Gather fails for a number out of range, so that no variant runs by mistake
+    shared.append(numpy_helper.from_array(np.arange(len(variants), dtype=np.int64), "variants"))
+    chooser = helper.make_node("Gather", ["variants", "variant"], ["chosen"], "choose")
+    nodes = [chooser, *_choose(branches, 0, shared)]
+    nodes[-1].output[0] = graph.output[0].name
+    inputs = [*graph.input, helper.make_tensor_value_info("variant", TensorProto.INT64, [])]
+    result = copy.deepcopy(model)
+    result.graph.CopyFrom(helper.make_graph(nodes, graph.name, inputs, [graph.output[0]], shared))
+    return result
+
+
+def _choose(
+    branches: Sequence[onnx.GraphProto], number: int, shared: list[onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    """Return nodes that run branch `number` if it is chosen, else one of the branches after it."""
+    if number == len(branches) - 2:
+        other = branches[-1]
+    else:
+        inner = _choose(branches, number + 1, shared)
+        result = helper.make_tensor_value_info(f"result_{number + 1}", TensorProto.FLOAT, None)
+        other = helper.make_graph(inner, f"after_{number}", [], [result])
+    shared.append(numpy_helper.from_array(np.array(number, np.int64), f"number_{number}"))
+    test = f"is_{number}"
+    graphs = {"then_branch": branches[number], "else_branch": other}
+    return [
+        helper.make_node("Equal", ["chosen", f"number_{number}"], [test], test),
+        helper.make_node("If", [test], [f"result_{number}"], f"variant_{number}", **graphs),
+    ]
+
+
+def _branch(
+    graph: onnx.GraphProto, arrays: Mapping[str, NDArray[np.float32]], number: int
+) -> onnx.GraphProto:
+    """Return the graph's nodes as a branch, with its own names for all that is not shared."""
+    suffix = f"_v{number}"
+    produced = [name for node in graph.node for name in node.output]
+    # short names, because every branch repeats all of them
+    own = {name: f"{i}{suffix}" for i, name in enumerate(produced)}
+    own |= {name: f"{name}{suffix}" for name in arrays}
+    tensors = [numpy_helper.from_array(array, own[name]) for name, array in arrays.items()]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    nodes = []
+    for node in graph.node:
+        renamed = copy.deepcopy(node)
+        renamed.name = ""
+        renamed.input[:] = [own.get(name, name) for name in node.input]
+        renamed.output[:] = [own[name] for name in node.output]
+        nodes.append(renamed)
+        unfolded = node.op_type == "Conv" and readers.get(node.output[0]) != ["BatchNormalization"]
+        if unfolded and node.input[1] in shapes:
+            # a factor of one in every branch, which ONNX Runtime multiplies into the weights:
+            # these then belong to the branch, and can be laid out for its fast kernels
+            value = own[node.output[0]]
+            renamed.output[0] = f"{value}_plain"
+            ones = np.ones((shapes[node.input[1]][0], 1, 1), np.float32)
+            tensors.append(numpy_helper.from_array(ones, f"{value}_ones"))
+            nodes.append(helper.make_node("Mul", [f"{value}_plain", f"{value}_ones"], [value]))
+    output = graph.output[0]
+    kind = output.type.tensor_type.elem_type
+    result = helper.make_tensor_value_info(own[output.name], kind, None)
+    return helper.make_graph(nodes, f"variant{suffix}", [], [result], tensors)

@@ -1,16 +1,15 @@
 """Putting another variant into a patchable ONNX file, with onnx and NumPy alone."""
 
-from __future__ import annotations
-
+import copy
 import hashlib
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import onnx
 
 from recal.errors import InputError, VerificationError
 from recal.files import write_whole
-from recal.onnx_file.editing import arrays_of_graph, layer_tensors, with_arrays
+from recal.onnx_file.editing import arrays_of_graph, layer_tensors, refill, with_arrays
 from recal.onnx_file.reading import check_model, graph_bytes, read_model
 from recal.onnx_file.record import (
     GraphOptions,
@@ -22,21 +21,15 @@ from recal.onnx_file.record import (
     with_onnx,
     write_record,
 )
-from recal.onnx_file.session import folding_difference, make_probe, noise_difference
-from recal.variant.file import load_variant
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from recal.variant.variant import Variant
-
+from recal.onnx_file.session import NONE, make_probe, noise_difference
+from recal.variant.variant import Variant, load_variant
 
 FOREIGN = "onnx:"
 TOLERANCE = 1e-3
 
 
 def patch_file(path: Path, variant: Path, output: Path) -> Variant:
-    """Write a copy of a patchable ONNX file that holds another variant.
+    """Write a copy of a patchable ONNX file that holds another variant, and return the variant.
 
     The graph is, byte for byte, that of a fresh patchable export of the variant.
 
@@ -44,9 +37,6 @@ def patch_file(path: Path, variant: Path, output: Path) -> Variant:
         path: The base file; not changed unless it is `output`.
         variant: The variant's file.
         output: The file to write, after ONNX Runtime has run it.
-
-    Returns:
-        The variant.
 
     Raises:
         InputError: The file is not patchable, or the variant belongs to other weights.
@@ -60,29 +50,28 @@ def patch_file(path: Path, variant: Path, output: Path) -> Variant:
 
 
 def patch_model(model: onnx.ModelProto, variant: Variant, where: str, what: str) -> onnx.ModelProto:
-    """Return a copy of a model with a variant's BatchNorm tensors and record.
+    """Return a copy of a patchable model that holds a variant, and its record.
 
-    Args:
-        model: A patchable model; not changed.
-        variant: The variant.
-        where: Name of the model, for messages.
-        what: Name of the variant, for messages.
-
-    Raises:
-        InputError: The file is not patchable, or the variant belongs to other weights.
-        VerificationError: The base file was changed, or ONNX Runtime does not run the new tensors.
+    Messages name the model `where` and the variant `what`. Errors are those of `patch_file`.
     """
     record = require_patchable(model, where)
     own = record.weights_sha256 if record else weights_identity(model)
     if variant.weights_sha256 != own:
+        ours, theirs = (i.removeprefix(FOREIGN)[:12] for i in (own, variant.weights_sha256))
         raise InputError(
-            f"{what}: expected a variant for the weights in {where} ({_short(own)}), got one for "
-            f"others ({_short(variant.weights_sha256)})."
+            f"{what}: expected a variant for the weights in {where} ({ours}), got one for others "
+            f"({theirs})."
         )
     if record is not None:
-        _check_preprocessing(variant, record, where, what)
-    arrays = arrays_of_graph(model.graph, variant.tensors, where, what)
-    patched = with_arrays(model, arrays)
+        # the part of the preprocessing that is inside the graph
+        for key in ("size", "classes", *(("mean", "std") if record.options.uint8 else ())):
+            inside, given = getattr(record.model, key), getattr(variant.spec, key)
+            if inside != given:
+                raise InputError(
+                    f"{what}: expected {key} {inside}, which is part of the graph of {where}, got "
+                    f"{given}."
+                )
+    patched = with_arrays(model, arrays_of_graph(model.graph, variant.tensors, where, what))
     _check_runs(model, patched, where)
     patched_record = OnnxRecord(
         form="patchable",
@@ -103,8 +92,7 @@ def require_patchable(model: onnx.ModelProto, where: str) -> OnnxRecord | None:
     """Return the record of a file whose BatchNorm tensors are all there; None if recal wrote none.
 
     Raises:
-        InputError: BatchNorm was folded into other weights, there is none, it is in training mode,
-            or a layer has no statistics of its own.
+        InputError: There is no BatchNorm, or one is folded, in training mode or shares statistics.
         VerificationError: The file was changed since it was written.
     """
     record = parse_record(read_entries(model), where)
@@ -141,33 +129,15 @@ def require_patchable(model: onnx.ModelProto, where: str) -> OnnxRecord | None:
 def weights_identity(model: onnx.ModelProto) -> str:
     """Return the hash of a graph without its BatchNorm tensors, to which variants are bound."""
     names = set(layer_tensors(model.graph).values())
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    kept = [tensor for tensor in bare.graph.initializer if tensor.name not in names]
-    del bare.graph.initializer[:]
-    bare.graph.initializer.extend(kept)
+    bare = copy.deepcopy(model)
+    refill(bare.graph.initializer, [t for t in bare.graph.initializer if t.name not in names])
     return FOREIGN + hashlib.sha256(graph_bytes(bare)).hexdigest()
 
 
-def _check_preprocessing(variant: Variant, record: OnnxRecord, where: str, what: str) -> None:
-    """Refuse a variant that does not fit the part of the preprocessing inside the graph."""
-    inside = ("size", "classes", *(("mean", "std") if record.options.uint8 else ()))
-    for key in inside:
-        ours, theirs = getattr(record.model, key), getattr(variant.spec, key)
-        if ours != theirs:
-            raise InputError(
-                f"{what}: expected {key} {ours}, which is part of the graph of {where}, got "
-                f"{theirs}."
-            )
-
-
 def _check_runs(base: onnx.ModelProto, patched: onnx.ModelProto, where: str) -> None:
-    """Refuse unless ONNX Runtime computes with the new tensors, with folding and without.
-
-    A session that folds may hold the old tensors.
-    """
+    """Refuse unless ONNX Runtime uses the new tensors, also where it folds them when it loads."""
     content = patched.SerializeToString()
-    difference = folding_difference(content)
+    difference = noise_difference(content, content, NONE)
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"{where}: expected the same outputs with and without ONNX Runtime's folding, got a "
@@ -179,7 +149,3 @@ def _check_runs(base: onnx.ModelProto, patched: onnx.ModelProto, where: str) -> 
             f"{where}: expected other outputs than before, got the same: ONNX Runtime does not use "
             "the new tensors. No file was written."
         )
-
-
-def _short(identity: str) -> str:
-    return identity.removeprefix(FOREIGN)[:12]

@@ -1,27 +1,18 @@
 """Classifying images with an ONNX file."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recal.data.images import IMAGE_SUFFIXES, FileSource
 from recal.errors import BrokenImageError, InputError, UsageError
 from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
+from recal.onnx_file.session import OnnxNetwork
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
 from recal.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from recal.onnx_file.session import OnnxNetwork
-
 
 BATCH = 32
 
@@ -63,12 +54,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def network_spec(network: OnnxNetwork, overrides: ModelOverrides, where: str) -> ModelSpec:
-    """Return how images are prepared for a network: as its file says, unless overridden.
-
-    Args:
-        network: The network of an ONNX file.
-        overrides: Fields that override what the file says.
-        where: Name of the file, for messages.
+    """Return how images are prepared for the network of file `where`, unless overridden.
 
     Raises:
         UsageError: recal did not write the file, and the preprocessing is not given.
@@ -100,8 +86,7 @@ def predict(
         spec: Preprocessing.
         files: The images.
         top: Largest number of classes per image.
-        on_broken: Called with the error of each image that cannot be decoded, which is then left
-            out. Without it, such an image is an error.
+        on_broken: Called with the error of each broken image, which is left out; None to raise it.
         progress: Called with the numbers of images done and in total.
 
     Raises:
@@ -112,12 +97,20 @@ def predict(
     names = network.record.classes if network.record else None
     for start in range(0, len(files), BATCH):
         end = min(start + BATCH, len(files))
-        read = _read(images, range(start, end), on_broken)
+        read = {}
+        for index in range(start, end):
+            try:
+                read[index] = images.read(index)
+            except BrokenImageError as error:
+                if on_broken is None:
+                    raise
+                on_broken(error)
         progress(end, len(files))
         if not read:
             continue
         logits = network.classify(np.stack(list(read.values())), spec.mean, spec.std)
-        probabilities = softmax(logits)
+        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for index, row, chosen in zip(read, probabilities, order, strict=True):
             yield Prediction(
@@ -126,27 +119,3 @@ def predict(
                 names=tuple(names[i] if names else str(i) for i in chosen),
                 probabilities=tuple(float(row[i]) for i in chosen),
             )
-
-
-def _read(
-    images: PreparedImages,
-    indices: Iterable[int],
-    on_broken: Callable[[BrokenImageError], None] | None,
-) -> dict[int, NDArray[np.uint8]]:
-    """Return the images that can be decoded, by index."""
-    read = {}
-    for index in indices:
-        try:
-            read[index] = images.read(index)
-        except BrokenImageError as error:
-            if on_broken is None:
-                raise
-            on_broken(error)
-    return read
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return probabilities, float64 (N, K)."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities

@@ -1,11 +1,11 @@
 """Reading ONNX files that may be hostile, with onnx alone."""
 
-from __future__ import annotations
-
-import hashlib
+import copy
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
@@ -13,30 +13,19 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from recal.errors import InputError, reason
 from recal.files import require_file
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-
+# protobuf allows at most 2 GiB; a larger file is not read at all
+LARGEST = (1 << 31) - 1
 # a tensor of more values is no shape, size or padding: its type is enough to infer shapes
 SHORT = 64
 
 
-def check_sizes(model: onnx.ModelProto, where: str, largest: int) -> None:
+def _check_sizes(model: onnx.ModelProto, where: str) -> None:
     """Refuse a graph that unfolds to far more than its file holds.
 
     A node of a few bytes can ask for a tensor of any size (ConstantOfShape, Expand, Tile, Resize,
-    ...), which would fill the machine's memory. A shape that is known only when the graph runs
-    counts as one value, and a loop as one turn.
-
-    Args:
-        model: The model; not changed.
-        where: Name of the model, for messages.
-        largest: Bytes that a tensor may take for each image of a batch, and that all tensors that
-            do not depend on the images may take together.
-
-    Raises:
-        InputError: The graph asks for more.
+    ...), which would fill the machine's memory. A tensor may take 2 GiB for each image of a batch,
+    and all tensors that do not depend on the images may take as much together. A shape that is
+    known only when the graph runs counts as one value, and a loop as one turn.
     """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -50,31 +39,29 @@ def check_sizes(model: onnx.ModelProto, where: str, largest: int) -> None:
     given = [value for value in graph.input if value.name in names]
     images = max([1, *(_dims(value)[0] for value in given if _dims(value))])
     for value in given:
-        _check(value, _bytes(value), largest, where)
-    _check_graph(graph, names, largest, images, where)
+        _check(value, _bytes(value), LARGEST, where)
+    _check_graph(graph, names, images, where)
 
 
-def _check_graph(
-    graph: onnx.GraphProto, varying: Iterable[str], largest: int, images: int, where: str
-) -> None:
+def _check_graph(graph: onnx.GraphProto, varying: Iterable[str], images: int, where: str) -> None:
     sizes = {value.name: value for value in (*graph.value_info, *graph.output)}
     varying, constant = set(varying), 0
     for node in graph.node:
         inner = [a.g for a in node.attribute if a.HasField("g")]
         inner += [g for a in node.attribute for g in a.graphs]
-        found = [sizes[name] for name in node.output if name in sizes]
         # a graph inside a node may use any value of the graph around it
-        if inner or varying.intersection(node.input):
+        varies = bool(inner) or not varying.isdisjoint(node.input)
+        if varies:
             varying.update(node.output)
-            for value in found:
-                _check(value, _bytes(value), largest * images, where)
-        else:
-            for value in found:
+        for value in (sizes[name] for name in node.output if name in sizes):
+            if varies:
+                _check(value, _bytes(value), LARGEST * images, where)
+            else:
                 constant += _bytes(value)
-                _check(value, constant, largest, where)
+                _check(value, constant, LARGEST, where)
         for subgraph in inner:
             of_turns = [value.name for value in subgraph.input]
-            _check_graph(subgraph, varying.union(of_turns), largest, images, where)
+            _check_graph(subgraph, varying.union(of_turns), images, where)
 
 
 def _check(value: onnx.ValueInfoProto, size: int, largest: int, where: str) -> None:
@@ -88,11 +75,8 @@ def _check(value: onnx.ValueInfoProto, size: int, largest: int, where: str) -> N
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with long tensors as inputs, without the shapes that it claims."""
-    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    source, graph = model.graph, copy.graph
-    graph.name = source.name
-    graph.node.extend(source.node)
-    graph.input.extend(source.input)
+    source = model.graph
+    graph = onnx.GraphProto(name=source.name, node=source.node, input=source.input)
     for value in source.output:
         # the type alone, because a claimed shape would override the real one
         kind = value.type.tensor_type.elem_type
@@ -105,7 +89,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-    return copy
+    versions = model.opset_import
+    return onnx.ModelProto(ir_version=model.ir_version, opset_import=versions, graph=graph)
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
@@ -121,18 +106,10 @@ def _bytes(value: onnx.ValueInfoProto) -> int:
     return math.prod(_dims(value)) * width
 
 
-# protobuf allows at most 2 GiB; a larger file is not read at all
-LARGEST = (1 << 31) - 1
-# bytes of one value
+# bytes of one value of each type whose raw data is checked
 WIDTHS: dict[int, int] = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.FLOAT16: 2,
-    onnx.TensorProto.DOUBLE: 8,
-    onnx.TensorProto.INT64: 8,
-    onnx.TensorProto.INT32: 4,
-    onnx.TensorProto.INT8: 1,
-    onnx.TensorProto.UINT8: 1,
-    onnx.TensorProto.BOOL: 1,
+    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)): np.dtype(kind).itemsize
+    for kind in ("bool", "int8", "uint8", "int32", "int64", "float16", "float32", "float64")
 }
 
 
@@ -176,21 +153,18 @@ def read_model(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path}: its external data cannot be read ({reason(error)}).") from error
-    check_sizes(model, str(path), LARGEST)
+    _check_sizes(model, str(path))
     return model
 
 
 def _texts_are_whole(message: Message) -> bool:
     """Return whether every text of a message is UTF-8, which protobuf's parser does not check."""
     for field, value in message.ListFields():
-        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
-            continue
-        for item in [value] if isinstance(value, (str, bytes, Message)) else value:
-            if isinstance(item, Message):
-                if not _texts_are_whole(item):
-                    return False
-            elif not isinstance(item, str):
-                return False
+        items = [value] if isinstance(value, (str, bytes, Message)) else value
+        if field.type == field.TYPE_MESSAGE and not all(map(_texts_are_whole, items)):
+            return False
+        if field.type == field.TYPE_STRING and not all(isinstance(item, str) for item in items):
+            return False
     return True
 
 
@@ -208,18 +182,9 @@ def check_model(model: onnx.ModelProto, where: str) -> None:
 
 def graph_bytes(model: onnx.ModelProto) -> bytes:
     """Return the serialised model without its metadata."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = copy.deepcopy(model)
     del bare.metadata_props[:]
-    content: bytes = bare.SerializeToString(deterministic=True)
-    return content
-
-
-def tensor_digest(tensor: onnx.TensorProto) -> str:
-    """Return a hash of a tensor's type, shape and values."""
-    array = onnx.numpy_helper.to_array(tensor)
-    head = f"{tensor.data_type}\0{tuple(tensor.dims)}\0".encode()
-    return hashlib.sha256(head + array.tobytes()).hexdigest()
+    return bytes(bare.SerializeToString(deterministic=True))
 
 
 def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

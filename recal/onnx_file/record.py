@@ -6,7 +6,8 @@ Each field of `OnnxRecord` is one entry. Texts are stored as they are, everythin
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import onnx
@@ -17,12 +18,7 @@ from recal.networks.spec import ModelSpec
 from recal.onnx_file.reading import graph_bytes
 from recal.schema import Record, convert, read_json, to_json
 from recal.variant.statistics import Statistics
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from recal.variant.variant import Variant
-
+from recal.variant.variant import Variant
 
 PREFIX = "recal."
 DIGEST = "sha256"
@@ -74,8 +70,7 @@ class Proof(Record, frozen=True, kw_only=True):
         difference: Largest absolute difference of an output.
         tolerance: Largest accepted `difference`.
         hostile_inputs: Number of adversarial, scaled and patterned inputs compared.
-        hostile_difference: Largest difference from float64 on these, relative to max(1, the
-            input's largest |output|).
+        hostile_difference: Largest error against float64, relative to max(1, largest |output|).
         rivals: Distance from every other network, by name.
         indistinct: Rivals whose own outputs equal the variant's within the tolerance.
     """
@@ -96,15 +91,13 @@ class Int8Proof(Record, frozen=True, kw_only=True):
     Attributes:
         images: Number of images.
         agreement: Share of the images on which both predict the same class, in [0, 1].
-        error: Root mean square difference of the outputs, relative to the standard deviation of
-            the network's outputs.
-        accuracies: Top-1 accuracy by `pytorch` (float32), `folded` (ONNX, float32) and `int8`, in
+        error: Root mean square error, relative to the standard deviation of the network's outputs.
+        accuracies: Top-1 accuracy of `pytorch` (float32), `folded` (ONNX, float32) and `int8`, in
             [0, 1]; empty if the images have no labels.
-        drop: Lost accuracy, `pytorch` minus `int8`. Without labels, the share of predictions that
+        drop: Lost accuracy, `pytorch` minus `int8`; without labels, the share of predictions that
             changed, which is the most that can be lost.
         drop_error: Standard error of `drop` over the images.
-        rivals: For every other stored branch, how far the file lies on the straight line from the
-            variant's outputs (0) to that branch's (1).
+        rivals: Place on the line from the variant's outputs (0) to those of each branch (1).
         indistinct: Branches whose own outputs equal the variant's.
     """
 
@@ -177,7 +170,7 @@ class Accuracies(Record, frozen=True, kw_only=True):
         images: Number of images, or None if it is not known.
         clean_accuracy: Top-1 accuracy on clean images, in [0, 1].
         corrupted_accuracy: Mean top-1 accuracy over the corrupted cells, in [0, 1].
-        mean_corruption_error: mCE, in percent of the reference.
+        mean_corruption_error: 1 - `corrupted_accuracy`, only of a whole suite, in [0, 1].
     """
 
     suite: str
@@ -229,8 +222,7 @@ class OnnxRecord(Record, frozen=True, kw_only=True):
         checkpoint_sha256: Hash of the checkpoint's file.
         classes: Names of the classes, in the order of the outputs.
         accuracies: Results of an evaluation of the variant.
-        parity: Comparison with PyTorch of each variant, by name; of an int8 file, the comparison
-            of its float32 form.
+        parity: Comparison of each variant with PyTorch, by name; for int8, of its float32 form.
         int8: How an int8 file was made and judged; None for other forms.
         sha256: Hash of the graph and of all other entries.
     """
@@ -253,6 +245,8 @@ class OnnxRecord(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if (len(self.variants) > 1) != (self.form == "switchable"):
             raise ValueError(f"variants: expected one, got {len(self.variants)} ({self.form}).")
+        if len({variant.name for variant in self.variants}) < len(self.variants):
+            raise ValueError(f"variants: expected different names, got {self.title}.")
         if (self.int8 is not None) != (self.form == "int8"):
             raise ValueError(f"int8: expected it in int8 files alone, got it in {self.form}.")
 
@@ -278,23 +272,31 @@ def read_entries(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def parse_record(entries: Mapping[str, str], where: str) -> OnnxRecord | None:
-    """Return the record among a file's metadata, or None if recal wrote none of it.
-
-    Args:
-        entries: The metadata as it is stored.
-        where: Name of the file, for messages.
+    """Return the record among the metadata of a file, or None if recal wrote none of it.
 
     Raises:
         InputError: An entry is missing or not as recal writes it, or a newer recal wrote it.
     """
+    return _parsed(entries, where) if any(key.startswith(PREFIX) for key in entries) else None
+
+
+def read_record(model: onnx.ModelProto, where: str) -> OnnxRecord:
+    """Return the record of a file that recal wrote, whether it was changed since or not.
+
+    Raises:
+        InputError: recal did not write it, or a newer one did.
+    """
+    return _parsed(read_entries(model), where)
+
+
+def _parsed(entries: Mapping[str, str], where: str) -> OnnxRecord:
     own = {k.removeprefix(PREFIX): v for k, v in entries.items() if k.startswith(PREFIX)}
-    if not own:
-        return None
     missing = [key for key in REQUIRED if key not in own]
     if missing:
+        which = f" {', '.join(missing)}" if own else ""
         raise InputError(
-            f"{where}: expected a file that recal wrote, got none of its entries "
-            f"{', '.join(missing)}. Only such a file says what it should be."
+            f"{where}: expected a file that recal wrote, got none of its entries{which}. Only such "
+            "a file says what it should be."
         )
     content = {
         key: value if key in TEXTS else read_json(value, object, f"{where}: {PREFIX}{key}")
@@ -329,21 +331,6 @@ def record_digest(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def read_record(model: onnx.ModelProto, where: str) -> OnnxRecord:
-    """Return the record of a file that recal wrote, whether it was changed since or not.
-
-    Raises:
-        InputError: recal did not write it, or a newer one did.
-    """
-    record = parse_record(read_entries(model), where)
-    if record is None:
-        raise InputError(
-            f"{where}: expected a file that recal wrote, got none of its entries. Only such a file "
-            "says what it should be."
-        )
-    return record
-
-
 def check_digest(model: onnx.ModelProto, record: OnnxRecord, where: str) -> None:
     """Refuse a file whose graph or record was changed since it was written.
 
@@ -361,10 +348,10 @@ def check_digest(model: onnx.ModelProto, record: OnnxRecord, where: str) -> None
 
 def shortened(record: T, digits: int) -> T:
     """Return a record whose numbers have few significant digits, which repeat from run to run."""
-    return msgspec.convert(_rounded(msgspec.to_builtins(record), digits), type(record))
 
+    def rounded(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: rounded(part) for key, part in value.items()}
+        return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
-def _rounded(value: object, digits: int) -> object:
-    if isinstance(value, dict):
-        return {key: _rounded(part, digits) for key, part in value.items()}
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+    return msgspec.convert(rounded(msgspec.to_builtins(record)), type(record))

@@ -1,23 +1,18 @@
-"""Running ONNX files in ONNX Runtime, and seeded noise to compare runs with."""
+"""Running ONNX files in ONNX Runtime, and checking them against their own record, without torch."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from recal.data.normalise import normalise_array
-from recal.errors import InputError, pick, reason
-from recal.onnx_file.reading import read_model
-from recal.onnx_file.record import Probe, parse_record
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
+from recal.errors import InputError, VerificationError, pick, reason
+from recal.onnx_file.reading import check_model, read_model
+from recal.onnx_file.record import OnnxRecord, Probe, check_digest, parse_record, read_record
 
 INPUTS = ("tensor(float)", "tensor(uint8)")
 TINY = np.finfo(np.float32).tiny
@@ -34,10 +29,10 @@ def open_session(
     optimisation: onnxruntime.GraphOptimizationLevel = FULL,
     optimised: Path | None = None,
 ) -> onnxruntime.InferenceSession:
-    """Load a serialised model on the CPU.
+    """Load a serialised model on the CPU; check one from outside with `read_model` first.
 
     Args:
-        model: The model. Check one from outside with `read_model` first.
+        model: The serialised model.
         where: Name of the model, for messages.
         threads: Threads of ONNX Runtime; 0 for all cores.
         optimisation: How far ONNX Runtime folds and fuses nodes.
@@ -67,11 +62,10 @@ def run_session(
         InputError: ONNX Runtime refuses the inputs.
     """
     try:
-        outputs: list[NDArray[Any]] = session.run(None, inputs)
+        return list(session.run(None, inputs))
     except Exception as error:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
         raise InputError(f"ONNX Runtime: {shapes}: {reason(error)}.") from error
-    return outputs
 
 
 class OnnxNetwork:
@@ -80,8 +74,7 @@ class OnnxNetwork:
     Args:
         model: A file, which is checked first, or a serialised model.
         threads: Threads of ONNX Runtime; 0 for all cores.
-        variant: The variant of a switchable file that runs, by name or number; by default the
-            first.
+        variant: The variant of a switchable file that runs, by name or number.
         optimisation: How far ONNX Runtime folds and fuses nodes.
 
     Attributes:
@@ -112,20 +105,18 @@ class OnnxNetwork:
         if isinstance(variant, str):
             names = [held.name for held in self.record.variants] if self.record else []
             variant = names.index(pick(variant, names, "--variant"))
-        inputs = {i.name: i for i in self._session.get_inputs()}
-        self._extra: dict[str, NDArray[np.int64]] = {}
-        if inputs.pop("variant", None) is not None:
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._extra: dict[str, NDArray[Any]] = {}
+        if any(given.name == "variant" for given in inputs):
+            inputs = [given for given in inputs if given.name != "variant"]
             self._extra["variant"] = np.array(variant, np.int64)
-        outputs = self._session.get_outputs()
-        image = next(iter(inputs.values()), None)
-        shape = image.shape if image is not None else []
-        kind = image.type if image is not None else ""
+        shape, kind = (inputs[0].shape, inputs[0].type) if inputs else ([], "")
         if len(inputs) != 1 or len(outputs) != 1 or len(shape) != 4 or kind not in INPUTS:
             raise InputError(
                 f"{where}: expected one float input (N, 3, H, W) or uint8 input (N, H, W, 3) and "
                 f"one output, got {len(inputs)} inputs {shape} {kind} and {len(outputs)} outputs."
             )
-        self._input = next(iter(inputs))
+        self._input = inputs[0].name
         self.takes_pixels = kind == "tensor(uint8)"
         side = shape[1] if self.takes_pixels else shape[2]
         self.size: int | None = side if isinstance(side, int) else None
@@ -135,12 +126,7 @@ class OnnxNetwork:
         self.gives_probabilities = outputs[0].name == "probabilities"
 
     def logits(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return logits (N, K), or logarithms of probabilities where the file gives those.
-
-        Args:
-            inputs: Normalised images, float32 (N, 3, H, W), or with `takes_pixels` uint8
-                (N, H, W, 3).
-        """
+        """Return logits (N, K) of inputs as `outputs` takes them; of probabilities, logarithms."""
         result = self.outputs(inputs)
         return np.log(np.maximum(result, TINY)) if self.gives_probabilities else result
 
@@ -148,18 +134,18 @@ class OnnxNetwork:
         """Return the file's own outputs (N, K); a file of a fixed batch is run several times.
 
         Args:
-            inputs: Normalised images, float32 (N, 3, H, W), or with `takes_pixels` uint8
-                (N, H, W, 3).
+            inputs: Normalised float32 (N, 3, H, W), or with `takes_pixels` uint8 (N, H, W, 3).
 
         Raises:
             InputError: ONNX Runtime refuses the images.
         """
         if self.batch is None:
-            return self._run(inputs)
+            return run_session(self._session, {self._input: inputs, **self._extra})[0]
         parts = []
         for start in range(0, len(inputs), self.batch):
             part = inputs[start : start + self.batch]
-            parts.append(self._run(filled(part, self.batch))[: len(part)])
+            given = {self._input: filled(part, self.batch), **self._extra}
+            parts.append(run_session(self._session, given)[0][: len(part)])
         return np.concatenate(parts)
 
     def classify(
@@ -169,23 +155,12 @@ class OnnxNetwork:
         return self.logits(pixels if self.takes_pixels else normalise_array(pixels, mean, std))
 
     def noise(self, images: int, side: int) -> NDArray[Any]:
-        """Return seeded noise in the form that the file takes.
-
-        Args:
-            images: Number of images.
-            side: Side of the images in pixels, where the file leaves it open.
-        """
+        """Return seeded noise as the file takes it; `side` in pixels applies if it takes any."""
         side = self.size or side
         rng = np.random.default_rng(SEED)
         if self.takes_pixels:
             return rng.integers(0, 256, (images, side, side, 3), dtype=np.uint8)
         return rng.standard_normal((images, 3, side, side), dtype=np.float32)
-
-    def _run(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = run_session(
-            self._session, {self._input: inputs, **self._extra}
-        )[0]
-        return result
 
 
 def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:
@@ -197,6 +172,8 @@ def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:
 SEED = 0
 SIDE = 64  # of noise for networks that take any size
 KEPT = 8
+TOLERANCE = 1e-3
+COARSE_TOLERANCE = 5e-2
 
 
 def make_probe(model: bytes) -> Probe:
@@ -209,33 +186,60 @@ def make_probe(model: bytes) -> Probe:
     )
 
 
-def probe_difference(model: bytes, recorded: Probe) -> float:
-    """Return how far outputs are from the recorded ones, relative to max(1, the largest)."""
-    found = _on_noise(model)[:, :KEPT]
-    if any(len(row) != found.shape[1] for row in recorded.outputs):
-        return float("inf")
-    expected = np.asarray(recorded.outputs, np.float64)
-    if found.shape != expected.shape:
-        return float("inf")
-    return float(np.abs(found - expected).max() / max(1.0, recorded.largest))
+def noise_difference(
+    first: bytes, second: bytes, optimisation: onnxruntime.GraphOptimizationLevel = FULL
+) -> float:
+    """Return how far two networks' outputs on noise are apart, relative to max(1, the largest).
 
-
-def folding_difference(model: bytes) -> float:
-    """Return how far outputs with ONNX Runtime's folding are from those without it, relative."""
-    return _distance(_on_noise(model), _on_noise(model, optimisation=NONE))
-
-
-def noise_difference(first: bytes, second: bytes) -> float:
-    """Return how far two networks' outputs are apart, relative to max(1, the largest)."""
-    return _distance(_on_noise(first), _on_noise(second))
-
-
-def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    The first runs with all of ONNX Runtime's optimisation, the second with the one given.
+    """
+    a, b = _on_noise(first), _on_noise(second, optimisation)
     return float(np.abs(a - b).max() / max(1.0, float(np.abs(a).max())))
 
 
 def _on_noise(
-    model: bytes, *, optimisation: onnxruntime.GraphOptimizationLevel = FULL
+    model: bytes, optimisation: onnxruntime.GraphOptimizationLevel = FULL
 ) -> NDArray[np.float64]:
     network = OnnxNetwork(model, optimisation=optimisation)
     return network.outputs(network.noise(2, SIDE)).astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """The result of checking a file without its checkpoint.
+
+    Attributes:
+        record: What the file says of itself.
+        probe_difference: Distance of outputs on noise from those recorded, relative to the largest.
+    """
+
+    record: OnnxRecord
+    probe_difference: float
+
+
+def verify_alone(path: Path) -> SelfCheck:
+    """Check that a file is whole, valid and unchanged, and that it computes as it did when written.
+
+    The digest in the file protects against damage and careless edits. A forged file with a new
+    digest is found by `recal.export.verify.verify_against` alone.
+
+    Raises:
+        InputError: It is no whole ONNX file, or not one that recal wrote.
+        VerificationError: Its contents were changed, or this ONNX Runtime computes otherwise.
+    """
+    model, where = read_model(path), str(path)
+    record = read_record(model, where)
+    check_digest(model, record, where)
+    check_model(model, where)
+    found, recorded = _on_noise(model.SerializeToString())[:, :KEPT], record.probe.outputs
+    difference = float("inf")
+    if [len(row) for row in recorded] == [found.shape[1]] * len(found):
+        distance = np.abs(found - np.asarray(recorded, np.float64)).max()
+        difference = float(distance / max(1.0, record.probe.largest))
+    allowed = COARSE_TOLERANCE if record.form in ("float16", "int8") else TOLERANCE
+    if not difference <= allowed:
+        raise VerificationError(
+            f"{path}: expected the outputs that were recorded, within {allowed:.0e}, got a "
+            f"difference of {difference:.1e} of the largest. This ONNX Runtime computes otherwise."
+        )
+    return SelfCheck(record=record, probe_difference=difference)

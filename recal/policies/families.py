@@ -1,7 +1,5 @@
 """Families of data sets: their preprocessing, and which images belong to them."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Protocol, TypeAlias
@@ -59,11 +57,7 @@ def family_names() -> list[str]:
 
 
 def load_family(name: str) -> Family:
-    """Read a shipped family.
-
-    Raises:
-        UsageError: There is none of this name.
-    """
+    """Read a shipped family; another name is a `UsageError`."""
     path = shipped("policies") / pick(name, family_names(), "--family") / FAMILY_FILE
     return msgspec.structs.replace(read_toml(path, Family), name=name)
 
@@ -85,13 +79,12 @@ def usual_folders(member: OfFamily) -> tuple[str, ...]:
 def open_family_images(spec: OfFamily, data: str | Path | None, split: str) -> ImageSource:
     """Open one split of the data set that a network is trained on, or of a given folder.
 
+    It is an `InputError` if there are none, or if they are malformed.
+
     Args:
         spec: The network's family and number of classes, usually its `ModelSpec`.
         data: A folder or file of images, or None to look in the usual places.
         split: `train` or `test`.
-
-    Raises:
-        InputError: There are no images, or they are malformed.
     """
     what = f"{'calibration' if split == TRAIN else split} images ({spec.family})"
     folder = None if data is None else Path(data)

@@ -6,8 +6,6 @@ or timm's own, or out of Pillow alone where nothing is random, so that images ar
 torch too. To add one: write the class and add one line to the table at the foot.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias

@@ -79,14 +79,9 @@ class Policy:
 
     @classmethod
     def from_text(cls, name: str, text: str) -> Policy:
-        """Read a policy from the text that a variant's record carries.
+        """Read a policy from the text that a variant's record carries: see `text`.
 
-        Args:
-            name: The policy's name.
-            text: A policy file's text; of a mix, followed by the texts of its parts.
-
-        Raises:
-            InputError: The text is no policy, or has parts too few or too many.
+        It is an `InputError` if the text is no policy, or has parts too few or too many.
         """
         where = f"policy {shown(name)}"
         begins = [match.start() for match in SUMMARY_LINE.finditer(text)][1:]
@@ -141,16 +136,7 @@ def policy_names(family: str) -> list[str]:
 
 
 def resolve_policy(given: str | Path | Policy, family: str) -> Policy:
-    """Return the policy that the user means.
-
-    Args:
-        given: A policy, the path of a .toml file, or the name of one of the family's policies.
-        family: The family whose policies are known by name.
-
-    Raises:
-        UsageError: The family has no policy of this name.
-        InputError: The file is no policy.
-    """
+    """Return the policy that the user means: a policy, a .toml file, or one of the family's."""
     if isinstance(given, Policy):
         return given
     if isinstance(given, Path) or given.endswith(".toml"):
@@ -159,21 +145,13 @@ def resolve_policy(given: str | Path | Policy, family: str) -> Policy:
 
 
 def load_policy(family: str, mode: str) -> Policy:
-    """Read a shipped policy.
-
-    Raises:
-        UsageError: The family has no policy of this name.
-    """
+    """Read a shipped policy; a name that the family does not have is a `UsageError`."""
     mode = pick(mode, policy_names(family), f"--mode (family {family})")
     return read_policy(shipped("policies") / family / f"{mode}.toml")
 
 
 def read_policy(path: Path) -> Policy:
-    """Read a policy file, and the files beside it that it mixes.
-
-    Raises:
-        InputError: A file cannot be read, or names an unknown op or argument.
-    """
+    """Read a policy file, and the files beside it that it mixes; faults are an `InputError`."""
     text = read_text(path)
     file = parse_toml(text, PolicyFile, str(path))
     parts = []

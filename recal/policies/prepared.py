@@ -1,7 +1,5 @@
 """Images under a policy, as arrays. Policies without random ops need no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -20,12 +18,10 @@ class PreparedImages:
 
     Args:
         source: The images.
-        policy: The policy. A random one needs torch, because its ops are torchvision's and timm's.
+        policy: The policy. A random one needs torch, because its ops are torchvision's and timm's;
+            if torch is not installed, a `UsageError` is raised.
         seed: Key of the random draws, together with an image's index.
         size: Side of the network's input, in pixels.
-
-    Raises:
-        UsageError: The policy needs torch, which is not installed.
     """
 
     def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
@@ -53,11 +49,7 @@ class PreparedImages:
         return image
 
     def batch(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return several images, uint8 (N, size, size, 3).
-
-        Raises:
-            InputError: One cannot be decoded, or the policy leaves it at another size.
-        """
+        """Return several images, uint8 (N, size, size, 3); any other size is an `InputError`."""
         (images,) = _read_all(self.source, [self], indices)
         return images
 
@@ -90,16 +82,8 @@ class PreparedImages:
 class PreparedTogether:
     """The images of a source under several policies, each image decoded once.
 
-    Each policy gives the same images as it does alone, in `PreparedImages`.
-
-    Args:
-        source: The images.
-        policies: The policies.
-        seed: Key of the random draws, together with an image's index.
-        size: Side of the network's input, in pixels.
-
-    Raises:
-        UsageError: A policy needs torch, which is not installed.
+    Each policy gives the same images as it does alone, in `PreparedImages`, which explains the
+    arguments.
     """
 
     def __init__(

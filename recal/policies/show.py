@@ -1,7 +1,5 @@
 """A picture of what a policy does to images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +47,6 @@ def show_policy(
         family: Family of the policy; None uses the one that fits the size of the images.
         samples: Number of images, one in each row.
         seed: Seed of the choice of images, and of the first of eight random draws.
-
-    Raises:
-        UsageError: The policy or the family is unknown.
-        InputError: The images or the policy's file cannot be read, or do not fit each other.
     """
     source = open_images(data or sample_images(), TRAIN)
     chosen = [int(index) for index in seeded_batches(len(source), samples, samples, seed)[0]]

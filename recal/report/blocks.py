@@ -1,7 +1,5 @@
 """Texts built of tables, facts and sentences, marked up for a terminal or as Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +11,6 @@ class Grid:
 
     Attributes:
         title: One line above the table; may be empty.
-        header: Names of the columns.
         rows: The rows, with one text for each column.
         left: Indices of the columns that are aligned left; the others are aligned right.
     """
@@ -26,12 +23,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, one pair a line.
-
-    Attributes:
-        rows: The pairs; an empty name continues the line above.
-        title: One line above them; may be empty.
-    """
+    """Names and values, one pair a line, under a title; an empty name continues the line above."""
 
     rows: tuple[tuple[str, str], ...]
     title: str = ""
@@ -43,41 +35,31 @@ Block = Grid | Facts | str
 
 @dataclass(frozen=True)
 class Markup:
-    """How blocks become text.
-
-    Attributes:
-        table: Function that returns a table as text.
-        bullet: Prefix of each sentence and fact.
-    """
+    """How blocks become text: tables by a function, sentences and facts after a bullet."""
 
     table: Callable[[Grid], str]
     bullet: str
 
     def text(self, blocks: Iterable[Block]) -> str:
-        """Return blocks as one text.
-
-        Empty lines separate tables, facts and groups of consecutive sentences.
-        """
-        texts = []
-        for kind, group in groupby(blocks, key=type):
-            if kind is str:
-                texts.append("\n".join(f"{self.bullet}{sentence}" for sentence in group))
-            else:
-                texts += [self._block(block) for block in group]
-        return "\n\n".join(texts)
+        """Return blocks as one text, with empty lines but between consecutive sentences."""
+        groups = groupby(blocks, key=type)
+        return "\n\n".join(
+            ("\n" if kind is str else "\n\n").join(map(self._block, group))
+            for kind, group in groups
+        )
 
     def _block(self, block: Block) -> str:
         if isinstance(block, Grid):
             return self.table(block)
         if isinstance(block, str):
-            return block
+            return f"{self.bullet}{block}"
         width = 0 if self.bullet else max(len(name) for name, _ in block.rows) + 2
         start = self.bullet or ("  " if block.title else "")
         colon = ": " if self.bullet else ""
-        names = (f"{name}{colon}" if name else "" for name, _ in block.rows)
-        pairs = zip(names, (value for _, value in block.rows), strict=True)
-        lines = [f"{start}{name:<{width}}{value}".rstrip() for name, value in pairs]
-        return "\n".join(([block.title] if block.title else []) + lines)
+        lines = [block.title] if block.title else []
+        for name, value in block.rows:
+            lines.append(f"{start}{f'{name}{colon}' if name else '':<{width}}{value}".rstrip())
+        return "\n".join(lines)
 
 
 def plain(grid: Grid) -> str:
@@ -97,14 +79,12 @@ def plain(grid: Grid) -> str:
 def markdown(grid: Grid) -> str:
     """Return a table in GitHub's Markdown; the title is bold."""
     rules = (" --- " if column in grid.left else " ---: " for column in range(len(grid.header)))
-    rows = (_markdown_row(row) for row in grid.rows)
-    lines = [_markdown_row(grid.header), f"|{'|'.join(rules)}|", *rows]
+    header, *rows = (
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        for cells in (grid.header, *grid.rows)
+    )
     title = [f"**{grid.title}**", ""] if grid.title else []
-    return "\n".join(title + lines)
-
-
-def _markdown_row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "\n".join([*title, header, f"|{'|'.join(rules)}|", *rows])
 
 
 MARKUPS = {"plain": Markup(plain, ""), "markdown": Markup(markdown, "- ")}

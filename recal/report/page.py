@@ -1,31 +1,21 @@
 """A run as one self-contained HTML page."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from recal.files import PACKAGE, write_whole
-from recal.report.plots import has_trade_off, to_svg, trade_off_figure
-from recal.report.summary import calibration_table, extent, part_table, summary_table, verdicts
+from recal.report.plots import to_svg, trade_off_figure, with_both
+from recal.report.runs import calibration_table, extent, part_table, summary_table, verdicts
+from recal.runs.summary import Summary
 from recal.version import __version__
-
-if TYPE_CHECKING:
-    from recal.runs.summary import Summary
-
 
 PARTS = ("corruption", "group", "severity")
 
 
 def write_report(summary: Summary, path: Path) -> None:
-    """Write the page: summary, trade-off, calibration, accuracy by corruption, group and severity.
-
-    Args:
-        summary: The summary of a run, as `evaluate` gives it or `read_summary` reads it.
-        path: The HTML file; it needs no other file and no network.
+    """Write a run as one HTML file, which needs no other file and no network.
 
     Raises:
         RecalError: The file cannot be written.
@@ -35,7 +25,7 @@ def write_report(summary: Summary, path: Path) -> None:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # the SVG is matplotlib's, which escapes the labels in it
-    svg = Markup(to_svg(trade_off_figure(summary))) if has_trade_off(summary) else None  # noqa: S704
+    svg = Markup(to_svg(trade_off_figure(summary))) if with_both(summary) else None  # noqa: S704
     html = environment.get_template("page.html.j2").render(
         summary=summary,
         extent=extent(summary),

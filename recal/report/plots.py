@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recal.errors import UsageError
 from recal.files import whole_file
-from recal.report.comparison import accuracy_differences
+from recal.report.runs import accuracy_differences
+from recal.runs.compare import Comparison, Difference
+from recal.runs.summary import Summary, TargetRow
 
 if TYPE_CHECKING:
     from recal.inspection.distances import Inspection
-    from recal.runs.compare import Comparison, Difference
-    from recal.runs.summary import Summary, TargetRow
 
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart
@@ -59,62 +60,41 @@ def to_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def has_trade_off(summary: Summary) -> bool:
-    """Return whether any target has both a clean and a corrupted accuracy."""
-    return bool(_with_both(summary))
-
-
 def trade_off_figure(summary: Summary) -> Figure:
-    """Draw clean against corrupted accuracy, one point a target.
+    """Draw clean against corrupted accuracy, one point for each target that has both.
 
     Pale bars are 95 % intervals of the accuracies. Dark bars are intervals of the differences from
     the first target on the same images, which are narrower: a dark bar that does not reach the
     dashed line of the first target is a difference beyond noise, before any correction for several
     comparisons.
-
-    Args:
-        summary: The summary of a run; targets without both accuracies are left out.
     """
-    rows = _with_both(summary)
+    rows = with_both(summary)
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for i, (row, x, y) in enumerate(rows):
-        colour = COLOURS[i % len(COLOURS)]
-        pale = [
-            _bar(value, row.intervals[f"{part}_accuracy"])
-            for part, value in (("clean", x), ("corrupted", y))
-        ]
         axes.errorbar(
-            100 * x, 100 * y, xerr=pale[0], yerr=pale[1],
-            fmt="none", ecolor=colour, elinewidth=4, alpha=0.18,
+            100 * x, 100 * y, xerr=_bar(x, row.intervals["clean_accuracy"]),
+            yerr=_bar(y, row.intervals["corrupted_accuracy"]),
+            fmt="none", ecolor=COLOURS[i % len(COLOURS)], elinewidth=4, alpha=0.18,
         )  # fmt: skip
         axes.errorbar(
-            100 * x, 100 * y,
-            xerr=_difference_bar(row.clean_difference),
-            yerr=_difference_bar(row.corrupted_difference),
-            fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=7,
-            elinewidth=1.2, capsize=3, label=row.label,
+            100 * x, 100 * y, xerr=_difference_bar(row.clean_difference),
+            yerr=_difference_bar(row.corrupted_difference), **_mark(i),
+            markersize=7, elinewidth=1.2, capsize=3, label=row.label,
         )  # fmt: skip
-    if len(rows) > 1:
-        dashed: dict[str, Any] = {"color": "#777777", "linestyle": "--", "linewidth": 0.8}
-        axes.axvline(100 * rows[0][1], **dashed)
-        axes.axhline(100 * rows[0][2], **dashed)
+    _finish(axes, summary.title, "both", ["top", "right"])
     axes.margins(0.15)
     axes.set_xlabel("clean accuracy, %")
     axes.set_ylabel("corrupted accuracy, mean over cells, %")
-    axes.set_title(summary.title, loc="left", fontsize=10)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     if len(rows) > 1:
-        note = (
-            f"95 % intervals; dark: of the difference from {rows[0][0].label}, same images; "
-            "pale: of the accuracy"
-        )
+        first, x, y = rows[0]
+        axes.axvline(100 * x, color="#777777", linestyle="--", linewidth=0.8)
+        axes.axhline(100 * y, color="#777777", linestyle="--", linewidth=0.8)
         axes.annotate(
-            note, (0, 0), (0, -38), xycoords="axes fraction", textcoords="offset points",
-            fontsize=8, color="#555555", va="top",
+            f"95 % intervals; dark: of the difference from {first.label}, same images; pale: of "
+            "the accuracy", (0, 0), (0, -38), xycoords="axes fraction",
+            textcoords="offset points", fontsize=8, color="#555555", va="top",
         )  # fmt: skip
     return figure
 
@@ -131,18 +111,15 @@ def difference_figure(comparison: Comparison) -> Figure:
     axes = figure.add_subplot()
     axes.axvline(0, color="#777777", linewidth=0.8)
     for i, pair in enumerate(pairs):
-        colour = COLOURS[i % len(COLOURS)]
+        mark, names = _mark(i), f"{pair.second_label} against {pair.first_label}"
         shift = 0.0 if len(pairs) == 1 else 0.6 * (i / (len(pairs) - 1) - 0.5)
         for part, found in accuracy_differences(pair).items():
             axes.errorbar(
-                100 * found.value, rows.index(part) + shift, xerr=_difference_bar(found),
-                fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=5, elinewidth=1.2,
-                capsize=2, markerfacecolor=colour if found.beyond_noise else "white",
+                100 * found.value, rows.index(part) + shift, xerr=_difference_bar(found), **mark,
+                markersize=5, elinewidth=1.2, capsize=2,
+                markerfacecolor=mark["color"] if found.beyond_noise else "white",
             )  # fmt: skip
-        axes.plot(
-            [], [], MARKERS[i % len(MARKERS)], color=colour, markersize=5,
-            label=f"{pair.second_label} against {pair.first_label}",
-        )  # fmt: skip
+        axes.plot([], [], markersize=5, label=names, **mark)
     axes.set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     for row in range(0, len(rows), 2):
@@ -152,13 +129,23 @@ def difference_figure(comparison: Comparison) -> Figure:
         "bars: 95 % intervals, same images; filled: beyond noise after Holm's correction",
         fontsize=9,
     )
-    axes.set_title(comparison.title, loc="left", fontsize=10)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    _finish(axes, comparison.title, "x", ["top", "right", "left"])
     axes.tick_params(axis="y", length=0)
     figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     return figure
+
+
+def _mark(i: int) -> dict[str, Any]:
+    """Return the colour and form of the i-th mark, for lines without a line."""
+    colour, form = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    return {"color": colour, "marker": form, "linestyle": ""}
+
+
+def _finish(axes: Axes, title: str, grid: Literal["both", "x"], hidden: list[str]) -> None:
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(axis=grid, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[hidden].set_visible(False)
 
 
 def plot_inspection(inspection: Inspection, path: Path) -> None:
@@ -193,7 +180,7 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
         save_figure(figure, path)
 
 
-def _with_both(summary: Summary) -> list[tuple[TargetRow, float, float]]:
+def with_both(summary: Summary) -> list[tuple[TargetRow, float, float]]:
     """Return the targets that have both accuracies: their rows, clean and corrupted accuracy."""
     return [
         (row, row.clean_accuracy, row.corrupted_accuracy)

@@ -1,8 +1,6 @@
 """Comparing targets of a run on the same images: differences, intervals and tests."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from os import PathLike
 from pathlib import Path
@@ -10,23 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from recal.errors import InputError, UsageError
-from recal.runs.bootstrap import Measured, measure
+from recal.runs.metrics import Measured, measure
 from recal.runs.quantities import cell_groups, quantities_of
 from recal.runs.statistics import ALPHA, holm, mcnemar, paired_mean
 from recal.runs.store import SavedRun, open_run
 from recal.schema import Record
 from recal.suites.suite import Cell
 
+# tests that are corrected together: whole targets, their corruptions, their cells
+FAMILIES = ("headlines", "corruptions", "cells")
+
 
 class Difference(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A difference between two targets, the second's value minus the first's.
 
     Attributes:
-        of_first: The first target's value.
-        of_second: The second target's value.
-        value: The difference.
-        low: Lower end of its 95 % interval, by a bootstrap that is paired over images.
-        high: Upper end of that interval.
+        low, high: Ends of its 95 % interval, by a bootstrap that is paired over images.
         p: p-value of no difference; None where it was not tested.
         p_holm: The p-value corrected for all tests of its family: clean and corrupted accuracy of
             every pair, or the corruptions of every pair.
@@ -48,9 +45,7 @@ class CellTest(Record, frozen=True, kw_only=True):
 
     Attributes:
         corruption: The cell's corruption; None for clean images.
-        severity: Its severity; None for clean images.
-        only_first: Number of images on which only the first target is right.
-        only_second: Number of images on which only the second target is right.
+        only_first, only_second: Numbers of images on which only that target is right.
         difference: Difference of the accuracies, second minus first.
         p: Exact two-sided p-value.
         p_holm: The p-value corrected for all cells of all pairs.
@@ -73,13 +68,9 @@ class Pair(Record, frozen=True, kw_only=True):
     Attributes:
         first: Name of the target that the other one is compared with.
         second: Name of the other target.
-        first_label: Label of the first target.
-        second_label: Label of the second target.
-        images: Number of images.
         beyond_noise: Whether any test finds a difference.
         differences: Differences by name of the quantity. The accuracies `clean`, `corrupted` and
             those of each corruption are tested.
-        cells: One test for each cell.
     """
 
     first: str
@@ -93,14 +84,7 @@ class Pair(Record, frozen=True, kw_only=True):
 
 
 class Comparison(Record, frozen=True, kw_only=True):
-    """Pairs of targets of a run, compared on the same images.
-
-    Attributes:
-        suite: Name of the suite.
-        title: Title of the suite.
-        provenance: Origin of the corrupted images; None for a clean suite.
-        pairs: The pairs, in the order of the request.
-    """
+    """Pairs of targets of a run, in the order of the request, compared on the same images."""
 
     suite: str
     title: str
@@ -143,84 +127,57 @@ def compare(
     pairs = list(combinations(measured, 2)) if every_pair else [
         (measured[0], other) for other in measured[1:]
     ]  # fmt: skip
-    record = run.record
     return Comparison(
-        suite=record.suite,
-        title=record.title,
-        provenance=record.provenance,
+        suite=run.record.suite,
+        title=run.record.title,
+        provenance=run.record.provenance,
         pairs=compare_measured(run, pairs),
     )
 
 
 def compare_measured(run: SavedRun, pairs: Sequence[tuple[Measured, Measured]]) -> tuple[Pair, ...]:
-    """Compare pairs of targets by their metrics; tests are corrected for all of the pairs.
-
-    Raises:
-        InputError: Two targets share no cell.
-    """
+    """Compare pairs of targets by their metrics; tests are corrected for all of the pairs."""
     compared = [_Compared(run, *pair) for pair in pairs]
-    # three families of tests: whole targets, their corruptions, their cells
-    headlines, corruptions, cells = (
-        iter(holm(np.concatenate([[], *families])).tolist())
-        for families in (
-            [list(c.headlines.values()) for c in compared],
-            [list(c.corruptions.values()) for c in compared],
-            [c.p for c in compared],
-        )
-    )
-    return tuple(
-        c.pair(
-            {name: (p, next(headlines)) for name, p in c.headlines.items()}
-            | {name: (p, next(corruptions)) for name, p in c.corruptions.items()},
-            cells,
-        )
-        for c in compared
-    )
+    for family in FAMILIES:
+        tests = [(c, key) for c in compared for key in c.tests[family]]
+        corrected = holm(np.array([c.tests[family][key] for c, key in tests], np.float64))
+        for (c, key), p_holm in zip(tests, corrected.tolist(), strict=True):
+            c.corrected[key] = p_holm
+    return tuple(c.pair() for c in compared)
 
 
 class _Compared:
-    """Two targets before their tests are corrected."""
+    """Two targets, the p-values of their tests, and these after correction."""
 
     def __init__(self, run: SavedRun, first: Measured, second: Measured) -> None:
-        shared = [cell for cell in first.cells if cell in second.cells]
-        if not shared:
+        cells = [cell for cell in first.cells if cell in second.cells]
+        if not cells:
             raise InputError(
                 f"{run.folder}: expected cells of both {first.target.label} and "
                 f"{second.target.label}, got none. Run `recal eval` for both again."
             )
-        self.run, self.first, self.second = run, first.over(shared), second.over(shared)
+        self.run, self.first, self.second = run, first.over(cells), second.over(cells)
         both = zip(self.first.correct, self.second.correct, strict=True)
         gained = [after.astype(np.int8) - before for before, after in both]
         self.only_first = np.array([(change < 0).sum() for change in gained])
         self.only_second = np.array([(change > 0).sum() for change in gained])
-        self.p = mcnemar(self.only_first, self.only_second)
+        p_of_cells = mcnemar(self.only_first, self.only_second).tolist()
+        self.corrected: dict[str | Cell, float] = {}
+        self.tests: dict[str, dict[str | Cell, float]] = {name: {} for name in FAMILIES}
+        self.tests["cells"] |= zip(cells, p_of_cells, strict=True)
+        for group in cell_groups(run, cells):
+            rows = [cells.index(cell) for cell in group.cells]
+            p = p_of_cells[rows[0]]
+            if len(rows) > 1:
+                p = paired_mean(np.mean([gained[row] for row in rows], axis=0))
+            if group.by in ("clean", "corrupted"):
+                self.tests["headlines"][f"{group.name}_accuracy"] = p
+            elif group.by == "corruption":
+                self.tests["corruptions"][f"{group.name}_accuracy"] = p
 
-        def p_of(cells: Sequence[Cell]) -> float:
-            rows = [shared.index(cell) for cell in cells]
-            if len(rows) == 1:
-                return float(self.p[rows[0]])
-            return paired_mean(np.mean([gained[row] for row in rows], axis=0))
-
-        groups = cell_groups(run, shared)
-        self.headlines = {
-            f"{group.name}_accuracy": p_of(group.cells)
-            for group in groups
-            if group.by in ("clean", "corrupted")
-        }
-        self.corruptions = {
-            f"{group.name}_accuracy": p_of(group.cells)
-            for group in groups
-            if group.by == "corruption"
-        }
-
-    def pair(self, tests: Mapping[str, tuple[float, float]], corrected: Iterator[float]) -> Pair:
-        """Return the pair with its corrected tests.
-
-        Args:
-            tests: p-values of accuracies, before and after correction.
-            corrected: Corrected p-values of cells; as many are taken as there are cells.
-        """
-        differences, cells = self._differences(tests), self._cell_tests(corrected)
+    def pair(self) -> Pair:
+        """Return the pair with its corrected tests."""
+        differences, cells = self._differences(), self._cell_tests()
         return Pair(
             first=self.first.target.name,
             second=self.second.target.name,
@@ -233,39 +190,40 @@ class _Compared:
             cells=cells,
         )
 
-    def _differences(self, tests: Mapping[str, tuple[float, float]]) -> dict[str, Difference]:
+    def _differences(self) -> dict[str, Difference]:
         value = self.second.value - self.first.value
         resampled = self.second.resampled - self.first.resampled
+        p_values = self.tests["headlines"] | self.tests["corruptions"]
         differences = {}
         for name, quantity in quantities_of(self.run, self.first.cells).items():
             found, (low, high) = quantity.difference(value, resampled)
-            p, p_holm = tests.get(name, (None, None))
+            p_holm = self.corrected.get(name)
             differences[name] = Difference(
                 of_first=float(quantity.of(self.first.value)[0]),
                 of_second=float(quantity.of(self.second.value)[0]),
                 value=found,
                 low=low,
                 high=high,
-                p=p,
+                p=p_values.get(name),
                 p_holm=p_holm,
                 beyond_noise=None if p_holm is None else p_holm < ALPHA,
             )
         return differences
 
-    def _cell_tests(self, corrected: Iterator[float]) -> tuple[CellTest, ...]:
-        tests = []
-        for i, (cell, p_holm) in enumerate(zip(self.first.cells, corrected, strict=False)):
-            gained = float(self.only_second[i] - self.only_first[i])
-            tests.append(
-                CellTest(
-                    corruption=cell.corruption,
-                    severity=cell.severity,
-                    only_first=int(self.only_first[i]),
-                    only_second=int(self.only_second[i]),
-                    difference=gained / self.first.images[i],
-                    p=float(self.p[i]),
-                    p_holm=p_holm,
-                    beyond_noise=p_holm < ALPHA,
-                )
+    def _cell_tests(self) -> tuple[CellTest, ...]:
+        counts = zip(self.only_first.tolist(), self.only_second.tolist(), strict=True)
+        return tuple(
+            CellTest(
+                corruption=cell.corruption,
+                severity=cell.severity,
+                only_first=only_first,
+                only_second=only_second,
+                difference=(only_second - only_first) / images,
+                p=self.tests["cells"][cell],
+                p_holm=self.corrected[cell],
+                beyond_noise=self.corrected[cell] < ALPHA,
             )
-        return tuple(tests)
+            for cell, images, (only_first, only_second) in zip(
+                self.first.cells, self.first.images, counts, strict=True
+            )
+        )

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.runs.metrics import METRICS
+from recal.runs.metrics import METRICS, Measured
 from recal.runs.statistics import Interval, normal_interval, percentile_interval, wilson_interval
-
-if TYPE_CHECKING:
-    from recal.runs.bootstrap import Measured
-    from recal.runs.store import SavedRun
-    from recal.suites.suite import Cell
-
+from recal.runs.store import SavedRun
+from recal.suites.suite import Cell
 
 ECE = METRICS.index("ece")
 # metrics that are a share of the images
@@ -25,12 +22,7 @@ SHARES = (METRICS.index("accuracy"), METRICS.index("top5_accuracy"))
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """A weighted sum of the metrics of cells, and a constant.
-
-    Attributes:
-        weights: (C, 5), of each cell's metrics in the order of METRICS.
-        constant: Added to the sum.
-    """
+    """A weighted sum of the metrics of C cells, in the order of METRICS, (C, 5), and a constant."""
 
     weights: NDArray[np.float64]
     constant: float = 0.0
@@ -67,17 +59,15 @@ class Quantity:
     def difference(
         self, value: NDArray[np.float64], resampled: NDArray[np.float64]
     ) -> tuple[float, Interval]:
-        """Return its difference between two targets, with the 95 % interval of a paired bootstrap.
+        """Return a difference between two targets, with the 95 % interval of a paired bootstrap.
 
-        Args:
-            value: Differences of the cells' metrics, (1, C, 5).
-            resampled: Differences in each bootstrap resample, (R, C, 5).
+        It is computed from the differences of the cells' metrics, (1, C, 5), and those in each
+        bootstrap resample, (R, C, 5).
         """
         linear = Quantity(self.weights)  # constants cancel
         found, drawn = float(linear.of(value)[0]), linear.of(resampled)
-        if self.weights[:, ECE].any():
-            return found, normal_interval(found, drawn)
-        return found, percentile_interval(drawn)
+        has_ece = self.weights[:, ECE].any()
+        return found, normal_interval(found, drawn) if has_ece else percentile_interval(drawn)
 
     def __add__(self, other: Quantity | float) -> Quantity:
         if isinstance(other, Quantity):
@@ -113,7 +103,6 @@ class CellGroup:
     Attributes:
         name: `clean`, `corrupted`, a corruption, a kind of corruptions, or such as `severity_3`.
         by: What the cells have in common: clean, corrupted, corruption, group or severity.
-        cells: The cells.
     """
 
     name: str
@@ -128,35 +117,27 @@ def cell_groups(run: SavedRun, cells: Sequence[Cell]) -> list[CellGroup]:
     corruptions form only groups of their own.
     """
     standard = [cell for cell in cells if cell in run.standard]
-    corruptions = {cell.corruption: None for cell in cells if cell.corruption is not None}
+    names = list(dict.fromkeys(cell.corruption for cell in cells if cell.corruption is not None))
+    severities = sorted({cell.severity for cell in standard if cell.severity is not None})
     groups = [
-        CellGroup("clean", "clean", tuple(cell for cell in cells if cell.corruption is None)),
-        CellGroup("corrupted", "corrupted", tuple(standard)),
+        ("clean", "clean", [c for c in cells if c.corruption is None]),
+        ("corrupted", "corrupted", standard),
+        *((name, "corruption", [c for c in cells if c.corruption == name]) for name in names),
         *(
-            CellGroup(name, "corruption", tuple(c for c in cells if c.corruption == name))
-            for name in corruptions
+            (kind, "group", [c for c in standard if c.corruption in members])
+            for kind, members in CORRUPTION_KINDS.items()
+            if kind not in names
         ),
         *(
-            CellGroup(kind, "group", tuple(cell for cell in standard if cell.corruption in names))
-            for kind, names in CORRUPTION_KINDS.items()
-            if kind not in corruptions
-        ),
-        *(
-            CellGroup(f"severity_{s}", "severity", tuple(c for c in standard if c.severity == s))
-            for s in sorted({cell.severity for cell in standard if cell.severity is not None})
+            (f"severity_{s}", "severity", [c for c in standard if c.severity == s])
+            for s in severities
         ),
     ]
-    return [group for group in groups if group.cells]
+    return [CellGroup(name, by, tuple(found)) for name, by, found in groups if found]
 
 
 def cell_metric(cells: Sequence[Cell], of: Sequence[Cell], metric: str) -> Quantity:
-    """Return the mean of a metric over some of the cells.
-
-    Args:
-        cells: The C cells that quantities are of.
-        of: Those of them that the mean is over.
-        metric: One of METRICS.
-    """
+    """Return the mean of one of METRICS over some of the cells that quantities are of."""
     weights = np.zeros((len(cells), len(METRICS)))
     weights[[cells.index(cell) for cell in of], METRICS.index(metric)] = 1 / len(of)
     return Quantity(weights)
@@ -180,7 +161,7 @@ def quantities_of(run: SavedRun, cells: Sequence[Cell]) -> dict[str, Quantity]:
         for metric in METRICS
     }
     if run.standard and set(run.standard) <= set(cells):
-        found["mean_corruption_error"] = _error(found["corrupted_accuracy"])
+        found["mean_corruption_error"] = 1.0 - found["corrupted_accuracy"]
         found |= _relative_to_reference(run, found)
     return found
 
@@ -189,26 +170,15 @@ def _relative_to_reference(run: SavedRun, found: Mapping[str, Quantity]) -> dict
     if run.record.reference is None:
         return {}
     names = list(dict.fromkeys(cell.corruption or "" for cell in run.standard))
-    errors = {name: _error(found[f"{name}_accuracy"]) for name in names}
+    errors = {name: 1.0 - found[f"{name}_accuracy"] for name in names}
     reference, share = run.record.reference.errors, 1 / len(names)
-    whole = {"mce": _sum([errors[name] * (share / reference[name]) for name in names])}
+    whole = {"mce": reduce(add, (errors[name] * (share / reference[name]) for name in names))}
     clean = run.record.reference.clean_error
     if clean is None or "clean_accuracy" not in found:
         return whole
-    at_first = _error(found["clean_accuracy"])
-    lost = [(errors[name] - at_first) * (share / (reference[name] - clean)) for name in names]
-    return {**whole, "relative_mce": _sum(lost)}
-
-
-def _error(accuracy: Quantity) -> Quantity:
-    return Quantity(-accuracy.weights, 1.0 - accuracy.constant)
-
-
-def _sum(quantities: Sequence[Quantity]) -> Quantity:
-    total = quantities[0]
-    for quantity in quantities[1:]:
-        total = total + quantity
-    return total
+    lost = {name: errors[name] - (1.0 - found["clean_accuracy"]) for name in names}
+    shares = {name: share / (reference[name] - clean) for name in names}
+    return whole | {"relative_mce": reduce(add, (lost[name] * shares[name] for name in names))}
 
 
 # Source: Hendrycks and Dietterich, arXiv 1903.12261, section 3 and appendix B.

@@ -1,8 +1,7 @@
 """Choosing a target of a run: on one half of the images, reported on the other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from itertools import permutations
 from os import PathLike
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recal.errors import InputError, RecalError, UsageError
-from recal.runs.bootstrap import Measured, measure
 from recal.runs.expressions import Limit, parse_limit, parse_sum
+from recal.runs.metrics import Measured, measure
 from recal.runs.quantities import Quantity, quantities_of
 from recal.runs.store import RunTarget, SavedRun, open_run
 from recal.schema import Record
@@ -36,8 +35,6 @@ class Candidate(Record, frozen=True, kw_only=True):
     """A target that could be chosen.
 
     Attributes:
-        target: Name of the target.
-        label: Its label.
         adaptation: How it was adapted to the test images; None if it never saw them.
         allowed: Whether every limit holds on the half that the choice is made on.
         chosen: Whether it is the choice, or on the Pareto front.
@@ -60,18 +57,12 @@ class Selection(Record, frozen=True, kw_only=True):
     """A choice among the targets of a run.
 
     Attributes:
-        suite: Name of the suite.
-        title: Title of the suite.
         provenance: Origin of the corrupted images; None for a clean suite.
-        maximize: The objectives.
-        subject_to: The limits.
-        pareto: Whether the Pareto front of all objectives was requested.
         images: Number of images of each half.
         chosen: Name of the choice, or names on the front in the order of the first objective.
         limits_hold_on_reporting: For a single choice, whether each limit also holds on the other
             half.
         none_allowed_share: Share of resamples in which no target keeps to the limits.
-        targets: Every candidate, in the run's order.
     """
 
     suite: str
@@ -123,7 +114,13 @@ def select(
     """
     objectives = (maximize,) if isinstance(maximize, str) else tuple(maximize)
     texts = (subject_to,) if isinstance(subject_to, str) else tuple(subject_to)
-    _check_number(objectives, pareto)
+    if pareto and len(objectives) < 2:
+        raise UsageError("pareto: expected two objectives or more, got one.")
+    if not pareto and len(objectives) != 1:
+        raise UsageError(
+            f"maximize: expected one objective, got {len(objectives)}. Weight them in one sum, or "
+            "request the Pareto front."
+        )
     run = open_run(Path(folder))
     chosen_from = run.pick(targets)
     choosing, reporting = (_measure_all(run, chosen_from, half, seed) for half in (0, 1))
@@ -131,11 +128,11 @@ def select(
     sums = [parse_sum(text, known, "maximize") for text in objectives]
     limits = [parse_limit(text, known, "subject to") for text in texts]
 
-    judged = _Judged(sums, limits, [m.value for m in choosing])
-    if not judged.allowed.any():
+    allowed, winners = _judge(sums, limits, [m.value for m in choosing])
+    if not allowed.any():
         raise RecalError(_closest(choosing, limits))
-    resampled = _Judged(sums, limits, [m.resampled for m in choosing])
-    winners, shares = judged.winners()[:, 0], resampled.winners().mean(axis=1)
+    often_allowed, often_chosen = _judge(sums, limits, [m.resampled for m in choosing])
+    shares = often_chosen.mean(axis=1)
     shown = dict(zip(objectives, sums, strict=True)) | {li.left_text: li.left for li in limits}
     accuracies = {name: known.get(f"{name}_accuracy") for name in ("clean", "corrupted")}
     reported = shown | {name: q for name, q in accuracies.items() if q is not None}
@@ -144,15 +141,20 @@ def select(
             target=target.name,
             label=target.label,
             adaptation=target.adaptation,
-            allowed=bool(judged.allowed[i, 0]),
-            chosen=bool(winners[i]),
+            allowed=bool(allowed[i, 0]),
+            chosen=bool(winners[i, 0]),
             share=float(shares[i]),
             choosing={text: float(q.of(choosing[i].value)[0]) for text, q in shown.items()},
-            reporting={text: _estimate(q, reporting[i]) for text, q in reported.items()},
+            reporting={
+                text: Estimate(value=float(q.of(reporting[i].value)[0]), low=low, high=high)
+                for text, q in reported.items()
+                for low, high in [q.interval(reporting[i])]
+            },
         )
         for i, target in enumerate(chosen_from)
     )
-    best = reporting[int(np.argmax(winners))]
+    best = reporting[int(np.argmax(winners[:, 0]))]
+    held = {limit.text: bool(limit.holds(best.value)[0]) for limit in limits}
     front = sorted((c for c in candidates if c.chosen), key=lambda c: -c.choosing[objectives[0]])
     return Selection(
         suite=run.record.suite,
@@ -163,40 +165,30 @@ def select(
         pareto=pareto,
         images=HalfSizes(choosing=max(choosing[0].images), reporting=max(reporting[0].images)),
         chosen=tuple(candidate.target for candidate in front),
-        limits_hold_on_reporting={}
-        if pareto
-        else {limit.text: bool(limit.holds(limit.margin.of(best.value))[0]) for limit in limits},
-        none_allowed_share=float(1 - resampled.allowed.any(axis=0).mean()),
+        limits_hold_on_reporting={} if pareto else held,
+        none_allowed_share=float(1 - often_allowed.any(axis=0).mean()),
         targets=candidates,
     )
 
 
-class _Judged:
-    """Objectives (T, O, R) of T targets in R resamples, and which keep to the limits (T, R)."""
+def _judge(
+    sums: Sequence[Quantity], limits: Sequence[Limit], measured: Sequence[NDArray[np.float64]]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which of T targets keep to the limits in R resamples, and which are chosen, (T, R).
 
-    def __init__(
-        self,
-        sums: Sequence[Quantity],
-        limits: Sequence[Limit],
-        measured: Sequence[NDArray[np.float64]],
-    ) -> None:
-        self.objectives = np.array([[q.of(m) for q in sums] for m in measured])
-        self.allowed = np.ones((len(measured), len(measured[0])), bool)
-        for limit in limits:
-            self.allowed &= limit.holds(np.array([limit.margin.of(m) for m in measured]))
-
-    def winners(self) -> NDArray[np.bool_]:
-        """Return which targets are chosen, (T, R): none is better, or equal and earlier."""
-        chosen = self.allowed.copy()
-        for target, own in enumerate(self.objectives):
-            for rival, other in enumerate(self.objectives):
-                if rival == target:
-                    continue
-                as_good = (other >= own).all(axis=0)
-                better = as_good & (other > own).any(axis=0)
-                before = as_good & (rival < target) & (len(own) == 1)
-                chosen[target] &= ~(self.allowed[rival] & (better | before))
-        return chosen
+    A target is chosen if none that is allowed is better, or equal and earlier.
+    """
+    objectives = np.array([[q.of(m) for q in sums] for m in measured])
+    allowed = np.ones((len(measured), len(measured[0])), bool)
+    for limit in limits:
+        allowed &= np.array([limit.holds(m) for m in measured])
+    chosen = allowed.copy()
+    for (target, own), (rival, other) in permutations(enumerate(objectives), 2):
+        as_good = (other >= own).all(axis=0)
+        better = as_good & (other > own).any(axis=0)
+        before = as_good & (rival < target) & (len(own) == 1)
+        chosen[target] &= ~(allowed[rival] & (better | before))
+    return allowed, chosen
 
 
 def _measure_all(
@@ -218,34 +210,18 @@ def _measure_all(
     return [m.over(shared) for m in measured]
 
 
-def _check_number(objectives: Sequence[str], pareto: bool) -> None:
-    if pareto and len(objectives) < 2:
-        raise UsageError("pareto: expected two objectives or more, got one.")
-    if not pareto and len(objectives) != 1:
-        raise UsageError(
-            f"maximize: expected one objective, got {len(objectives)}. Weight them in one sum, or "
-            "request the Pareto front."
-        )
-
-
 def _closest(measured: Sequence[Measured], limits: Sequence[Limit]) -> str:
     """Return a message that names the target closest to the limits."""
-    found = np.array([[limit.margin.of(m.value)[0] for limit in limits] for m in measured])
-    nearest = int(np.argmax(found.min(axis=1)))
+    nearest = max(measured, key=lambda m: min(limit.margin.of(m.value)[0] for limit in limits))
     missed = [
-        f"{limit.left.of(measured[nearest].value)[0]:.4f} for {limit.text}"
-        for limit, margin in zip(limits, found[nearest], strict=True)
-        if not limit.holds(margin)
+        f"{limit.left.of(nearest.value)[0]:.4f} for {limit.text}"
+        for limit in limits
+        if not limit.holds(nearest.value)[0]
     ]
     several = "s" * (len(limits) > 1)
     return (
         f"no target keeps to the limit{several} on the half of the images that the choice is made "
-        f"on ({max(measured[0].images):,}); closest is {measured[nearest].target.label} with "
+        f"on ({max(nearest.images):,}); closest is {nearest.target.label} with "
         f"{' and '.join(missed)}. Loosen the limit (fractions, not percent), or evaluate more "
         "variants."
     )
-
-
-def _estimate(quantity: Quantity, measured: Measured) -> Estimate:
-    low, high = quantity.interval(measured)
-    return Estimate(value=float(quantity.of(measured.value)[0]), low=low, high=high)

@@ -1,7 +1,5 @@
 """Intervals, and tests of whether two targets differ on the same images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -17,11 +15,7 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(share: float, n: float) -> Interval:
-    """Return Wilson's score interval of a share of n independent cases.
-
-    Args:
-        share: The observed share, in [0, 1].
-        n: Number of cases, 1 or more; need not be an integer.
+    """Return Wilson's score interval of a share, in [0, 1], of n independent cases, 1 or more.
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927), 209-212.
     """
@@ -114,12 +108,9 @@ ALPHA = 0.05
 def mcnemar(only_first: NDArray[np.int64], only_second: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the two-sided p-values of McNemar's test, by the exact binomial distribution.
 
+    The arguments are the numbers of images on which only one of the targets is right, int64 (P,).
     The exact test keeps its level far in the tail, where Holm's correction needs it. The mid-p
     variant is a little more powerful there, but does not guarantee its level.
-
-    Args:
-        only_first: Number of images on which only the first target is right, int64 (P,).
-        only_second: Number of images on which only the second target is right, int64 (P,).
 
     Source: McNemar, Psychometrika 12 (1947), 153-157; on mid-p, Fagerland, Lydersen and Laake, BMC
     Medical Research Methodology 13 (2013), 91.

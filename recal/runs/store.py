@@ -1,7 +1,5 @@
 """The folder of a run: the only reader and writer of `run.json` and of the files of its cells."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,12 +30,8 @@ class RunTarget(Record, frozen=True, kw_only=True):
     """A target of a run.
 
     Attributes:
-        name: The name that the user gave.
-        label: A short name for tables.
         sha256: Identity of the network and its preprocessing.
-        adaptation: How the target was adapted to the test images, in words; None if it never saw
-            them.
-        model: Architecture and preprocessing.
+        adaptation: How it was adapted to the test images, in words; None if it never saw them.
     """
 
     name: str
@@ -48,12 +42,7 @@ class RunTarget(Record, frozen=True, kw_only=True):
 
 
 class ImageDigests(Record, frozen=True, kw_only=True):
-    """Hashes of the indices and labels of the images that are used; None where there are none.
-
-    Attributes:
-        clean: Images of the clean cell.
-        corrupted: Images of every corrupted cell.
-    """
+    """Hashes of the images of the clean cell and of every corrupted cell, or None."""
 
     clean: Sha256 | None
     corrupted: Sha256 | None
@@ -63,17 +52,13 @@ class RunRecord(Record, frozen=True, kw_only=True):
     """The content of a run's `run.json`: what was requested, and what metrics depend on.
 
     Attributes:
-        suite: Name of the suite.
         suite_sha256: Hash of the suite's text.
-        title: Title of the suite, one line.
         provenance: Origin of the corrupted images; None for a clean suite.
         reference: The errors that mCE is relative to, or None.
         standard: Names of the corrupted cells of the whole suite.
         cells: Names of the cells that were requested.
-        images: Hashes of the images that are used.
         seed: Seed of the sample of images and of corruptions made on the fly.
         execution: How networks were run, as far as numbers depend on it.
-        targets: The targets, in the order of the request.
         versions: Versions of the packages that numbers depend on.
         held: Names of the cells that hold, by target; None until the run is finished. Other files
             may be in the folder from another request.
@@ -106,12 +91,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run in its folder; cells are read one at a time, on request.
-
-    Attributes:
-        folder: The folder.
-        record: The content of its `run.json`.
-    """
+    """A run in its folder; cells are read one at a time, on request."""
 
     folder: Path
     record: RunRecord
@@ -144,7 +124,16 @@ class SavedRun:
         columns = read_cell(path)
         if columns is None:
             return None
-        _check_columns(columns, path)
+        if missing := [name for name in COLUMNS if name not in columns]:
+            raise InputError(
+                f"{path}: expected a cell of a run, got no {', '.join(missing)} in it."
+            )
+        for name in COLUMNS:
+            column = columns[name]
+            if column.dtype.kind not in "iuf" or not np.isfinite(column.astype(np.float64)).all():
+                raise InputError(
+                    f"{path}: expected finite numbers as {name}, got others. Evaluate it again."
+                )
         images = self.record.images
         wanted = images.clean if cell.corruption is None else images.corrupted
         return columns if images_digest(columns["index"], columns["label"]) == wanted else None
@@ -210,13 +199,7 @@ def cell_file(folder: Path, target_sha256: str, cell: Cell) -> Path:
 
 
 def write_cell(path: Path, columns: Columns, key: str) -> None:
-    """Write a cell's columns, whole or not at all.
-
-    Args:
-        path: The file.
-        columns: Arrays of equal length, by name.
-        key: Hash of everything that the cell depends on.
-    """
+    """Write a cell's columns, whole or not at all; `key` is the hash of all that it depends on."""
     table = pa.table(columns).replace_schema_metadata({KEY: key.encode()})
     with whole_file(path) as partial:
         pq.write_table(table, partial, compression="zstd")
@@ -250,15 +233,3 @@ def remove_partial_cells(folder: Path) -> None:
 def images_digest(indices: NDArray[np.generic], labels: NDArray[np.generic]) -> str:
     """Return the hash of the indices and labels of images."""
     return hashlib.sha256(np.stack([indices, labels]).astype("<i8").tobytes()).hexdigest()
-
-
-def _check_columns(columns: Columns, path: Path) -> None:
-    missing = [name for name in COLUMNS if name not in columns]
-    if missing:
-        raise InputError(f"{path}: expected a cell of a run, got no {', '.join(missing)} in it.")
-    for name in COLUMNS:
-        column = columns[name]
-        if column.dtype.kind not in "iuf" or not np.isfinite(column.astype(np.float64)).all():
-            raise InputError(
-                f"{path}: expected finite numbers as {name}, got others. Evaluate it again."
-            )

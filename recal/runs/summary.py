@@ -1,62 +1,46 @@
-"""The results of a run as classes, and the files in its folder that hold them."""
+"""The results of a run as classes, computed from its cells, and the files that hold them."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from recal.errors import InputError
 from recal.files import csv_text, write_whole
-from recal.runs.compare import Difference
-from recal.runs.metrics import METRICS
-from recal.runs.statistics import Interval
-from recal.runs.store import open_run
+from recal.runs.compare import Difference, Pair, compare_measured
+from recal.runs.metrics import METRICS, Measured, Metrics, measure_columns, per_image
+from recal.runs.quantities import Quantity, cell_groups, cell_metric, quantities_of
+from recal.runs.statistics import Interval, bounded_mean_interval, mean_interval
+from recal.runs.store import Columns, RunTarget, SavedRun, open_run
 from recal.schema import Record, read_json_file, to_json
+from recal.suites.suite import Cell
 
 
-class CellRow(Record, frozen=True, kw_only=True):
-    """The metrics of a target in a cell; fractions, but nll in nats and brier from 0 to 2.
-
-    Attributes:
-        target: Name of the target.
-        corruption: The cell's corruption; None for clean images.
-        severity: Its severity; None for clean images.
-        n: Number of images.
-        intervals: 95 % intervals of the metrics, by name.
-    """
+class CellRow(Metrics, frozen=True, kw_only=True):
+    """The metrics of a target in a cell; clean images have no corruption and severity."""
 
     target: str
     corruption: str | None
     severity: int | None
     n: int
-    accuracy: float
-    top5_accuracy: float
-    nll: float
-    brier: float
-    ece: float
     intervals: dict[str, Interval]
 
 
-class PartRow(Record, frozen=True, kw_only=True):
+class PartRow(Metrics, frozen=True, kw_only=True):
     """The mean metrics of a target over a corruption, a kind of corruptions, or a severity.
 
     Attributes:
-        target: Name of the target.
         by: What the cells have in common: corruption, group or severity.
         part: Name of the group of cells, such as `fog`, `weather` or `severity_3`.
-        intervals: 95 % intervals of the metrics, by name.
     """
 
     target: str
     by: str
     part: str
-    accuracy: float
-    top5_accuracy: float
-    nll: float
-    brier: float
-    ece: float
     intervals: dict[str, Interval]
 
 
@@ -64,11 +48,8 @@ class ClassRow(Record, frozen=True, kw_only=True, rename={"label": "class"}):
     """The metrics of a target on the images of one class.
 
     Attributes:
-        target: Name of the target.
         part: `clean`, or `corrupted` for the mean over the suite's corrupted cells.
         label: Number of the class; `class` in CSV.
-        n: Number of images.
-        intervals: 95 % intervals of the metrics, by name.
     """
 
     target: str
@@ -86,12 +67,8 @@ class TargetRow(Record, frozen=True, kw_only=True):
     """A target over the whole run; None for quantities that its cells do not allow.
 
     Attributes:
-        target: Name of the target.
-        label: Its label.
         adaptation: How it was adapted to the test images; None if it never saw them.
-        intervals: 95 % intervals, by name of the quantity.
-        clean_difference: Difference of the clean accuracy from the first target's.
-        corrupted_difference: Difference of the mean accuracy over corrupted cells.
+        clean_difference, corrupted_difference: Differences of accuracy from the first target.
     """
 
     target: str
@@ -119,15 +96,11 @@ class Summary(Record, frozen=True, kw_only=True):
     """Every metric of a run: the content of `summary.json` and of `recal eval --json`.
 
     Attributes:
-        suite: Name of the suite.
-        title: Title of the suite.
         provenance: Origin of the corrupted images; None for a clean suite.
         reference: Source of the errors that mCE is relative to, or None.
         images: Number of images of the largest cell.
         cells_done: Number of different cells that any target has.
         cells_of_suite: Number of cells of the whole suite.
-        cells: One row for each target and cell.
-        parts: One row for each target and group of corrupted cells.
         targets: One row for each target; `summary` in JSON.
         execution: How networks were run, for people.
         warnings: What is odd about the images, the preprocessing or the results.
@@ -148,12 +121,7 @@ class Summary(Record, frozen=True, kw_only=True):
 
 
 # the quantities of a target's row
-HEADLINES = tuple(
-    name
-    for name in TargetRow.__struct_fields__
-    if name.startswith(("clean_", "corrupted_", "mean_", "mce", "relative_"))
-    and not name.endswith("_difference")
-)
+HEADLINES = tuple(f.name for f in msgspec.structs.fields(TargetRow) if f.type == float | None)
 
 
 def write_results(folder: Path, summary: Summary, classes: Sequence[ClassRow]) -> None:
@@ -196,20 +164,158 @@ def find_network(folder: Path, sha256: str) -> tuple[Summary, TargetRow]:
     )
 
 
-def flat(row: Record) -> dict[str, object]:
+def flat(row: CellRow | ClassRow | TargetRow) -> dict[str, object]:
     """Return a row as columns of numbers and text: intervals and differences become columns."""
     columns: dict[str, object] = {}
-    intervals: Mapping[str, Interval] | None = getattr(row, "intervals", None)
-    for name, key in zip(row.__struct_fields__, row.__struct_encode_fields__, strict=True):
-        value = getattr(row, name)
-        if name == "intervals":
-            continue
-        if name.endswith("_difference"):
-            columns[key] = None if value is None else value.value
+    keys = dict(zip(row.__struct_fields__, row.__struct_encode_fields__, strict=True))
+    for name in sorted(keys, key=METRICS.__contains__):  # what the row is of comes first
+        key, value = keys[name], getattr(row, name)
+        if name in (*METRICS, *HEADLINES):
+            columns[key] = value
+            columns[f"{key}_low"], columns[f"{key}_high"] = row.intervals.get(name, (None, None))
+        elif name.endswith("_difference"):
+            columns[key] = getattr(value, "value", None)
             for end in ("low", "high", "p_holm"):
-                columns[f"{key}_{end}"] = None if value is None else getattr(value, end)
-            continue
-        columns[key] = value
-        if intervals is not None and name in (*METRICS, *HEADLINES):
-            columns[f"{key}_low"], columns[f"{key}_high"] = intervals.get(name, (None, None))
+                columns[f"{key}_{end}"] = getattr(value, end, None)
+        elif name != "intervals":
+            columns[key] = value
     return columns
+
+
+# the calibration error is not among the metrics of a class: how often a network is right on images
+# of one class is its recall, which its confidence does not estimate
+OF_A_CLASS = METRICS[:4]
+SHARES = ("accuracy", "top5_accuracy")
+
+
+def summarise_run(
+    folder: str | PathLike[str], *, seed: int = 0
+) -> tuple[Summary, tuple[ClassRow, ...]]:
+    """Compute every metric of a run from its cells, each of which is read once and not kept.
+
+    Args:
+        folder: The folder of a run; nothing else is needed.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The summary, and one row for each target, part (`clean` or `corrupted`) and class.
+
+    Raises:
+        InputError: The folder is no run, or a cell is damaged.
+    """
+    run = open_run(Path(folder))
+    record = run.record
+    measured: dict[str, Measured] = {}
+    classes: list[ClassRow] = []
+    for target in run.targets:
+        sums: dict[str, list[Any]] = {}
+        found = measure_columns(target, _read_cells(run, target, sums), seed=seed)
+        if found is not None:
+            measured[target.name] = found
+        for part in ("clean", "corrupted"):
+            if part in sums:
+                labels, total, cells = sums[part]
+                classes += _class_rows(target.name, part, labels, total / cells)
+    pairs = _pairs_with_the_first(run, measured)
+    summary = Summary(
+        suite=record.suite,
+        title=record.title,
+        provenance=record.provenance,
+        reference=None if record.reference is None else record.reference.source,
+        images=max((max(m.images) for m in measured.values()), default=0),
+        cells_done=len({cell for m in measured.values() for cell in m.cells}),
+        cells_of_suite=len(run.standard) + 1,
+        cells=tuple(
+            CellRow(
+                target=name,
+                corruption=cell.corruption,
+                severity=cell.severity,
+                n=images,
+                **_means(m, [cell]),
+            )
+            for name, m in measured.items()
+            for cell, images in zip(m.cells, m.images, strict=True)
+        ),
+        parts=tuple(
+            PartRow(target=name, by=group.by, part=group.name, **_means(m, group.cells))
+            for name, m in measured.items()
+            for group in cell_groups(run, m.cells)
+            if group.by not in ("clean", "corrupted")  # these are in the target's row
+        ),
+        targets=tuple(
+            _target_row(run, target, measured.get(target.name), pairs.get(target.name))
+            for target in run.targets
+        ),
+    )
+    return summary, tuple(classes)
+
+
+def _read_cells(
+    run: SavedRun, target: RunTarget, sums: dict[str, list[Any]]
+) -> Iterator[tuple[Cell, Columns]]:
+    """Yield the cells of a target one after the other, and add up the metrics of each image.
+
+    `sums` holds for `clean` and `corrupted` the labels, the sums (N, 4) and the number of cells.
+    """
+    for cell in run.cells:
+        columns = run.columns(target, cell)
+        if columns is None:
+            continue
+        if cell.corruption is None or cell in run.standard:
+            part = "clean" if cell.corruption is None else "corrupted"
+            _, total, cells = sums.get(part, (None, 0.0, 0))
+            sums[part] = [columns["label"], total + per_image(columns), cells + 1]
+        yield cell, columns
+
+
+def _class_rows(
+    target: str, part: str, labels: NDArray[Any], means: NDArray[np.float64]
+) -> Iterator[ClassRow]:
+    for label in np.unique(labels):
+        columns = dict(zip(OF_A_CLASS, means[labels == label].T, strict=True))
+        intervals = {
+            name: bounded_mean_interval(x) if name in SHARES else mean_interval(x)
+            for name, x in columns.items()
+        }
+        values = {name: float(x.mean()) for name, x in columns.items()}
+        n = int((labels == label).sum())
+        yield ClassRow(
+            target=target, part=part, label=int(label), n=n, intervals=intervals, **values
+        )
+
+
+def _pairs_with_the_first(run: SavedRun, measured: Mapping[str, Measured]) -> dict[str, Pair]:
+    """Compare every target with the run's first one, by the name of the other target."""
+    first = measured.get(run.targets[0].name)
+    if first is None:
+        return {}
+    others = [m for m in measured.values() if m is not first and set(m.cells) & set(first.cells)]
+    pairs = compare_measured(run, [(first, other) for other in others])
+    return {pair.second: pair for pair in pairs}
+
+
+def _target_row(
+    run: SavedRun, target: RunTarget, measured: Measured | None, pair: Pair | None
+) -> TargetRow:
+    known = {} if measured is None else quantities_of(run, measured.cells)
+    quantities = {name: known[name] for name in HEADLINES if name in known}
+    differences = {} if pair is None else pair.differences
+    return TargetRow(
+        target=target.name,
+        label=target.label,
+        adaptation=target.adaptation,
+        clean_difference=differences.get("clean_accuracy"),
+        corrupted_difference=differences.get("corrupted_accuracy"),
+        **({} if measured is None else _values(quantities, measured)),
+    )
+
+
+def _means(measured: Measured, cells: Sequence[Cell]) -> dict[str, Any]:
+    return _values({m: cell_metric(measured.cells, cells, m) for m in METRICS}, measured)
+
+
+def _values(quantities: Mapping[str, Quantity], measured: Measured) -> dict[str, Any]:
+    """Return values by name, and their intervals as `intervals`."""
+    return {name: float(q.of(measured.value)[0]) for name, q in quantities.items()} | {
+        "intervals": {name: q.interval(measured) for name, q in quantities.items()}
+    }

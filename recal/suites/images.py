@@ -1,7 +1,5 @@
 """The images of a suite's cells: clean, published, or corrupted on the fly."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import mmap
@@ -31,11 +29,7 @@ class RegeneratedImages:
 
     CIFAR's are clean images under corruptions. The larger sets are published as JPEG files, of
     images that the benchmark's generator has prepared: both is done here in the same way.
-
-    Args:
-        suite: The suite, which declares parameters and layout.
-        clean: The clean images under the family's clean policy.
-        seed: Seed of the random draws.
+    `clean` are the clean images under the family's clean policy.
     """
 
     def __init__(self, suite: Suite, clean: PreparedImages, seed: int) -> None:
@@ -168,11 +162,7 @@ class SuiteImages:
         return self._sources[cell]
 
     def read(self, cell: Cell, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return some of a cell's images, uint8 (n, size, size, 3).
-
-        Raises:
-            InputError: An image cannot be decoded, or has another size.
-        """
+        """Return some of a cell's images, uint8 (n, size, size, 3), all of the network's size."""
         source = self.source(cell)
         clean, published = cell.corruption is None, self.published is not None
         as_they_are = not self._prepared.policy.ops if clean else published
@@ -194,9 +184,7 @@ class SuiteImages:
     def fingerprints(self, cell: Cell, part: slice = slice(None)) -> list[str]:
         """Return hashes of the images and labels of a cell that are used, one for each 512.
 
-        Args:
-            cell: The cell.
-            part: The hashes to return, so that several processes can share the work.
+        `part` is the part of them to return, so that several processes can share the work.
         """
         chosen, source = self.chosen(cell), self.source(cell)
         cuts = range(0, len(chosen.indices), HASHED)[part]
@@ -218,9 +206,7 @@ class SuiteImages:
     def fingerprint(self, cell: Cell, hashes: Sequence[str] | None = None) -> str:
         """Return a hash of everything that determines the pixels and labels of a cell.
 
-        Args:
-            cell: The cell.
-            hashes: The result of `fingerprints` for the cell, if it is known.
+        `hashes` is the result of `fingerprints` for the cell, if it is known.
         """
         words = [*(self.fingerprints(cell) if hashes is None else hashes), str(self.size)]
         if cell.corruption is None:

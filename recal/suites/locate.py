@@ -1,7 +1,5 @@
 """Finding a suite's images, and checking them before any work."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,9 +38,7 @@ class SuiteLocation:
 def locate_suite(suite: Suite, data: Path | None = None) -> SuiteLocation:
     """Look for a suite's images by the names of folders and tar files, without opening them.
 
-    Args:
-        suite: The suite.
-        data: A folder that holds them, or bears their name; None for the usual places.
+    They are searched in `data`, or in the usual places if it is None.
     """
     clean = next(iter(named_places(data, suite.clean.folders)), None)
     corrupted = next(iter(named_places(data, suite.corrupted.folders)), None)
@@ -80,7 +76,7 @@ def open_suite_images(
     seed: int = 0,
     threads: int = 1,
 ) -> SuiteImages:
-    """Open the images of a suite, and check that they are what the suite declares.
+    """Open the images of a suite; what the suite does not declare is an `InputError`.
 
     Args:
         suite: The suite.
@@ -90,9 +86,6 @@ def open_suite_images(
         limit: Size of a stratified sample of the images; None uses all of them.
         seed: Seed of that sample, and of corruptions made on the fly.
         threads: Number of threads that read and corrupt.
-
-    Raises:
-        InputError: Images are not found, malformed, or other than the suite declares.
     """
     published = find_published(suite, data, cells)
     clean: CleanImages | None = None
@@ -155,22 +148,10 @@ def choose_images(
     limit: int | None,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Return the indices of the images to use: all, those that the suite lists, or a sample.
+    """Return the indices of the images to use, int64 (n,), rising.
 
-    Args:
-        suite: The suite, which may list the images, or give their number.
-        labels: Labels of all images, (N,).
-        names: `<class folder>/<file>` of all images, or None if they are rows of arrays.
-        where: The folder or file of the images, for messages.
-        limit: Size of a stratified sample of the suite's images; None uses all of them.
-        seed: Seed of that sample.
-
-    Returns:
-        int64 (n,), rising.
-
-    Raises:
-        InputError: The suite's list is not found, or names missing images; or the suite uses the
-            first images, and files in class folders have no such order.
+    They are all images, the first ones or those that the suite lists, or a stratified sample of
+    `limit` of these. `names` are `<class folder>/<file>` of all, or None for rows of arrays.
     """
     if suite.names:
         chosen = _in_list(suite, names, where)

@@ -3,8 +3,6 @@
 Files that are malformed, or that do not match what the suite declares, are an `InputError`.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,10 +61,7 @@ class CleanImages:
 def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -> CleanImages:
     """Open a suite's clean test images, which must be there and have labels.
 
-    Args:
-        suite: The suite, which declares the usual folder names and the classes.
-        data: The user's folder or file, or None to look in the usual places.
-        corrupted: Folder or file of the corrupted images, which is left out of the search.
+    The search in `data`, or in the usual places, leaves out the place of the corrupted images.
     """
     if data is not None and not data.is_dir() and data != corrupted:
         return _labelled(suite, open_images(data, TEST))
@@ -155,13 +150,7 @@ class Published:
 
 
 def find_published(suite: Suite, data: Path | None, cells: Sequence[Cell]) -> Published | None:
-    """Open the published images of a suite, or return None if there are none.
-
-    Args:
-        suite: The suite, which declares the usual names and the layout.
-        data: The user's folder or tar file, or None to look in the usual places.
-        cells: The corrupted cells to open, all of which must be there.
-    """
+    """Open the published images of a suite, all of whose cells must be there, or return None."""
     if not suite.corrupted.folders or not cells:
         return None
     open_place = _open_arrays if suite.corrupted.layout == "arrays" else _open_files

@@ -193,14 +193,9 @@ class Suite(SuiteFile, frozen=True, kw_only=True):
     text: str
 
     def cells(self, corruptions: Sequence[str] = (), severities: Sequence[int] = ()) -> list[Cell]:
-        """Return the corrupted cells in the suite's order.
+        """Return the corrupted cells of some corruptions and severities, in the suite's order.
 
-        Args:
-            corruptions: Names of the corruptions to return; empty for all.
-            severities: Severities to return; empty for all.
-
-        Raises:
-            UsageError: The suite has no such corruption or severity.
+        Empty arguments mean all. A name that the suite does not have is a `UsageError`.
         """
         known = self.corrupted
         for name in corruptions:
@@ -222,12 +217,7 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """Read a shipped suite by its name, or a suite file by its path.
-
-    Raises:
-        UsageError: There is none of this name.
-        InputError: The file cannot be read or is no suite.
-    """
+    """Read a shipped suite by its name, or a suite file by its path."""
     if name.endswith(".toml") or "/" in name:
         return read_suite(Path(name))
     if name not in suite_names():
@@ -239,11 +229,7 @@ def load_suite(name: str) -> Suite:
 
 
 def usual_suite(family: str, classes: int) -> Suite:
-    """Return the suite that fits a network when none is named: the first of its family.
-
-    Raises:
-        UsageError: There is none for this family and number of classes.
-    """
+    """Return the suite that fits a network when none is named: the first of its family."""
     for suite in map(load_suite, suite_names()):
         if (suite.family, suite.classes) == (family, classes):
             return suite
@@ -254,11 +240,7 @@ def usual_suite(family: str, classes: int) -> Suite:
 
 
 def read_suite(path: Path) -> Suite:
-    """Read a suite file.
-
-    Raises:
-        InputError: It cannot be read, has unknown or missing keys, or invalid values.
-    """
+    """Read a suite file; an unreadable or invalid one is an `InputError`."""
     text = read_text(path)
     file = parse_toml(text, SuiteFile, str(path))
     clean, corrupted = file.clean, file.corrupted
@@ -275,13 +257,8 @@ def read_suite(path: Path) -> Suite:
 def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[np.int64]:
     """Return the class of each class folder, int64 (len(folders),); with a subset, those within it.
 
-    Args:
-        folders: Names of the folders, each once.
-        suite: The suite, which declares the order of classes.
-        where: The folder or file that holds them, for messages.
-
-    Raises:
-        InputError: A name is none of the suite's classes, or some of the sorted names are missing.
+    It is an `InputError`, about `where`, if a name is none of the suite's classes, or if some of
+    the sorted names are missing.
     """
     if suite.order == "sorted":
         if len(folders) != suite.classes:

@@ -1,44 +1,41 @@
-"""Building an ordinary network, with plain BatchNorm, from a checkpoint and a variant."""
+"""Ordinary networks and checkpoints, with plain BatchNorm, from a checkpoint and a variant."""
 
-from __future__ import annotations
-
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
+from safetensors.torch import save
+from torch import nn
 
-from recal.errors import InputError, listed
+from recal.checkpoint.checkpoint import Checkpoint
+from recal.checkpoint.reading import METADATA_KEY
+from recal.errors import InputError, UsageError, VerificationError, listed
+from recal.files import write_whole
 from recal.networks.names import HARMLESS_ORIGINS, create_network, split_name
-from recal.networks.spec import ModelOverrides
+from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.networks.wrappers import strip_front
+from recal.schema import to_json
 from recal.variant.comparison import compare_networks, load_own
 from recal.variant.plain import make_plain
 from recal.variant.variant import Variant, branch_variant, check_weights
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from recal.checkpoint.checkpoint import Checkpoint
-    from recal.networks.spec import ModelSpec
-
-
 SHOWN = 10
-CLOSE = 1e-3
+CLOSE, OUTPUTS_CLOSE = 1e-3, 1e-4
 RECALS_OWN = ("", "recal")
+FORMATS = (".safetensors", ".pth", ".pt")
 COUNTER = ".num_batches_tracked"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A network that `build` made, beside the one that the user's code makes.
+    """A network that `build` made, beside the one that the architecture's own code makes.
 
     Attributes:
         network: The network with plain BatchNorm.
-        own: The network as its architecture's own code makes it, with the variant's tensors, for
-            normalised images; `network` itself if nothing in it was replaced, if the class has no
-            place for the tensors, or if it cannot be run on images alone.
+        own: The architecture's own network with the variant's tensors, for normalised images;
+            `network` itself if nothing was replaced or the two cannot be compared.
     """
 
     network: nn.Module
@@ -48,8 +45,9 @@ class Built:
 def build(checkpoint: Checkpoint, variant: Variant | str = "main") -> nn.Module:
     """Build the network that a variant makes of a checkpoint's weights.
 
-    Where plain BatchNorm replaces layers of another class, the outputs for random images are
-    compared with those of the network that the architecture's own code makes.
+    Norm layers of other classes become plain BatchNorm if that computes the same, and stay as they
+    are otherwise. Where layers are replaced, the outputs for random images are compared with those
+    of the network that the architecture's own code makes.
 
     Args:
         checkpoint: The checkpoint with the weights, which is not changed.
@@ -86,33 +84,30 @@ def build_with_own(checkpoint: Checkpoint, variant: Variant | str = "main") -> B
         )
     given = {**checkpoint.weights, **tensors}
     where = f"{checkpoint.path} as {spec.arch}"
-    if split_name(spec.arch)[0] in HARMLESS_ORIGINS:
+    origin = split_name(spec.arch)[0]
+    if origin in HARMLESS_ORIGINS:
         _check_without_memory(checkpoint, spec, given, where)
     network = _create(spec)
     if checkpoint.facts.mean is None:
         _check_normalisation(network, spec, where)
     plain = make_plain(network, checkpoint.layout, checkpoint.weights)
-    names = plain.names
     expected = network.state_dict()
-    _check_fit(given, expected, names, where)
+    _check_fit(given, expected, plain.names, where)
     # counters are absent from old files and from variants, and without effect in eval mode
-    state = {key: given.get(names[key], own) if key in names else own
-             for key, own in expected.items()}  # fmt: skip
+    state = {key: given.get(plain.names.get(key, ""), own) for key, own in expected.items()}
     network.load_state_dict(state, strict=True)
     network = network.float().requires_grad_(False).eval()
-    if not plain.replaced or split_name(spec.arch)[0] in RECALS_OWN:
-        return Built(network=network, own=network)
-    own_network = load_own(_create(spec), checkpoint.layout, given)
-    if own_network is None:
-        return Built(network=network, own=network)
-    compared = compare_networks(network, own_network, spec.size, plain.replaced, where)
-    return Built(network=network, own=own_network if compared else network)
+    if plain.replaced and origin not in RECALS_OWN:
+        own = load_own(_create(spec), checkpoint.layout, given)
+        if own is not None and compare_networks(network, own, spec.size, plain.replaced, where):
+            return Built(network=network, own=own)
+    return Built(network=network, own=network)
 
 
 def _create(spec: ModelSpec) -> nn.Module:
     """Create the network with the same random values each time, for what no file stores."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would change GPUs' too
         return create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
 
 
@@ -148,13 +143,14 @@ def _check_fit(
     where: str,
 ) -> None:
     known = set(names.values())
-    missing = sorted(name for name in known - given.keys() if not name.endswith(COUNTER))
-    unexpected = sorted(name for name in given.keys() - known if not name.endswith(COUNTER))
+    missing, unexpected = (
+        listed(sorted(key for key in keys if not key.endswith(COUNTER)), SHOWN)
+        for keys in (known - given.keys(), given.keys() - known)
+    )
     if missing or unexpected:
-        lists = (listed(keys, SHOWN) or "none" for keys in (missing, unexpected))
         raise InputError(
-            f"{where}: weights and architecture do not fit: missing {next(lists)}; unexpected "
-            f"{next(lists)}. Give the right one with --arch."
+            f"{where}: weights and architecture do not fit: missing {missing or 'none'}; "
+            f"unexpected {unexpected or 'none'}. Give the right one with --arch."
         )
     for key, name in names.items():
         if not name.endswith(COUNTER) and expected[key].shape != given[name].shape:
@@ -162,3 +158,83 @@ def _check_fit(
                 f"{where}: {name}: expected shape {tuple(expected[key].shape)}, "
                 f"got {tuple(given[name].shape)}. Give the right --arch or --classes."
             )
+
+
+def convert(checkpoint: Checkpoint, variant: Variant | str, output: Path) -> tuple[str, ...]:
+    """Write a variant as a plain checkpoint, and load it again if the architecture is known.
+
+    Tensors keep their stored types.
+
+    Args:
+        checkpoint: The checkpoint with the weights.
+        variant: A variant, or the name of a branch.
+        output: The file: .safetensors, with a record of architecture and preprocessing, or .pth, a
+            bare state_dict as torchvision's own code expects it.
+
+    Returns:
+        Notes for people, such as how it was checked.
+
+    Raises:
+        UsageError: The file's suffix is another, or there is no such branch or architecture.
+        InputError: Variant, weights and architecture do not fit.
+        VerificationError: The file does not give the variant's outputs.
+    """
+    suffix = output.suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"-o: expected a name in {', '.join(FORMATS)}, got '{output.name}'.")
+    state = dict(checkpoint.weights)
+    state |= {f"{layer}.num_batches_tracked": torch.tensor(0) for layer in checkpoint.layers}
+    if isinstance(variant, str):
+        state |= checkpoint.branch(variant)
+    else:
+        check_weights(checkpoint, variant)
+        state |= variant.torch_tensors()
+    state = {key: tensor.clone().contiguous() for key, tensor in state.items()}
+    spec, notes = _spec(checkpoint, variant)
+    if spec is not None:
+        notes.append(_check(checkpoint, variant, state, spec))
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+        notes.append(
+            f"it expects images in [0, 1] with mean {mean} and std {std}, {spec.size} pixels"
+        )
+    if suffix == ".safetensors":
+        write_whole(output, save(state, metadata={METADATA_KEY: to_json(spec or {})}))
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(output, buffer.getvalue())
+    return tuple(notes)
+
+
+def _spec(checkpoint: Checkpoint, variant: Variant | str) -> tuple[ModelSpec | None, list[str]]:
+    if isinstance(variant, Variant) and checkpoint.overrides.arch is None:
+        return variant.spec, []
+    try:
+        return checkpoint.spec, []
+    except UsageError as error:
+        if checkpoint.overrides.arch is not None:
+            raise
+        return None, [f"not loaded again, because {error}"]
+
+
+@torch.inference_mode()
+def _check(
+    checkpoint: Checkpoint, variant: Variant | str, state: dict[str, torch.Tensor], spec: ModelSpec
+) -> str:
+    """Load the state with strict=True into the architecture and compare with what recal builds."""
+    built = build(checkpoint, variant)
+    network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError:
+        return (
+            f"{spec.arch} is not plain (it has several branches, a normalisation layer, or lacks "
+            "instance norm), so it does not load the file itself; build() makes it plain"
+        )
+    images = torch.randn(2, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
+    gap = float((network.float().eval()(images) - built(images)).abs().max())
+    if not gap <= OUTPUTS_CLOSE:
+        raise VerificationError(
+            f"{checkpoint.path}: the plain checkpoint differs from the variant by {gap:.3g}."
+        )
+    return f"{spec.arch} loads it with strict=True and computes what the variant does"

@@ -1,9 +1,8 @@
 """Showing, on random values, that what recal builds computes what the user's own code computes."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,10 +10,6 @@ from torch import nn
 from recal.checkpoint.layouts import LEAVES, Layout, find_sites
 from recal.errors import InputError, listed
 from recal.networks.wrappers import strip_front
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
 
 # sizes behind the channels for which layers are written: images, vectors, volumes, sequences
 PLACES = ((3, 3), (), (2, 3, 3), (5,))
@@ -35,23 +30,20 @@ def computes_the_same(old: nn.Module, new: nn.Module, channels: int) -> bool | N
     """
     layers = [copy.deepcopy(layer).cpu().double().eval() for layer in (old, new)]
     for places in PLACES:
-        answers = [_agree(layers, channels, places, exponents) for exponents in (ORDINARY, TINY)]
+        x = 2 * _noise(1, 4, channels, *places)
+        answers: set[bool | None] = set()
+        for exponents in (ORDINARY, TINY):
+            values = _parameters(channels, exponents)
+            expected, found = (_output(_filled(layer, values), x) for layer in layers)
+            if expected is None:
+                answers.add(None)
+            else:
+                answers.add(found is not None and _close(found, expected, CLOSE))
         if False in answers:
             return False
         if None not in answers:
             return True
     return None
-
-
-def _agree(
-    layers: list[nn.Module], channels: int, places: tuple[int, ...], exponents: tuple[float, float]
-) -> bool | None:
-    values = _parameters(channels, exponents)
-    x = 2 * torch.randn(4, channels, *places, generator=_seeded(1), dtype=torch.float64)
-    for layer in layers:
-        _fill(layer, values, channels)
-    expected, found = (_output(layer, x) for layer in layers)
-    return None if expected is None else found is not None and _close(found, expected, CLOSE)
 
 
 def normalises(layer: nn.Module) -> bool:
@@ -65,16 +57,15 @@ def normalises(layer: nn.Module) -> bool:
     values = _parameters(channels, (8.0, 10.0))
     mean, deviation = values["running_mean"], values["running_var"].sqrt()
     scale, shift = (torch.rand(2, channels, generator=_seeded(2), dtype=torch.float64) + 0.5) * 2
+    moved = {"running_mean": mean * scale + shift, "running_var": (deviation * scale) ** 2}
     for places in PLACES:
-        x = torch.randn(4, channels, *places, generator=_seeded(1), dtype=torch.float64)
         shape = (-1, *(1 for _ in places))
-        x = x * deviation.view(shape) + mean.view(shape)
-        _fill(layer, values, channels)
-        first = _output(layer, x)
-        moved = {"running_mean": mean * scale + shift, "running_var": (deviation * scale) ** 2}
-        _fill(layer, values | moved, channels)
-        second = _output(layer, x * scale.view(shape) + shift.view(shape))
-        third = _output(layer, x)
+        x = _noise(1, 4, channels, *places) * deviation.view(shape) + mean.view(shape)
+        first = _output(_filled(layer, values), x)
+        _filled(layer, values | moved)
+        second, third = (
+            _output(layer, images) for images in (x * scale.view(shape) + shift.view(shape), x)
+        )
         if first is not None and second is not None and third is not None:
             same = first.shape == x.shape and _close(second, first, NETWORKS_CLOSE)
             return same and not _close(third, first, NETWORKS_CLOSE)
@@ -85,29 +76,34 @@ def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def _noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=_seeded(seed), dtype=torch.float64)
+
+
 def _parameters(channels: int, exponents: tuple[float, float]) -> dict[str, torch.Tensor]:
-    weight, bias, mean = torch.randn(3, channels, generator=_seeded(0), dtype=torch.float64)
     low, high = exponents
     spread = torch.rand(channels, generator=_seeded(3), dtype=torch.float64)
-    variance = 10 ** (low + (high - low) * spread)
-    return {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    values = (*_noise(0, 3, channels), 10 ** (low + (high - low) * spread))
+    return dict(zip(LEAVES, values, strict=False))
 
 
-def _fill(layer: nn.Module, values: Mapping[str, torch.Tensor], channels: int) -> None:
+def _filled(layer: nn.Module, values: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Set the tensors of a layer, and of all branches that it holds, in place."""
     for key, tensor in layer.state_dict().items():
         for leaf, value in values.items():
-            if key.endswith(leaf) and tensor.ndim == 1 and tensor.numel() % channels == 0:
-                tensor.copy_(value.repeat(tensor.numel() // channels))
+            if key.endswith(leaf) and tensor.ndim == 1 and tensor.numel() % value.numel() == 0:
+                tensor.copy_(value.repeat(tensor.numel() // value.numel()))
+    return layer
 
 
 @torch.no_grad()
 def _output(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
-    """Return what a module of the user's makes of a tensor alone, or None if it does not run."""
+    """Return what a module makes of a tensor alone, or None if it does not run."""
     try:
         tensors = list(_tensors(module(x.clone())))
+        return tensors[0] if len(tensors) == 1 else torch.cat([t.flatten() for t in tensors])
     except Exception:  # noqa: BLE001  (the user's code can raise anything)
         return None
-    return torch.cat([tensor.flatten() for tensor in tensors]) if len(tensors) > 1 else tensors[0]
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
@@ -149,19 +145,18 @@ class OwnNetwork(nn.Module):
 def load_own(
     network: nn.Module, layout: Layout, given: Mapping[str, torch.Tensor]
 ) -> nn.Module | None:
-    """Load a variant's tensors into the network of the user's code, the way its class takes them.
+    """Load a variant's tensors into the network of the user's code, in place.
 
     All branches of a layer get the tensors of the variant, so that it makes no difference which of
     them the class uses on images alone.
 
     Args:
-        network: The network as the user's code makes it; changed in place.
+        network: The network as the user's code makes it.
         layout: How network and checkpoint spell several branches.
         given: The checkpoint's shared weights and the variant's tensors, by plain name.
 
     Returns:
-        The network in eval mode, for normalised images; None if its class has no place for some
-        tensor, or lacks the value of one.
+        The network in eval mode, for normalised images; None if its tensors are not those given.
     """
     own = network.state_dict()
     front = strip_front(own)
@@ -188,11 +183,9 @@ def load_own(
         if value is None or not value.numel() or tensor.numel() % value.numel():
             return None
         used.add(name)
-        own[key] = (
-            value.repeat(tensor.numel() // value.numel()).view_as(tensor)
-            if (value.shape != tensor.shape)
-            else value
-        )
+        if value.shape != tensor.shape:
+            value = value.repeat(tensor.numel() // value.numel()).view_as(tensor)
+        own[key] = value
     if any(name not in used and not name.endswith("num_batches_tracked") for name in given):
         return None
     network.load_state_dict(own, strict=True)
@@ -206,11 +199,11 @@ def load_own(
 def compare_networks(
     built: nn.Module, own: nn.Module, size: int, replaced: Iterable[str], where: str
 ) -> bool:
-    """Compare a network that recal rebuilt with the one of the user's code, on random images.
+    """Compare a network that recal rebuilt with what `load_own` returned, on random images.
 
     Args:
         built: The network with plain BatchNorm, in eval mode.
-        own: What `load_own` returned.
+        own: The network of the user's code.
         size: Side of the images in pixels.
         replaced: Paths of the layers that were replaced, for the message.
         where: Checkpoint and architecture, for the message.
@@ -222,12 +215,10 @@ def compare_networks(
         InputError: The outputs differ by more than rounding.
     """
     images = torch.randn(2, 3, size, size, generator=_seeded(0))
-    widths: tuple[tuple[Callable[[nn.Module], nn.Module], torch.Tensor, float], ...] = (
-        (lambda network: copy.deepcopy(network).double(), images.double(), NETWORKS_CLOSE),
-        (lambda network: network, images, FLOAT32_CLOSE),
-    )
-    for widened, x, tolerance in widths:
-        expected, found = (_output(widened(network), x) for network in (own, built))
+    for kind, tolerance in ((torch.float64, NETWORKS_CLOSE), (torch.float32, FLOAT32_CLOSE)):
+        expected, found = (
+            _output(copy.deepcopy(network).to(kind), images.to(kind)) for network in (own, built)
+        )
         if expected is None or found is None:
             continue  # some code makes float32 tensors, which do not go with float64
         if not _close(found.flatten(), expected.flatten(), tolerance):

@@ -1,7 +1,5 @@
 """Mixing variants of the same weights: the path between branches, and shrinkage towards a prior."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,27 +32,26 @@ def mix(variants: Sequence[Variant], weights: Sequence[float]) -> Variant:
     """
     if len(weights) != len(variants) or not variants:
         raise UsageError(f"mix: expected a weight for each of {len(variants)} variants.")
-    fair = all(math.isfinite(w) and w >= 0 for w in weights)
-    if not fair or abs(sum(weights) - 1) > TOTAL_TOLERANCE:
+    if not (all(w >= 0 for w in weights) and abs(sum(weights) - 1) <= TOTAL_TOLERANCE):
         shown = ", ".join(f"{w:g}" for w in weights)
         raise UsageError(f"mix: expected weights >= 0 of sum 1, got {shown}.")
     _check_same_network(variants)
-    tensors = {
-        name: _weighted([v.tensors[name] for v in variants], weights)
-        for name in variants[0].tensors
-    }
-    for variance in (name for name in tensors if name.endswith(".running_var")):
+    names = variants[0].tensors
+    tensors = {name: _weighted([v.tensors[name] for v in variants], weights) for name in names}
+    for variance in (name for name in names if name.endswith(".running_var")):
         mean = f"{variance.removesuffix('var')}mean"
-        between = [np.square(v.tensors[mean].astype(np.float64) - tensors[mean]) for v in variants]
-        second = [v.tensors[variance] + gap for v, gap in zip(variants, between, strict=True)]
-        tensors[variance] = _weighted(second, weights)
+        seconds = [
+            v.tensors[variance] + np.square(v.tensors[mean].astype(np.float64) - tensors[mean])
+            for v in variants
+        ]
+        tensors[variance] = _weighted(seconds, weights)
     return _mixed(variants, tensors, weights)
 
 
 def blend_with_prior(source: Variant, adapted: Variant, prior: float) -> Variant:
     """Shrink statistics from n images towards those of the source domain.
 
-    With lambda = N / (N + n), mean and variance are each linear: lambda times the source's plus
+    With lambda = N / (N + n), mean and variance are each lambda times the source's plus
     (1 - lambda) times the adapted, without the variance between the two means. The affine is the
     source's.
 
@@ -114,13 +111,10 @@ def _mixed(
     weights: Sequence[float],
     prior: float | None = None,
 ) -> Variant:
+    parts = tuple(MixedPart(affine=v.affine, statistics=v.statistics) for v in variants)
     return replace(
         variants[0],
         tensors={name: tensor.astype(np.float32) for name, tensor in tensors.items()},
-        affine="mix" if len({variant.affine for variant in variants}) > 1 else variants[0].affine,
-        statistics=MixedStatistics(
-            parts=tuple(MixedPart(affine=v.affine, statistics=v.statistics) for v in variants),
-            weights=tuple(map(float, weights)),
-            prior=prior,
-        ),
+        affine="mix" if len({part.affine for part in parts}) > 1 else parts[0].affine,
+        statistics=MixedStatistics(parts=parts, weights=tuple(map(float, weights)), prior=prior),
     )

@@ -1,9 +1,8 @@
 """Replacing every kind of BatchNorm in a network by a plain one."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,17 +15,13 @@ from recal.networks.wrappers import strip_front
 from recal.variant.comparison import computes_the_same, normalises
 from recal.variant.variant import AFFINE, STATISTICS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-
 ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # attribute with the plain path of a layer, if its path in the network is another
 PLAIN_PATH = "recal_plain_path"
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """Return the input of a layer that was called with these arguments, by position or by name.
+    """Return the first tensor among the arguments of a layer, given by position or by name.
 
     Raises:
         InputError: There is no tensor among them.
@@ -77,9 +72,8 @@ class InstanceBatchNorm(nn.Module):
 def batch_norms(module: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that normalise by running statistics, by path, in order of definition.
 
-    These are BatchNorm layers, and layers of other classes with running statistics if they are
-    shown to normalise by them, such as frozen and in-place BatchNorm. In a network that `build`
-    returned, the paths are the plain ones of the checkpoint.
+    Layers of other classes, such as frozen and in-place BatchNorm, are shown to normalise by them.
+    In a network that `build` returned, the paths are the plain ones of the checkpoint.
 
     Raises:
         InputError: There are no such layers.
@@ -113,8 +107,8 @@ class PlainNetwork:
     """What `make_plain` did to a network.
 
     Attributes:
-        names: The plain name of each of the network's tensors, by its key in the network's
-            state_dict; tensors of a normalisation layer in front are left out.
+        names: Plain names of the network's tensors by their keys in its state_dict, without those
+            of a normalisation layer in front.
         replaced: Paths of the modules that were replaced or set to do nothing.
     """
 
@@ -127,51 +121,48 @@ def make_plain(
 ) -> PlainNetwork:
     """Replace every BatchNorm of a network by a plain one, in place.
 
-    Synchronised, frozen and other BatchNorm becomes plain if both are shown to compute the same;
-    otherwise it stays as it is. If the network has the branches of `layout`, one plain BatchNorm
-    replaces all branches of a layer, so that the code uses it whichever branch it chooses. A
-    normalisation layer in front is set to mean 0 and standard deviation 1, because recal normalises
-    in its place.
+    Synchronised, frozen and other BatchNorm becomes plain if both are shown to compute the same.
+    One plain BatchNorm replaces all branches of a layer, so that the code uses it whichever branch
+    it chooses. A normalisation layer in front is set to mean 0 and standard deviation 1, because
+    recal normalises in its place.
 
     Args:
         network: The network, which is changed.
         layout: How network and checkpoint name the tensors of branches.
-        weights: The shared weights of the checkpoint, which show where instance norm is used beside
-            BatchNorm.
+        weights: Shared weights of the checkpoint, which show where instance norm is used, too.
 
     Raises:
         InputError: A layer that holds branches, or one of its branches, does more than normalise.
     """
     front = strip_front(network.state_dict())
     prefix = front.prefix
-    _neutralise(network, front.normaliser)
+    for key, tensor in front.normaliser.items():  # which shares the network's memory
+        tensor.fill_(float(key.endswith(("std", "sigma"))))
     before = dict(network.named_modules())
     for path, module in before.items():
-        if path and (isinstance(module, SyncBatchNorm) or _is_norm(module)):
-            plain = _plain_like(module)
-            if plain is not None:
-                _put(network, path, plain)
+        norm = path and (isinstance(module, SyncBatchNorm) or _is_norm(module))
+        if norm and (plain := _plain_like(module)) is not None:
+            _put(network, path, plain)
     for layer, site in marked(find_sites(front.tensors, layout)).items():
         _merge(network, prefix, layer, site, layout)
-    for key in weights:
-        if key.endswith(".IN.weight"):
-            _add_instance_norm(network, prefix + key.removesuffix(".IN.weight"), weights[key])
-    _name_layers(network, prefix)
+    for key, weight in weights.items():
+        path = prefix + key.removesuffix(".IN.weight")
+        module = _submodule(network, path) if key.endswith(".IN.weight") else None
+        if isinstance(module, _BatchNorm) and module.num_features > weight.numel():
+            rest = module.num_features - weight.numel()
+            _put(network, path, InstanceBatchNorm(weight.numel(), rest, module.eps))
     after = dict(network.named_modules(remove_duplicate=False))
+    names = {
+        key: key.removeprefix(prefix) for key in network.state_dict() if key not in front.normaliser
+    }
+    for path, module in after.items():
+        norm = isinstance(module, _BatchNorm) or _is_norm(module)
+        if norm and prefix and not hasattr(module, PLAIN_PATH):
+            setattr(module, PLAIN_PATH, path.removeprefix(prefix))
+        if (plain_path := getattr(module, PLAIN_PATH, None)) is not None:
+            names |= {f"{path}.{leaf}": f"{plain_path}.{leaf}" for leaf in module.state_dict()}
     changed = [path for path, module in before.items() if after.get(path) is not module]
-    return PlainNetwork(
-        names=_plain_names(network, prefix, front.normaliser),
-        replaced=(*front.normaliser, *changed),
-    )
-
-
-def _neutralise(network: nn.Module, normaliser: Iterable[str]) -> None:
-    for key in normaliser:
-        parent, _, leaf = key.rpartition(".")
-        with torch.no_grad():
-            getattr(network.get_submodule(parent), leaf).fill_(
-                float(leaf.endswith(("std", "sigma")))
-            )
+    return PlainNetwork(names=names, replaced=(*front.normaliser, *changed))
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -241,11 +232,11 @@ def _merge(network: nn.Module, prefix: str, layer: str, site: Site, layout: Layo
             raise _does_more(holder, where)
         _put(network, where, plain)
         return
-    likes = {path: _plain_like(module) for path, module in found.items()}
-    plains = [like for like in likes.values() if like is not None]
-    for path, like in likes.items():
-        if like is None:
-            raise _does_more(found[path], path)
+    plains = []
+    for path, module in found.items():
+        if (like := _plain_like(module)) is None:
+            raise _does_more(module, path)
+        plains.append(like)
     setattr(plains[0], PLAIN_PATH, layer)
     for path in found:
         _put(network, path, plains[0])
@@ -256,32 +247,6 @@ def _does_more(module: nn.Module, where: str) -> InputError:
         f"{where}: expected {type(module).__name__} to normalise and nothing else, got another "
         "result from a plain BatchNorm. Give a network with plain BatchNorm as --arch."
     )
-
-
-def _add_instance_norm(network: nn.Module, path: str, weight: torch.Tensor) -> None:
-    """Add instance norm to a BatchNorm that has the channels of both."""
-    module = _submodule(network, path)
-    if isinstance(module, _BatchNorm) and module.num_features > weight.numel():
-        rest = module.num_features - weight.numel()
-        _put(network, path, InstanceBatchNorm(weight.numel(), rest, module.eps))
-
-
-def _name_layers(network: nn.Module, prefix: str) -> None:
-    for path, module in network.named_modules():
-        norm = isinstance(module, _BatchNorm) or _is_norm(module)
-        if norm and prefix and not hasattr(module, PLAIN_PATH):
-            setattr(module, PLAIN_PATH, path.removeprefix(prefix))
-
-
-def _plain_names(
-    network: nn.Module, prefix: str, normaliser: Mapping[str, torch.Tensor]
-) -> dict[str, str]:
-    names = {key: key.removeprefix(prefix) for key in network.state_dict() if key not in normaliser}
-    for path, module in network.named_modules(remove_duplicate=False):
-        plain = getattr(module, PLAIN_PATH, None)
-        if plain is not None:
-            names |= {f"{path}.{leaf}": f"{plain}.{leaf}" for leaf in module.state_dict()}
-    return names
 
 
 def _submodule(network: nn.Module, path: str) -> nn.Module | None:

@@ -1,33 +1,32 @@
 """Which variant the user means: the one place where a name becomes a variant."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from recal.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.errors import InputError, UsageError
 from recal.files import require_file
 from recal.networks.spec import ModelSpec
-from recal.variant.file import is_variant_file, load_variant
-from recal.variant.variant import Variant, branch_variant, check_weights
+from recal.variant.variant import (
+    Variant,
+    branch_variant,
+    check_weights,
+    is_variant_file,
+    load_variant,
+)
 
-if TYPE_CHECKING:
-    Given = str | Path | Checkpoint | Variant
+Given = str | Path | Checkpoint | Variant
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ResolvedVariant:
     """A variant, the checkpoint with its weights, and what to call it.
 
     Attributes:
         name: The name that the user gave.
         label: A short name for tables: the branch, or the stem of the file.
-        checkpoint: The checkpoint with the variant's weights.
-        variant: The variant.
     """
 
     name: str
@@ -139,17 +138,13 @@ class _Resolver:
     def with_weights(self, name: str, found: Path | Variant) -> ResolvedVariant:
         """Return a variant together with the checkpoint that has its weights."""
         variant = load_variant(found) if isinstance(found, Path) else found
+        label = found.stem if isinstance(found, Path) else name
         if self._default is not None:
             self._load(self._default)
         for checkpoint in self._loaded.values():
             if checkpoint.weights_sha256 == variant.weights_sha256:
-                spec = variant.spec.overridden(checkpoint.overrides)
-                return ResolvedVariant(
-                    name=name,
-                    label=found.stem if isinstance(found, Path) else name,
-                    checkpoint=checkpoint,
-                    variant=replace(variant, spec=spec),
-                )
+                variant = replace(variant, spec=variant.spec.overridden(checkpoint.overrides))
+                return ResolvedVariant(name, label, checkpoint, variant)
         if len(self._loaded) == 1:
             check_weights(next(iter(self._loaded.values())), variant)
         looked = ", ".join(map(str, self._loaded)) or "no checkpoint at all"
@@ -160,8 +155,7 @@ class _Resolver:
 
     def _branch(self, name: str, path: Path, branch: str) -> ResolvedVariant:
         checkpoint = self._load(path)
-        variant = branch_variant(checkpoint, branch)
-        return ResolvedVariant(name=name, label=branch, checkpoint=checkpoint, variant=variant)
+        return ResolvedVariant(name, branch, checkpoint, branch_variant(checkpoint, branch))
 
     def _load(self, path: Path) -> Checkpoint:
         if path not in self._loaded:

@@ -6,6 +6,7 @@ The records are what a variant's file and an ONNX file say about them. Nothing h
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -16,6 +17,8 @@ Count = Annotated[int, Meta(ge=0)]
 Size = Annotated[int, Meta(ge=1)]
 Error = Annotated[float, Meta(ge=0)]
 Bound = Literal["mean_bound", "log_variance_bound"]
+DIGITS = 4
+NORMAL_95 = 1.6449  # 95 % quantile of the normal distribution
 
 
 class LayerError(Record, frozen=True, kw_only=True):
@@ -26,10 +29,8 @@ class LayerError(Record, frozen=True, kw_only=True):
     Attributes:
         mean: Standard error of the mean, in units of the channel's standard deviation.
         log_variance: Standard error of the variance's logarithm, which is its relative error.
-        mean_bound: Bound that the actual error of the mean stays below in 95 of 100 draws of the
-            images.
-        log_variance_bound: Bound that the actual error of the log-variance stays below in 95 of
-            100 draws of the images.
+        mean_bound: What the error of the mean stays below in 95 of 100 draws of the images.
+        log_variance_bound: The same bound for the error of the log-variance.
     """
 
     mean: Error
@@ -37,13 +38,32 @@ class LayerError(Record, frozen=True, kw_only=True):
     mean_bound: Error
     log_variance_bound: Error
 
+    @classmethod
+    def with_bounds(cls, errors: Sequence[float], degrees: Sequence[float]) -> LayerError:
+        """Return standard errors with their bounds, rounded to four digits.
+
+        Args:
+            errors: Root mean squares over channels: of the errors of mean and log-variance.
+            degrees: Numbers of independent channels: for the mean, and for the log-variance.
+        """
+        bounds = [e * quantile_factor(d) for e, d in zip(errors, degrees, strict=True)]
+        # further digits depend on the order of summation, and variants should have equal bytes
+        rounded = (float(f"{value:.{DIGITS}g}") for value in (*errors, *bounds))
+        return cls(**dict(zip(cls.__struct_fields__, rounded, strict=True)))
+
+
+def quantile_factor(degrees: float) -> float:
+    """Return the 95 % quantile of sqrt(chi-square / degrees).
+
+    Source: Wilson and Hilferty, "The distribution of chi-square", PNAS 17, 1931; within 2 % from
+    one degree of freedom on.
+    """
+    spread = 2 / (9 * degrees)
+    return float((1 - spread + NORMAL_95 * math.sqrt(spread)) ** 1.5)
+
 
 class BranchStatistics(Record, frozen=True, kw_only=True, tag_field="source", tag="branch"):
-    """Statistics that a branch of the checkpoint stores.
-
-    Attributes:
-        branch: Name of the branch.
-    """
+    """Statistics that a branch of the checkpoint stores, by the branch's name."""
 
     branch: str
 
@@ -98,20 +118,10 @@ class EstimatedStatistics(Record, frozen=True, kw_only=True, tag_field="source",
 
 
 class MixedPart(Record, frozen=True, kw_only=True):
-    """One of the variants that a mix is made of.
-
-    Attributes:
-        affine: The branch that its affine comes from.
-        statistics: Where its statistics come from.
-    """
+    """Where the affine (a branch) and the statistics of one variant of a mix come from."""
 
     affine: str
     statistics: Statistics
-
-    @property
-    def label(self) -> str:
-        """The short name of this part."""
-        return self.statistics.label(self.affine)
 
 
 class MixedStatistics(Record, frozen=True, kw_only=True, tag_field="source", tag="mix"):
@@ -120,8 +130,7 @@ class MixedStatistics(Record, frozen=True, kw_only=True, tag_field="source", tag
     Attributes:
         parts: The variants.
         weights: Share of each variant; at least 0, with sum 1.
-        prior: Number of images that the first variant counts for, if the weights follow from it;
-            None if the weights were given.
+        prior: Number of images that the first variant counts for, if that gives the weights.
     """
 
     parts: Annotated[tuple[MixedPart, ...], Meta(min_length=1)]
@@ -137,10 +146,10 @@ class MixedStatistics(Record, frozen=True, kw_only=True, tag_field="source", tag
 
     def label(self, affine: str) -> str:
         """Return the short name of a variant with these statistics, which its parts make up."""
+        labels = [part.statistics.label(part.affine) for part in self.parts]
         if self.prior is not None:
-            return f"{self.parts[-1].label}, prior {self.prior:g}"
-        words = (f"{w:g} {p.label}" for w, p in zip(self.weights, self.parts, strict=True))
-        return " + ".join(words)
+            return f"{labels[-1]}, prior {self.prior:g}"
+        return " + ".join(f"{w:g} {label}" for w, label in zip(self.weights, labels, strict=True))
 
 
 Statistics = BranchStatistics | EstimatedStatistics | MixedStatistics

@@ -1,18 +1,26 @@
-"""A variant: one choice of affine and one of statistics for a checkpoint's weights."""
+"""A variant: one choice of affine and one of statistics for a checkpoint's weights.
+
+Its file is safetensors with one metadata key, which holds the record as sorted JSON. Nothing here
+imports torch before it is needed, so that machines that only deploy can read the files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from recal.errors import InputError, UsageError
+from recal.files import require_file, write_whole
 from recal.networks.spec import ModelSpec
-from recal.schema import Record, to_json
+from recal.schema import Record, read_json, to_json
 from recal.variant.statistics import BranchStatistics, EstimatedStatistics, Statistics
 from recal.version import __version__
 
@@ -22,22 +30,13 @@ if TYPE_CHECKING:
     from recal.checkpoint.checkpoint import Checkpoint
 
 
+METADATA_KEY = "recal"
 AFFINE = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
 
 
 class VariantRecord(Record, frozen=True, kw_only=True):
-    """What a variant's file says beside its tensors.
-
-    Attributes:
-        format: Version of the format.
-        weights_sha256: SHA-256 of the tensors that belong to no BatchNorm layer, the only weights
-            that the variant fits.
-        model: Architecture and preprocessing.
-        affine: The branch that weight and bias come from.
-        statistics: Where the statistics come from.
-        versions: Versions of the software that made the variant, by package.
-    """
+    """What a variant's file says beside its tensors; the fields are those of `Variant`."""
 
     format: Literal[1] = 1
     weights_sha256: str
@@ -76,11 +75,7 @@ class Variant:
 
     @property
     def estimated(self) -> EstimatedStatistics:
-        """The statistics of a variant that was calibrated.
-
-        Raises:
-            UsageError: The statistics were not estimated on images.
-        """
+        """The statistics of a variant that was calibrated; of another, a UsageError is raised."""
         if not isinstance(self.statistics, EstimatedStatistics):
             raise UsageError(
                 f"expected statistics estimated on images, got '{self.label}'. Give a variant that "
@@ -97,8 +92,7 @@ class Variant:
     @property
     def sha256(self) -> str:
         """SHA-256 of the network that the variant makes: weights, BatchNorm and preprocessing."""
-        digest = hashlib.sha256(self.weights_sha256.encode())
-        digest.update(to_json(self.spec).encode())
+        digest = hashlib.sha256((self.weights_sha256 + to_json(self.spec)).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode() + np.ascontiguousarray(self.tensors[name]).tobytes())
         return digest.hexdigest()
@@ -140,11 +134,13 @@ def branch_variant(
         UsageError: The checkpoint has no such branch, or its architecture cannot be determined.
     """
     statistics = statistics or affine
-    lender, source = checkpoint.branch(affine), checkpoint.branch(statistics)
-    tensors = {name: tensor for name, tensor in lender.items() if name.endswith(AFFINE)}
-    tensors |= {name: tensor for name, tensor in source.items() if name.endswith(STATISTICS)}
     return Variant(
-        tensors={name: tensor.float().cpu().numpy() for name, tensor in tensors.items()},
+        tensors={
+            name: tensor.float().cpu().numpy()
+            for branch, leaves in ((affine, AFFINE), (statistics, STATISTICS))
+            for name, tensor in checkpoint.branch(branch).items()
+            if name.endswith(leaves)
+        },
         weights_sha256=checkpoint.weights_sha256,
         spec=spec or checkpoint.spec,
         affine=affine,
@@ -154,11 +150,7 @@ def branch_variant(
 
 
 def check_weights(checkpoint: Checkpoint, variant: Variant) -> None:
-    """Refuse a variant of other weights.
-
-    Raises:
-        InputError: The variant belongs to other weights than the checkpoint's.
-    """
+    """Raise an InputError if the variant belongs to other weights than the checkpoint's."""
     if variant.weights_sha256 != checkpoint.weights_sha256:
         raise InputError(
             f"{checkpoint.path}: expected the weights that the variant was made for "
@@ -171,3 +163,60 @@ def versions_with_torch() -> dict[str, str]:
     import torch
 
     return {"recal": __version__, "torch": str(torch.__version__)}
+
+
+def is_variant_file(path: Path) -> bool:
+    """Return whether a file is a variant's, judged by its content."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def load_variant(path: str | Path) -> Variant:
+    """Read a variant from a file that `save_variant` wrote.
+
+    Raises:
+        InputError: The file is not a variant, is damaged, or has a newer format.
+    """
+    path = Path(path)
+    require_file(path, "a variant")
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"{path}: expected a variant, got no whole safetensors file.") from error
+    if text is None:
+        raise InputError(f"{path}: expected a variant that recal wrote, got other safetensors.")
+    record = read_json(text, VariantRecord, str(path))
+    for name, tensor in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        sibling = tensors.get(f"{layer}.running_mean")
+        fits = sibling is not None and tensor.shape == sibling.shape and tensor.ndim == 1
+        if leaf not in (*AFFINE, *STATISTICS) or not fits or tensor.dtype != np.float32:
+            raise InputError(
+                f"{path}: {name}: expected the vectors of BatchNorm layers in float32, got "
+                f"{tensor.dtype} {tensor.shape}. The file is damaged or forged."
+            )
+    return Variant(
+        tensors=tensors,
+        weights_sha256=record.weights_sha256,
+        spec=record.model,
+        affine=record.affine,
+        statistics=record.statistics,
+        versions=record.versions,
+    )
+
+
+def save_variant(variant: Variant, path: str | Path) -> None:
+    """Write a variant, usually as `.safetensors`; equal variants give equal bytes.
+
+    Raises:
+        RecalError: The file cannot be written.
+    """
+    # one metadata key, because safetensors writes several in varying order
+    metadata = {METADATA_KEY: to_json(variant.record)}
+    tensors = {name: np.ascontiguousarray(t, np.float32) for name, t in variant.tensors.items()}
+    write_whole(Path(path), save(tensors, metadata=metadata))

@@ -1,11 +1,10 @@
 """`recal policies`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
+from recal.cli.console import print_results
 from recal.cli.options import (
     data_option,
     examples,
@@ -14,6 +13,7 @@ from recal.cli.options import (
     output_option,
     seed_option,
 )
+from recal.report.blocks import Grid
 
 
 @click.group(
@@ -23,14 +23,12 @@ from recal.cli.options import (
 )
 @format_option
 @click.pass_context
-def command(ctx: click.Context, form: str) -> None:
+def policies_command(ctx: click.Context, form: str) -> None:
     """List the augmentation policies of every family; draw what one does."""
     if ctx.invoked_subcommand is not None:
         return
-    from recal.cli.console import print_results
     from recal.policies.families import family_names
     from recal.policies.policy import load_policy, policy_names
-    from recal.report.blocks import Grid
 
     rows = [
         {"family": family, "policy": name, "summary": load_policy(family, name).summary}
@@ -46,7 +44,9 @@ def command(ctx: click.Context, form: str) -> None:
     print_results(form, rows, rows, [grid])
 
 
-@command.command("show", epilog=examples("recal policies show weak", "recal policies show my.toml"))
+@policies_command.command(
+    "show", epilog=examples("recal policies show weak", "recal policies show my.toml")
+)
 @click.argument("name")
 @option(
     "--family",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from recal.cli.console import note, print_results, progress_bar, warn
 from recal.cli.options import (
     COUNT,
+    NAMES,
     PATH,
-    Names,
     checkpoint_or_sample,
     data_option,
     examples,
@@ -21,11 +22,10 @@ from recal.cli.options import (
     option,
     output_option,
     packed,
-    policy_option,
     reading_options,
-    samples_option,
-    variant_option,
 )
+from recal.errors import InputError, UsageError
+from recal.files import require_file
 
 if TYPE_CHECKING:
     from recal.checkpoint.layouts import ReadingOptions
@@ -44,13 +44,7 @@ class FormOptions:
     switchable: tuple[str, ...]
 
     def name(self, run: Path | None) -> FormName:
-        """Return the name of the form.
-
-        Raises:
-            UsageError: Two are given, or a switchable file gets an option of a single variant.
-        """
-        from recal.errors import UsageError
-
+        """Return the name of the form, and refuse options that do not go together."""
         flags: dict[str, tuple[bool, FormName]] = {
             "--int8": (self.int8, "int8"),
             "--fp16": (self.fp16, "float16"),
@@ -84,8 +78,6 @@ class Int8Options:
 
     def check(self, *, used: bool) -> None:
         """Refuse options that would have no effect, or contradict each other."""
-        from recal.errors import UsageError
-
         given = [name for name, value in vars(self).items() if value is not None]
         if given and not used:
             raise UsageError(
@@ -97,13 +89,13 @@ class Int8Options:
     def form(self, variant: Variant, data: Path | None, samples: int | None) -> Int8:
         """Read the images that the file is made with and judged by."""
         from recal.export.forms import Int8
+        from recal.export.int8 import MAX_DROP
         from recal.export.int8_images import (
             RANGE_IMAGES,
             TEST_IMAGES,
             held_out_images,
             range_images,
         )
-        from recal.export.int8_proof import MAX_DROP
         from recal.policies.policy import resolve_policy
 
         spec, given = variant.spec, self.policy or self.mode
@@ -116,14 +108,10 @@ class Int8Options:
         return Int8(images=images, held_out=held_out, max_drop=max_drop)
 
 
-def _graph_options(
-    *, opset: int, uint8: bool, softmax: bool, fixed_batch: int | None, any_size: bool
-) -> GraphOptions:
+def _graph_options(*, fixed_batch: int | None, **given: Any) -> GraphOptions:
     from recal.onnx_file.record import GraphOptions
 
-    return GraphOptions(
-        opset=opset, uint8=uint8, softmax=softmax, batch=fixed_batch, any_size=any_size
-    )
+    return GraphOptions(batch=fixed_batch, **given)
 
 
 @click.command(
@@ -135,51 +123,62 @@ def _graph_options(
     ),
 )
 @click.argument("checkpoint", required=False, type=PATH)
-@variant_option("to export", "main")
+@option("--variant", "Branch of the checkpoint, or variant file, to export.", default="main")
 @output_option("ONNX file to write.", "CHECKPOINT-VARIANT.onnx")
 @data_option("Folder of images to compare on; with --int8, labelled.", "the bundled images")
-@samples_option("Number of images to compare on.", shown="256; 2000 with --int8")
-@option("--opset", "ONNX operator set of the graph.", click.IntRange(13, 20), 18)
-@flag("--uint8", "Input is pixels, uint8 (N, H, W, 3), which the graph normalises.")
-@flag("--softmax", "Output is probabilities instead of logits.")
-@option("--fixed-batch", "Number of images of each batch, fixed in the graph.", COUNT, shown="any")
-@flag("--any-size", "Input has any height and width.")
-@packed("graph", _graph_options, ("opset", "uint8", "softmax", "fixed_batch", "any_size"))
-@flag("--fp16", "Store and compute in float16, at half the size.")
-@flag("--int8", "Store weights and activations in 8 bits, at a third of the size or less.")
-@flag("--patchable", "Keep BatchNorm under its names, for `recal patch` and `recal calibrate`.")
-@option(
-    "--switchable",
-    "Store several variants, and select one by a second input: branches or variant files, "
-    "separated by commas.",
-    Names(),
-    (),
+@option("--samples", "Number of images to compare on.", COUNT, shown="256; 2000 with --int8")
+@packed(
+    "graph",
+    _graph_options,
+    option("--opset", "ONNX operator set of the graph.", click.IntRange(13, 20), 18),
+    flag("--uint8", "Input is pixels, uint8 (N, H, W, 3), which the graph normalises."),
+    flag("--softmax", "Output is probabilities instead of logits."),
+    option(
+        "--fixed-batch", "Number of images of each batch, fixed in the graph.", COUNT, shown="any"
+    ),
+    flag("--any-size", "Input has any height and width."),
 )
-@packed("form_options", FormOptions, tuple(FormOptions.__dataclass_fields__))
-@option(
-    "--max-drop",
-    "Accuracy that --int8 may lose, as a fraction.",
-    click.FloatRange(0, 1),
-    shown="0.01",
+@packed(
+    "form_options",
+    FormOptions,
+    flag("--fp16", "Store and compute in float16, at half the size."),
+    flag("--int8", "Store weights and activations in 8 bits, at a third of the size or less."),
+    flag("--patchable", "Keep BatchNorm under its names, for `recal patch` and `recal calibrate`."),
+    option(
+        "--switchable",
+        "Store several variants, and select one by a second input: branches or variant files, "
+        "separated by commas.",
+        NAMES,
+        (),
+    ),
 )
-@option(
-    "--int8-samples",
-    "Number of training images on which --int8 takes the ranges of activations.",
-    COUNT,
-    shown="128",
+@packed(
+    "int8_options",
+    Int8Options,
+    option(
+        "--max-drop",
+        "Accuracy that --int8 may lose, as a fraction.",
+        click.FloatRange(0, 1),
+        shown="0.01",
+    ),
+    option(
+        "--int8-samples",
+        "Number of training images on which --int8 takes the ranges of activations.",
+        COUNT,
+        shown="128",
+    ),
+    option(
+        "--mode",
+        "Policy of the training images of --int8.",
+        shown="the variant's own; clean for a branch",
+    ),
+    option("--policy", "Policy file of your own, instead of --mode.", PATH),
 )
-@option(
-    "--mode",
-    "Policy of the training images of --int8.",
-    shown="the variant's own; clean for a branch",
-)
-@policy_option("--mode")
-@packed("int8_options", Int8Options, tuple(Int8Options.__dataclass_fields__))
 @option("--class-names", "File of class names to record, one in each line.", PATH)
 @option("--run", "Run of `recal eval` whose accuracies are recorded.", PATH)
 @format_option
 @reading_options
-def command(
+def export_command(
     checkpoint: Path | None,
     variant: str,
     output: Path | None,
@@ -200,11 +199,10 @@ def command(
     --int8 it is judged by the predictions that stay the same.
     """
     from recal.checkpoint.checkpoint import read_checkpoint
-    from recal.cli.console import note, print_results, progress_bar, warn
     from recal.export.export import export_onnx
     from recal.export.forms import FLOAT_FORMS, Int8
     from recal.export.subject import IMAGES, comparison_images
-    from recal.report.evidence import doubts, evidence_rows, export_blocks
+    from recal.report.onnx_file import doubts, evidence_rows, export_blocks
     from recal.variant.resolve import resolve_variant
 
     form_name = form_options.name(run)
@@ -234,8 +232,8 @@ def command(
             softmax=graph.softmax,
             batch=graph.batch,
             any_size=graph.any_size,
-            class_names=None if class_names is None else read_class_names(class_names),
-            accuracies=None if run is None else run_accuracies(run, first.sha256),
+            class_names=None if class_names is None else _class_names(class_names),
+            accuracies=None if run is None else _accuracies(run, first.sha256),
             progress=bar,
         )
     held = f"{len(variants)} variants" if form_options.switchable else first.label
@@ -246,15 +244,8 @@ def command(
     warn(doubts(evidence))
 
 
-def read_class_names(path: Path) -> list[str]:
-    """Return the names in a file, one in each line, in the order of the outputs.
-
-    Raises:
-        InputError: It cannot be read as text, or has empty lines between names.
-    """
-    from recal.errors import InputError
-    from recal.files import require_file
-
+def _class_names(path: Path) -> list[str]:
+    """Return the names in a file, one in each line, in the order of the outputs."""
     require_file(path, "a file of class names")
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -265,12 +256,8 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-def run_accuracies(folder: Path, sha256: str) -> Accuracies:
-    """Return what a run found about the variant with this hash.
-
-    Raises:
-        InputError: The folder is not a finished run, or the variant was not evaluated in it.
-    """
+def _accuracies(folder: Path, sha256: str) -> Accuracies:
+    """Return what a run found about the variant with this hash."""
     from recal.onnx_file.record import Accuracies
     from recal.runs.summary import find_network
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from recal.cli.console import cell_bar, note, print_results, progress_bar, quiet_unless, warn
 from recal.cli.options import (
     COUNT,
-    Counts,
-    Names,
-    adaptation_options,
+    NAMES,
+    PATH,
     autocast_option,
-    batch_size_option,
-    checkpoint_option,
     checkpoint_or_sample,
     choose_device,
+    counts,
     data_option,
     device_option,
-    dtype_named,
     examples,
     flag,
     format_option,
@@ -28,13 +27,12 @@ from recal.cli.options import (
     packed,
     reading_options,
     seed_option,
-    threads_option,
 )
+from recal.distributed import World, joined, local_device
+from recal.errors import RecalError
 
 if TYPE_CHECKING:
     from recal.checkpoint.layouts import ReadingOptions
-    from recal.distributed import World
-    from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.execution import ExecutionOptions
     from recal.evaluation.prepare import EvaluationRequest
 
@@ -46,17 +44,33 @@ def _execution(
     backend: str,
     batch_size: int | None,
     threads: int | None,
-    adaptation: Adaptation | None,
+    adapt: str | None,
+    prior: float | None,
+    momentum: float | None,
 ) -> ExecutionOptions:
-    from recal.distributed import local_device
+    """Return how networks are run; with --adapt, the batch size is that of the adaptation."""
+    import torch
+
+    from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.execution import ExecutionOptions
 
+    for name, value, kind in (("prior", prior, "batch"), ("momentum", momentum, "ema")):
+        if value is not None and adapt != kind:
+            raise click.UsageError(
+                f"--{name}: expected --adapt {kind} with it. Add it, or leave --{name} out."
+            )
+    adaptation = None
+    if adapt is not None:
+        given = {"batch": batch_size, "prior": prior, "momentum": momentum}
+        known: Any = {name: value for name, value in given.items() if value is not None}
+        seed = click.get_current_context().params["seed"]
+        adaptation, batch_size = Adaptation(kind=adapt, seed=seed, **known), None
     return ExecutionOptions(
         backend=backend,
         device=local_device(choose_device(device)),
         batch_size=batch_size,
         threads=threads,
-        autocast=dtype_named(autocast),
+        autocast=getattr(torch, autocast) if autocast else None,
         adaptation=adaptation,
     )
 
@@ -77,18 +91,18 @@ def _execution(
 )
 @data_option("Folder or tar file of the benchmark's images.", "$RECAL_DATA, ./data, ...")
 @output_option("Folder of the run.", "runs/SUITE-HASH")
-@checkpoint_option("Checkpoint that holds the weights of branches and variants.")
+@option("--checkpoint", "Checkpoint that holds the weights of branches and variants.", PATH)
 @option(
     "--corruptions",
     "Corruptions to evaluate, separated by commas.",
-    Names(),
+    NAMES,
     (),
     shown="all of the suite",
 )
 @option(
     "--severities",
     "Severities to evaluate, separated by commas.",
-    Counts(),
+    counts(),
     (),
     shown="all of the suite",
 )
@@ -99,21 +113,49 @@ def _execution(
     shown="all",
 )
 @seed_option("the sample, of corruptions and of adaptation")
-@batch_size_option(shown="256, less for large images; 200 with --adapt")
-@threads_option("the process's share of the cores")
-@device_option
-@option("--backend", "Library that runs the networks: auto, onnxruntime or torch.", default="auto")
-@autocast_option
-@flag("--plan", "Print what the evaluation would take, and evaluate nothing.")
-@adaptation_options
-@format_option
-@reading_options
 @packed(
     "execution",
     _execution,
-    ("device", "autocast", "backend", "batch_size", "threads", "adaptation"),
+    option(
+        "--batch-size",
+        "Number of images in each batch.",
+        COUNT,
+        shown="256, less for large images; 200 with --adapt",
+    ),
+    option(
+        "--threads",
+        "Number of threads of each process.",
+        COUNT,
+        shown="the process's share of the cores",
+    ),
+    device_option,
+    option(
+        "--backend", "Library that runs the networks: auto, onnxruntime or torch.", default="auto"
+    ),
+    autocast_option,
+    option(
+        "--adapt",
+        "Test-time adaptation: normalise by statistics of the test images, either of each batch or "
+        "as an exponential moving average over batches.",
+        click.Choice(("batch", "ema")),
+    ),
+    option(
+        "--prior",
+        "Number of images that the network's own statistics count for in --adapt batch.",
+        click.FloatRange(0),
+        shown="0",
+    ),
+    option(
+        "--momentum",
+        "Weight of each new batch in --adapt ema.",
+        click.FloatRange(0, 1, min_open=True),
+        shown="0.1",
+    ),
 )
-def command(
+@flag("--plan", "Print what the evaluation would take, and evaluate nothing.")
+@format_option
+@reading_options
+def eval_command(
     targets: tuple[str, ...],
     suite: str | None,
     data: Path | None,
@@ -135,8 +177,6 @@ def command(
     evaluated; without a checkpoint, the bundled sample. Cells that the run's folder already holds
     are kept. Under torchrun, the processes share the work.
     """
-    from recal.cli.console import quiet_unless
-    from recal.distributed import joined
     from recal.evaluation.prepare import EvaluationRequest
     from recal.suites.suite import load_suite
 
@@ -166,17 +206,17 @@ def command(
 def _evaluate(
     targets: tuple[str, ...], request: EvaluationRequest, form: str, world: World
 ) -> None:
-    from recal.cli.console import cell_bar, note, print_results, warn
-    from recal.errors import RecalError
     from recal.evaluation.evaluate import run_evaluation
     from recal.report.page import write_report
-    from recal.report.summary import summary_blocks
+    from recal.report.runs import summary_blocks
     from recal.runs.summary import flat
 
-    with cell_bar(_short, hidden=not world.leads) as shown:
-        run = run_evaluation(
-            targets, request, progress=shown.images, on_cell=shown.cell, world=world
-        )
+    def short(target: str) -> str:
+        path, colon, branch = target.rpartition(":")
+        return branch if colon else target if path else Path(target).stem
+
+    with cell_bar(short, hidden=not world.leads) as (on_images, on_cell):
+        run = run_evaluation(targets, request, progress=on_images, on_cell=on_cell, world=world)
     if not world.leads:
         return
     summary = run.summary
@@ -195,13 +235,8 @@ def _evaluate(
 def _print_plan(
     targets: tuple[str, ...], request: EvaluationRequest, form: str, processes: int
 ) -> None:
-    from dataclasses import asdict
-
-    from recal.cli.console import print_results, progress_bar, warn
-    from recal.errors import RecalError
-    from recal.evaluation.plan import make_plan
-    from recal.evaluation.prepare import prepare_work
-    from recal.report.plan import plan_blocks
+    from recal.evaluation.prepare import make_plan, prepare_work
+    from recal.report.runs import plan_blocks
 
     work = prepare_work(targets, request)
     with progress_bar("corruptions timed") as bar:
@@ -213,9 +248,3 @@ def _print_plan(
     warn([f"{name}: {fault}" for name, fault in plan.faults.items()], "would fail")
     if plan.faults:
         raise RecalError(f"{', '.join(plan.faults)} would fail; the others would be evaluated.")
-
-
-def _short(target: str) -> str:
-    """Return a target's name as it fits a line."""
-    path, colon, branch = target.rpartition(":")
-    return branch if colon else Path(target).stem if not path else target

@@ -1,40 +1,36 @@
 """`recal data`: find, download, check, regenerate and show data sets."""
 
-from __future__ import annotations
-
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from recal.cli.options import (
+    COUNT,
+    NAMES,
     PATH,
-    Names,
-    all_cores,
     examples,
     format_option,
     option,
     output_option,
     seed_option,
-    workers_option,
 )
-
-STANDARD, EVERY = "standard", "all"
+from recal.files import data_folders
+from recal.machine import available_cores
 
 
 @click.group("data", epilog=examples("recal data list", "recal data fetch cifar10c"))
-def command() -> None:
+def data_command() -> None:
     """List, download, verify and regenerate data sets; show a corruption.
 
     Only `recal data fetch` downloads anything.
     """
 
 
-@command.command("list", epilog=examples("recal data list", "recal data list --json"))
+@data_command.command("list", epilog=examples("recal data list", "recal data list --json"))
 @format_option
 def list_command(form: str) -> None:
     """List the data sets that recal knows, and where they are."""
-    from dataclasses import asdict
-
     from recal.cli.console import print_results
     from recal.report.listings import data_sets, data_sets_blocks
 
@@ -43,7 +39,7 @@ def list_command(form: str) -> None:
     print_results(form, found, rows, data_sets_blocks(found))
 
 
-@command.command("fetch", epilog=examples("recal data fetch cifar10c -o DATASETS"))
+@data_command.command("fetch", epilog=examples("recal data fetch cifar10c -o DATASETS"))
 @click.argument("name")
 @output_option("Folder of data sets in which to put it.", "$RECAL_DATA, else ./data")
 def fetch_command(name: str, output: Path | None) -> None:
@@ -53,14 +49,13 @@ def fetch_command(name: str, output: Path | None) -> None:
     """
     from recal.cli.console import byte_bar
     from recal.datasets.fetch import fetch
-    from recal.files import data_folders
 
     with byte_bar() as progress:
         folder = fetch(name, output or data_folders()[0], progress)
     click.echo(f"{name}: {folder}")
 
 
-@command.command("verify", epilog=examples("recal data verify cifar10c"))
+@data_command.command("verify", epilog=examples("recal data verify cifar10c"))
 @click.argument("target")
 def verify_command(target: str) -> None:
     """Check TARGET, a data set's name or folder or a downloaded archive, against its checksums."""
@@ -72,7 +67,7 @@ def verify_command(target: str) -> None:
     click.echo(found)
 
 
-@command.command(
+@data_command.command(
     "generate",
     epilog=examples("recal data generate cifar10c --from cifar-10-batches-py -o CIFAR-10-C"),
 )
@@ -82,11 +77,17 @@ def verify_command(target: str) -> None:
 @option(
     "--corruptions",
     "Corruptions to make: standard (15), all (19), or names separated by commas.",
-    Names(),
-    STANDARD,
+    NAMES,
+    "standard",
 )
 @seed_option("the corruptions")
-@workers_option(all_cores, "all cores", minimum=1)
+@option(
+    "--workers",
+    "Number of processes that prepare images.",
+    COUNT,
+    available_cores,
+    shown="all cores",
+)
 def generate_command(
     name: str, source: Path, output: Path, corruptions: tuple[str, ...], seed: int, workers: int
 ) -> None:
@@ -100,10 +101,8 @@ def generate_command(
     from recal.corruptions.parameters import ALL_CORRUPTIONS, CORRUPTIONS
     from recal.datasets.generate import generate
 
-    groups: dict[tuple[str, ...], tuple[str, ...]] = {
-        (STANDARD,): CORRUPTIONS,
-        (EVERY,): ALL_CORRUPTIONS,
-    }
+    groups: dict[tuple[str, ...], tuple[str, ...]]
+    groups = {("standard",): CORRUPTIONS, ("all",): ALL_CORRUPTIONS}
     with progress_bar("images") as progress:
         record = generate(
             name,
@@ -118,7 +117,7 @@ def generate_command(
     click.echo(f"{output}: {cells} cells of {record.images} images, {record.label}")
 
 
-@command.command(
+@data_command.command(
     "show", epilog=examples("recal data show fog --image photo.jpg", "recal data show all")
 )
 @click.argument("corruption")

@@ -1,25 +1,42 @@
-"""What was shown of an ONNX file when it was exported or verified, as rows and sentences."""
+"""ONNX files as tables, sentences and rows: proofs, timings and predictions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from recal.report.blocks import Block, Grid
 
 if TYPE_CHECKING:
     from recal.export.forms import Evidence
     from recal.export.verify import Comparison
+    from recal.onnx_file.bench import Timing
+    from recal.onnx_file.predict import Prediction
     from recal.onnx_file.record import Proof
-    from recal.report.blocks import Block
 
 
 def export_blocks(evidence: Evidence, images: str) -> list[Block]:
-    """Return how an exported file compares with PyTorch.
-
-    Args:
-        evidence: What `export_onnx` returned.
-        images: The images that were compared, such as `40 images of cifar10/test`.
-    """
-    if evidence.int8 is not None:
-        return _int8_sentences(evidence, images)
+    """Return how an exported file compares with PyTorch, on images called `images`."""
+    made = evidence.int8
+    if made is not None:
+        proof, used = made.proof, made.range_images
+        blocks: list[Block] = [f"Ranges of {used.images} '{used.policy}' images."]
+        if proof.accuracies:
+            shown = ", ".join(f"{name} {value:.2%}" for name, value in proof.accuracies.items())
+            blocks.append(
+                f"Accuracy on {images}: {shown}; lost {proof.drop:.2%} ± {proof.drop_error:.2%} "
+                f"(at most {made.max_drop:.2%})."
+            )
+        return [
+            *blocks,
+            f"Same prediction as in float32 on {proof.agreement:.2%} of {images}; outputs off by "
+            f"{proof.error:.1%} of their spread. Folded, in float32: largest difference of a logit "
+            f"{evidence.proof.difference:.1e}.",
+            *(
+                f"On the way to branch '{name}' (0 the variant, 1 the branch): {way:.2f}."
+                for name, way in proof.rivals.items()
+            ),
+        ]
     if len(evidence.proofs) > 1:
         return [
             f"variant {number}, {name}: on {images} within {proof.difference:.1e} (at most "
@@ -37,13 +54,7 @@ def export_blocks(evidence: Evidence, images: str) -> list[Block]:
 
 
 def verify_blocks(found: Comparison, checkpoint: str, images: str) -> list[Block]:
-    """Return how a file compares with its checkpoint and variants.
-
-    Args:
-        found: What `verify_against` returned.
-        checkpoint: Name of the checkpoint.
-        images: The images that were compared, such as `40 images of cifar10/test`.
-    """
+    """Return how a file compares with its checkpoint and variants, on images called `images`."""
     same = "the same bytes when exported again." if found.same_bytes else (
         "the same tensors; bytes differ, because the versions of the libraries do."
     )  # fmt: skip
@@ -72,15 +83,9 @@ def verify_blocks(found: Comparison, checkpoint: str, images: str) -> list[Block
 
 def evidence_rows(evidence: Evidence) -> list[dict[str, object]]:
     """Return one row for each variant in a file, for CSV."""
+    names = ("images", "difference", "tolerance", "hostile_inputs", "hostile_difference")
     return [
-        {
-            "variant": name,
-            "images": proof.images,
-            "difference": proof.difference,
-            "tolerance": proof.tolerance,
-            "hostile_inputs": proof.hostile_inputs,
-            "hostile_difference": proof.hostile_difference,
-        }
+        {"variant": name, **{key: getattr(proof, key) for key in names}}
         for name, proof in evidence.proofs.items()
     ]
 
@@ -103,24 +108,38 @@ def _difference(proof: Proof) -> str:
     )
 
 
-def _int8_sentences(evidence: Evidence, images: str) -> list[Block]:
-    made = evidence.int8
-    assert made is not None
-    proof, used = made.proof, made.range_images
-    blocks: list[Block] = [f"Ranges of {used.images} '{used.policy}' images."]
-    if proof.accuracies:
-        shown = ", ".join(f"{name} {value:.2%}" for name, value in proof.accuracies.items())
-        blocks.append(
-            f"Accuracy on {images}: {shown}; lost {proof.drop:.2%} ± {proof.drop_error:.2%} (at "
-            f"most {made.max_drop:.2%})."
+def timing_blocks(timings: Sequence[Timing]) -> list[Block]:
+    """Return one table of timings."""
+    rows = [
+        (
+            str(t.model), str(t.threads or "all"), str(t.batch), f"{t.p50:.2f}", f"{t.p90:.2f}",
+            f"{t.p99:.2f}", f"{t.throughput:,.0f}", f"{t.ratio:.2f}",
         )
+        for t in timings
+    ]  # fmt: skip
+    header = ("model", "threads", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "ratio")
+    return [Grid("", header, tuple(rows))]
+
+
+def prediction_sentence(prediction: Prediction) -> str:
+    """Return the classes of an image, the most probable first."""
+    pairs = zip(prediction.names, prediction.probabilities, strict=True)
+    return f"{prediction.image}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
+
+
+def prediction_rows(prediction: Prediction) -> list[dict[str, object]]:
+    """Return one row for each class of an image, the most probable first."""
     return [
-        *blocks,
-        f"Same prediction as in float32 on {proof.agreement:.2%} of {images}; outputs off by "
-        f"{proof.error:.1%} of their spread. Folded, in float32: largest difference of a logit "
-        f"{evidence.proof.difference:.1e}.",
-        *(
-            f"On the way to branch '{name}' (0 the variant, 1 the branch): {way:.2f}."
-            for name, way in proof.rivals.items()
-        ),
+        {"image": str(prediction.image), "rank": rank, **found}
+        for rank, found in enumerate(_classes(prediction), start=1)
     ]
+
+
+def prediction_document(prediction: Prediction) -> dict[str, object]:
+    """Return an image and its classes for JSON."""
+    return {"image": str(prediction.image), "classes": _classes(prediction)}
+
+
+def _classes(prediction: Prediction) -> list[dict[str, object]]:
+    found = zip(prediction.indices, prediction.names, prediction.probabilities, strict=True)
+    return [dict(zip(("index", "name", "probability"), values, strict=True)) for values in found]

@@ -1,1 +1,0 @@
-"""Commands about images and augmentations."""

@@ -1,1 +1,0 @@
-"""Commands that evaluate targets and read runs."""

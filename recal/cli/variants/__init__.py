@@ -1,1 +1,0 @@
-"""Commands from a checkpoint to variants."""

@@ -13,6 +13,7 @@ from recal.export.proof import Tolerance
 from recal.onnx_file.session import OnnxNetwork
 
 
+@pytest.mark.slow
 def test_export_of_a_branch_says_how_it_was_compared(recal, split_checkpoint, tmp_path):
     status, out, _ = recal("export", split_checkpoint, "--variant", "aux0", "-o", "m.onnx")
     assert status == 0

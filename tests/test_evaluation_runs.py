@@ -139,6 +139,7 @@ def test_a_run_goes_on_where_it_was_killed_and_ends_alike(
     assert resumed.summary == whole.summary
 
 
+@pytest.mark.slow
 def test_changed_inputs_never_reuse_a_cell(split_checkpoint, class_folders, tmp_path, monkeypatch):
     import shutil
 

@@ -31,6 +31,7 @@ def checkpoint(split_checkpoint):
     return load_checkpoint(split_checkpoint)
 
 
+@pytest.mark.slow
 def test_file_gives_the_logits_of_its_branch_and_no_other(checkpoint, tmp_path):
     inputs = normalise_array(PIXELS, *(getattr(checkpoint.spec, k) for k in ("mean", "std")))
     for branch in ("main", "aux0"):
@@ -266,6 +267,7 @@ def test_record_takes_class_names_and_accuracies(checkpoint, tmp_path):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, class_names=names[1:])
 
 
+@pytest.mark.slow
 def test_images_of_another_form_are_refused_and_none_are_needed(split_checkpoint, tmp_path):
     checkpoint = load_checkpoint(split_checkpoint)
     for odd in (np.zeros((4, 32, 32, 3)), np.zeros((4, 3, 32, 32), np.uint8), PIXELS[:0]):

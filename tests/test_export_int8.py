@@ -80,6 +80,7 @@ def test_file_is_8_bits_per_channel_plain_and_reproducible(checkpoint, made_of, 
     assert len(content) < 0.6 * (tmp_path / "c").stat().st_size
 
 
+@pytest.mark.slow
 def test_ranges_are_those_of_the_images(checkpoint, made_of, tmp_path):
     """The input's scale and zero point, from the images alone."""
     exported(checkpoint, tmp_path / "m.onnx", made_of)
@@ -154,6 +155,7 @@ def test_too_much_loss_is_refused_and_a_good_file_stays(checkpoint, made_of, tmp
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.slow
 def test_outputs_far_off_are_refused_whatever_is_predicted(checkpoint, made_of, tmp_path, narrow):
     int8.LARGEST_ERROR = 0.01
     with pytest.raises(VerificationError, match=r"within 0\.01 of the spread"):

@@ -84,6 +84,7 @@ def test_what_cannot_be_recalibrated_says_why(recal, split_checkpoint, class_fol
         assert message in err
 
 
+@pytest.mark.slow
 def test_broken_images_of_a_device_are_named_and_left_out_only_on_request(
     recal, split_checkpoint, class_folders, tmp_path
 ):

@@ -47,6 +47,7 @@ def make_variant(seed, images=None):
     )
 
 
+@pytest.mark.slow
 @given(st.integers(0, 999), st.lists(st.integers(0, 5), min_size=2, max_size=4))
 def test_mixture_has_the_moments_of_values_drawn_from_its_parts(seed, counts):
     if not sum(counts):

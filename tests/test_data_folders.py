@@ -74,6 +74,16 @@ def test_idx_files_give_grey_images_as_rgb(tmp_path, suffix):
     assert np.array_equal(source.labels, LABELS)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_labels_in_one_column_are_read_as_labels(tmp_path, packed):
+    if packed:
+        np.savez(tmp_path / "test.npz", images=IMAGES, labels=LABELS[:, None])
+    else:
+        np.save(tmp_path / "images.npy", IMAGES)
+        np.save(tmp_path / "labels.npy", LABELS[:, None])
+    assert np.array_equal(open_images(tmp_path, "test").labels, LABELS)
+
+
 def test_plain_images_have_no_labels(tmp_path):
     Image.fromarray(IMAGES[0]).convert("L").save(tmp_path / "b.png")
     Image.fromarray(IMAGES[1]).save(tmp_path / "a.png")
@@ -133,6 +143,11 @@ def float_labels(folder):
     np.save(folder / "labels.npy", LABELS / 2)
 
 
+def one_hot_labels(folder):
+    np.save(folder / "images.npy", IMAGES)
+    np.save(folder / "labels.npy", np.eye(3, dtype=np.int64)[LABELS])
+
+
 def no_npz(folder):
     (folder / "test.npz").write_bytes(b"no zip")
 
@@ -171,6 +186,7 @@ def empty(folder):
         (objects, "without pickled objects"),
         (short_labels, r"expected integer labels \(6,\)"),
         (float_labels, "got float64"),
+        (one_hot_labels, r"got int64 \(6, 3\), one column per class \(one-hot\).*argmax"),
         (no_npz, "expected a whole NumPy file"),
         (npz_without_images, "images"),
         (truncated_gzip, "whole gzip file"),

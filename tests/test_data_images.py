@@ -228,3 +228,23 @@ def test_calibrate_with_broken_images_writes_nothing(recal, split_checkpoint, tm
     assert "got 5 out of 15 that cannot be decoded" in err
     assert "Traceback" not in err
     assert not (tmp_path / "v.safetensors").exists()
+
+
+def test_every_command_reads_16_bit_grey_and_gif_alike(tmp_path):
+    """Pillow alone would clip 16-bit samples to white."""
+    from recal.corruptions import Corruption
+    from recal.corruptions.show import read_image
+
+    grey = (PIXELS[:, :, 0].astype(np.uint16) << 8) + 77
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    COLOUR.save(tmp_path / "b.gif")
+    source = open_images(tmp_path, "test")
+    assert len(source) == 2
+    for index, name in enumerate(("a.png", "b.gif")):
+        assert np.array_equal(read_image(tmp_path / name), source[index])
+    with Image.open(tmp_path / "a.png") as image:
+        with pytest.raises(InputError, match=r"got I;16\. Keep the high byte .* >> 8") as caught:
+            Corruption("fog", 1, "cifar")(image)
+        advice = str(caught.value).split(" with ")[1].removesuffix(".")
+        converted = eval(advice, {"Image": Image, "np": np, "image": image})
+    assert np.array_equal(np.asarray(converted), source[0])

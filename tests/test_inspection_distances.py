@@ -257,5 +257,5 @@ class TestScores:
 
     def test_labels_beyond_the_classes_are_refused(self, split_checkpoint, class_folders):
         checkpoint = load_checkpoint(split_checkpoint)
-        with pytest.raises(InputError, match="expected labels of 3 classes, got label 9"):
+        with pytest.raises(InputError, match="expected 3 class folders, got 10"):
             score_branches(checkpoint.overridden(classes=3), class_folders)

@@ -53,8 +53,8 @@ class Corruption:
         if getattr(image, "mode", None) != "RGB":
             found = getattr(image, "mode", type(image).__name__)
             raise InputError(
-                f"image: expected a PIL image of mode RGB or an array, got {found}. Convert "
-                "it with image.convert('RGB')."
+                f"image: expected a PIL image of mode RGB or an array, got {found}. "
+                f"{_conversion(found)}"
             )
         from PIL import Image
 
@@ -65,6 +65,16 @@ class Corruption:
             digest = hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=8).digest()
             index = int.from_bytes(digest, "little") >> 1
         return np.asarray(corrupt(pixels[None], **asdict(self), indices=[index])[0])
+
+
+def _conversion(mode: str) -> str:
+    """Return how to convert a PIL image of another mode, as `decode` does for data sets."""
+    if mode.startswith("I;16"):  # convert("RGB") clips: nearly every value becomes white
+        high = "Image.fromarray((np.asarray(image) >> 8).astype('uint8'))"
+        return f"Keep the high byte of its samples with {high}.convert('RGB')."
+    if mode in ("I", "F"):
+        return "Its samples have 32 bits and no known scale: make them 8 bits first."
+    return "Convert it with image.convert('RGB')."
 
 
 @cache

@@ -9,7 +9,9 @@ from PIL import Image
 from recal.corruptions.corrupt import corrupt
 from recal.corruptions.parameters import ALL_CORRUPTIONS, PARAMETER_SETS, SEVERITIES
 from recal.data.contact_sheet import write_sheet
-from recal.errors import InputError, pick
+from recal.data.images import decode
+from recal.errors import pick
+from recal.files import require_file
 
 EVERY = "all"
 LARGEST_SIDE = 512
@@ -73,12 +75,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: It cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: expected an image, got {error}.") from error
+    require_file(path, "an image")
+    image = Image.fromarray(decode(path, str(path)))
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return np.array(image)
 
 
 def pattern(side: int) -> NDArray[np.uint8]:

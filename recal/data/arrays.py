@@ -51,8 +51,6 @@ def packed_arrays(path: Path, split: str) -> ArraySource:
         images = arrays[names[0]]
         beside = names[0].replace("images", "labels")
         labels = arrays[beside] if beside != names[0] and beside in arrays else None
-    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
     return checked_source(path, images, labels)
 
 
@@ -108,12 +106,17 @@ def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None
 
 
 def checked_labels(path: Path, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return labels as int64 (count,), or refuse what is not as many integers."""
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+    """Return integer labels (count,) or (count, 1) as int64 (count,), or refuse anything else."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise InputError(
+            f"{path}: expected integer labels ({count},), got {labels.dtype} {labels.shape}, one "
+            "column per class (one-hot). Make them numbers: labels.argmax(axis=1)."
+        )
+    if labels.shape not in ((count,), (count, 1)) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"{path}: expected integer labels ({count},), got {labels.dtype} {labels.shape}."
         )
-    return labels.astype(np.int64)
+    return labels.reshape(count).astype(np.int64)
 
 
 def _range(images: NDArray[Any]) -> str:

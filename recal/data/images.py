@@ -19,7 +19,7 @@ from recal.machine import available_cores
 from recal.progress import Progress, silent
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 )
 
 
@@ -37,6 +37,14 @@ class ImageSource(Protocol):
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The classes' names in the order of the labels, or None where they have none."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of the classes is the data's own, not that of their sorted names."""
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The path of each image below `where`, with slashes, or None for rows of arrays."""
 
     def __len__(self) -> int:
         """Return the number of images, N."""
@@ -59,6 +67,8 @@ class ArraySource:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] | None = None
+    ordered: bool = False
+    names: None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,6 +99,12 @@ class FileSource:
     paths: tuple[Path, ...]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] | None = None
+    ordered: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path of each file below the folder, with slashes."""
+        return tuple(path.relative_to(self.where).as_posix() for path in self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)

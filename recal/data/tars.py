@@ -44,6 +44,7 @@ class TarSource:
         places: Number of the archive, offset and size in bytes of each image, int64 (N, 3).
         labels: Label of each image, int64 (N,), or None.
         classes: Names of the classes in the order of the labels, or None.
+        ordered: Whether that order is the data's own, not that of the sorted names.
         folder: The folder inside that the images are taken from; empty for all of it.
     """
 
@@ -53,6 +54,7 @@ class TarSource:
     places: NDArray[np.int64]
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
+    ordered: bool = False
     folder: str = ""
 
     @classmethod

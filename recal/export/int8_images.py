@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from recal.data.folders import TEST, TRAIN
 from recal.data.images import ImageSource
 from recal.data.sampling import even_over_classes
-from recal.datasets.catalogue import wnids
+from recal.datasets.classes import class_labels, network_order
 from recal.errors import InputError, UsageError
 from recal.export.subject import spread
 from recal.networks.spec import ModelSpec
@@ -155,16 +155,8 @@ def held_out_images(
 
 
 def _labels(source: ImageSource, spec: ModelSpec) -> NDArray[np.int64] | None:
-    """Return the network's classes of all images, or None if the labels do not give them.
-
-    ImageNet's folders may be a part, because their names say which classes they are.
-    """
-    if source.labels is None:
+    """Return the network's classes of all images, or None if the labels do not give them."""
+    try:
+        return class_labels(source, network_order(spec.classes, source.classes))
+    except InputError:
         return None
-    labels, folders = np.asarray(source.labels, np.int64), source.classes
-    if folders and len(folders) != spec.classes:
-        order = {wnid: number for number, wnid in enumerate(wnids("imagenet"))}
-        if len(order) != spec.classes or not order.keys() >= set(folders):
-            return None
-        labels = np.array([order[folder] for folder in folders], np.int64)[labels]
-    return labels if labels.min() >= 0 and labels.max() < spec.classes else None

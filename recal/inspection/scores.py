@@ -14,7 +14,7 @@ from recal.data.batches import Batches
 from recal.data.folders import find_images
 from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
-from recal.errors import InputError
+from recal.datasets.classes import class_labels, network_order
 from recal.inspection.distances import gaussian_distances
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
@@ -70,18 +70,14 @@ def score_branches(
         The scores in the order of the branches.
 
     Raises:
-        InputError: There are no images, or labels beyond the network's classes.
+        InputError: There are no images, or labels that are not of the network's classes.
         UsageError: The architecture cannot be determined.
     """
     spec = checkpoint.spec
     source = find_images(data, (), "test", what="images to score the branches on")
     chosen = seeded_batches(len(source), samples, BATCH, seed)
-    labels = None if source.labels is None else torch.from_numpy(source.labels)
-    if labels is not None and int(labels.max()) >= spec.classes:
-        raise InputError(
-            f"{data}: expected labels of {spec.classes} classes, got label {int(labels.max())}. "
-            "Give the images that the network was trained for, or images without labels."
-        )
+    numbers = class_labels(source, network_order(spec.classes, source.classes))
+    labels = None if numbers is None else torch.from_numpy(numbers)
     images = PreparedTogether(source, [load_policy(spec.family, "clean")], seed, spec.size)
     batches = Batches(images, chosen, keep=True)
     done, total = 0, sum(map(len, chosen)) * len(checkpoint.branches)

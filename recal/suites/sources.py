@@ -25,9 +25,10 @@ from recal.data.folders import (
 from recal.data.images import ArraySource, FileSource, ImageSource, is_image_name, numbered
 from recal.data.tars import TAR_SUFFIX, Member, TarSource, images_in
 from recal.datasets.catalogue import label_of
+from recal.datasets.classes import class_labels
 from recal.errors import InputError, did_you_mean
 from recal.files import data_folders
-from recal.suites.suite import Cell, Suite, class_count, class_numbers
+from recal.suites.suite import Cell, Suite, class_count, class_numbers, class_order
 
 LABELS = "labels"
 # images per class on average, from which on every class must have some
@@ -94,23 +95,12 @@ def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
         raise InputError(
             f"{source.where}: expected labelled test images (class folders), got plain images."
         )
-    labels, names, warnings = source.labels, None, []
-    if source.classes is not None:
-        files: Iterable[str] | None = None
-        if isinstance(source, FileSource):
-            files = (path.name for path in source.paths)
-        elif isinstance(source, TarSource):
-            files = (name.rpartition("/")[2] for name in source.names)
-        if files is not None:
-            folders = (source.classes[label] for label in labels)
-            names = tuple(map("{}/{}".format, folders, files))
-        labels = class_numbers(source.classes, suite, source.where)[labels]
+    labels, names, warnings = class_labels(source, class_order(suite)), None, []
+    assert labels is not None
+    if source.classes is not None and source.names is not None:
+        files = (name.rpartition("/")[2] for name in source.names)
+        names = tuple(map("{}/{}".format, (source.classes[i] for i in source.labels), files))
     highest = class_count(suite) - 1
-    if labels.min() < 0 or labels.max() > highest:
-        raise InputError(
-            f"suite {suite.name}: expected labels 0 to {highest}, got {labels.min()} to "
-            f"{labels.max()}. Is {source.where} another data set?"
-        )
     classes = len(np.unique(labels))
     if classes <= highest:
         warnings.append(f"{source.where}: {classes:,} of the {highest + 1:,} classes have images.")
@@ -339,15 +329,16 @@ def _checked_arrays(
     labels, count = arrays[LABELS], len(severities)
     if not rows or label_of(where) is not None:
         # a regenerated set may have fewer images
-        rows = len(labels) // count if labels.ndim == 1 else 0
-    if labels.shape not in ((rows * count,), (rows,)) or not rows:
+        rows = len(labels) // count if labels.ndim else 0
+    if not rows or len(labels) not in (rows * count, rows):
         raise InputError(f"{place}: expected {rows * count} labels, got {labels.shape}.")
-    checked = checked_labels(place, labels[:rows], rows)
-    if len(labels) > rows and not np.array_equal(labels, np.tile(checked, count)):
+    checked = checked_labels(place, labels, len(labels))
+    if len(labels) > rows and not np.array_equal(checked, np.tile(checked[:rows], count)):
         raise InputError(
             f"{place}: expected the same {rows:,} labels for each severity, got others. Are these "
             "the labels of another set?"
         )
+    checked = checked[:rows]
     if checked.min() < 0 or checked.max() >= suite.classes:
         raise InputError(
             f"{place}: expected labels 0 to {suite.classes - 1}, got {checked.min()} to "

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS
 from recal.datasets.catalogue import catalogue, wnids
-from recal.errors import InputError, UsageError, did_you_mean, listed, pick, shown
+from recal.datasets.classes import ClassOrder
+from recal.errors import UsageError, did_you_mean, pick, shown
 from recal.files import read_text, shipped
 from recal.policies.families import family_names, usual_folders
 from recal.schema import Record, json_schema, parse_toml
@@ -260,26 +261,17 @@ def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[
     It is an `InputError`, about `where`, if a name is none of the suite's classes, or if some of
     the sorted names are missing.
     """
-    if suite.order == "sorted":
-        if len(folders) != suite.classes:
-            raise InputError(
-                f"{where}: expected {suite.classes} class folders, got {len(folders)}."
-            )
-        # folders 0 to 99 are in the order of their numbers, not of their letters
-        counted = all(name.isdecimal() for name in folders)
-        ordered: Sequence[str] = sorted(folders, key=int if counted else None)
-    elif suite.order == "numbers":
-        ordered = [str(number) for number in range(suite.classes)]
-    else:
-        ordered = wnids(suite.subset or "imagenet")
-    known = {name: number for number, name in enumerate(ordered)}
-    strangers = [f"'{name}'" for name in folders if name not in known]
-    if strangers:
-        raise InputError(
-            f"{where}: expected class folders such as '{ordered[0]}' ({len(known)} classes of "
-            f"suite {suite.name}), got {listed(strangers, 1)}."
-        )
-    return np.array([known[name] for name in folders], np.int64)
+    return class_order(suite).numbers(folders, where)
+
+
+def class_order(suite: Suite) -> ClassOrder:
+    """Return the order of a suite's classes; with a subset, of those within it."""
+    names: tuple[str, ...] | None = None
+    if suite.order == "numbers":
+        names = tuple(map(str, range(suite.classes)))
+    elif suite.order == "wnids":
+        names = wnids(suite.subset or "imagenet")
+    return ClassOrder(count=class_count(suite), names=names, what=f"suite {suite.name}")
 
 
 def kept_logits(suite: Suite) -> NDArray[np.int64] | None:

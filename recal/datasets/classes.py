@@ -1,0 +1,95 @@
+"""From the names of classes in a data set to the numbers of a network's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recal.data.images import ImageSource
+from recal.datasets.catalogue import wnids
+from recal.errors import InputError, listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassOrder:
+    """The order of a network's classes.
+
+    Attributes:
+        count: Number of classes, K.
+        names: Name of class n, for each n; None where class n is the n-th of the sorted names.
+        what: Phrase for what has these classes, for messages.
+    """
+
+    count: int
+    names: tuple[str, ...] | None = None
+    what: str
+
+    def numbers(
+        self, names: Sequence[str], where: Path, *, ordered: bool = False
+    ) -> NDArray[np.int64]:
+        """Return the class of each name, int64 (len(names),).
+
+        Known names are found by name. Others are the classes in order if a list of all K classes
+        gives them in order (`ordered`).
+
+        Raises:
+            InputError: A name is none of the classes, or some of the sorted names are missing. The
+                message is about `where`.
+        """
+        if ordered and len(names) == self.count and not set(names) <= set(self.names or ()):
+            return np.arange(self.count)
+        known: Sequence[str] | None = self.names
+        if known is None:
+            if len(names) != self.count:
+                given = "list" if ordered else "folders"
+                raise InputError(
+                    f"{where}: expected {self.count} class folders, got {len(names)}. "
+                    f"Give the class {given} of all {self.count} classes of {self.what}."
+                )
+            # folders 0 to 99 are in the order of their numbers, not of their letters
+            counted = all(name.isdecimal() for name in names)
+            known = sorted(names, key=int if counted else None)
+        place = {name: number for number, name in enumerate(known)}
+        strangers = [f"'{name}'" for name in names if name not in place]
+        if strangers:
+            raise InputError(
+                f"{where}: expected class folders such as '{known[0]}' ({len(place)} classes of "
+                f"{self.what}), got {listed(strangers, 1)}. A file classes.txt with the name of "
+                "each class, in the network's order, names them."
+            )
+        return np.array([place[name] for name in names], np.int64)
+
+
+def network_order(classes: int, names: Sequence[str] | None) -> ClassOrder:
+    """Return the order of a network's classes where no suite declares it.
+
+    It is that of ImageNet if the network has 1000 classes and `names` are synsets of ImageNet, and
+    the sorted order of the names otherwise.
+    """
+    imagenet = wnids("imagenet") if classes == 1000 else ()
+    synsets = bool(names) and set(names or ()) <= set(imagenet)
+    what = f"a network of {classes} classes"
+    return ClassOrder(count=classes, names=imagenet if synsets else None, what=what)
+
+
+def class_labels(source: ImageSource, order: ClassOrder) -> NDArray[np.int64] | None:
+    """Return the network's class of each image, int64 (N,), or None for images without labels.
+
+    Raises:
+        InputError: Names or numbers of the data's classes do not fit the order.
+    """
+    labels = source.labels
+    if labels is None:
+        return None
+    if source.classes is not None:
+        labels = order.numbers(source.classes, source.where, ordered=source.ordered)[labels]
+    if labels.min() < 0 or labels.max() >= order.count:
+        raise InputError(
+            f"{source.where}: expected labels 0 to {order.count - 1} of {order.what}, got "
+            f"{labels.min()} to {labels.max()}. Is this another data set?"
+        )
+    return labels

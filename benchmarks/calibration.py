@@ -28,9 +28,10 @@ from recal.calibration.hooks import Listener
 from recal.calibration.moments import ImageSums, Moments, image_sums
 from recal.calibration.rounds import bound, images_needed
 from recal.data.batches import Batches
-from recal.data.folders import TEST, TRAIN, open_images
+from recal.data.folders import open_images
 from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
+from recal.data.splits import TEST, TRAIN
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
 from recal.variant.plain import batch_norms

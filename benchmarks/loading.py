@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from recal.data.batches import Batches
-from recal.data.folders import TRAIN, open_images
+from recal.data.folders import open_images
 from recal.data.images import ArraySource
 from recal.data.normalise import normalise
+from recal.data.splits import TRAIN
 from recal.networks.names import create_network
 from recal.policies.families import load_family
 from recal.policies.policy import load_policy

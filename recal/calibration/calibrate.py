@@ -15,9 +15,9 @@ from recal.calibration.estimators import CONSISTENT, layer_errors, one_pass
 from recal.calibration.hooks import device_of, set_statistics
 from recal.calibration.rounds import DEFAULT_BATCH, Settings, check_finite, estimate
 from recal.checkpoint.checkpoint import Checkpoint
-from recal.data.folders import TRAIN
 from recal.data.images import MIN_IMAGES, ImageSource
 from recal.data.sampling import DEFAULT_SAMPLES
+from recal.data.splits import TRAIN
 from recal.distributed import ALONE, World
 from recal.errors import InputError, RecalWarning, listed
 from recal.policies.families import open_family_images

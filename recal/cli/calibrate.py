@@ -246,7 +246,7 @@ def _combine(checkpoint: Checkpoint, request: Request, statistics: str, form: st
 def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form: str) -> None:
     """Write one variant; with --matrix, one for each pair of affine and statistics."""
     from recal.calibration.calibrate import calibrate_matrix, usual_affine
-    from recal.data.folders import TRAIN
+    from recal.data.splits import TRAIN
     from recal.policies.families import open_family_images
     from recal.policies.policy import resolve_policy
     from recal.report.statistics import estimation_blocks, matrix_blocks
@@ -301,8 +301,8 @@ def _recalibrate(
     path: Path, request: Request, estimation: Estimation, overrides: ModelOverrides, form: str
 ) -> None:
     """Write a variant with the statistics that the network in an ONNX file sees itself."""
-    from recal.data.folders import TRAIN
     from recal.data.sampling import DEFAULT_SAMPLES
+    from recal.data.splits import TRAIN
     from recal.onnx_file.predict import network_spec
     from recal.onnx_file.reading import read_model
     from recal.onnx_file.recalibrate import recalibrate

@@ -1,21 +1,26 @@
 """Opening a data set: in the given place, or in the usual places."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from recal.data.arrays import cifar_pickles, mnist_files, packed_arrays, plain_array
-from recal.data.images import FileSource, ImageSource, is_image_name, numbered
+from recal.data.images import FileSource, ImageSource, numbered
+from recal.data.splits import (
+    TEST,
+    choose_folders,
+    find_splits,
+    images_below,
+    outermost_split,
+    split_word,
+)
 from recal.data.tars import TAR_SUFFIX, TarSource, open_tars
 from recal.errors import InputError
 from recal.files import cache_folder, data_folders, read_text
 
-TRAIN, TEST = "train", "test"
 # Tiny-ImageNet's list of images and their classes
 ANNOTATIONS = "val_annotations.txt"
-SPLIT_FOLDERS = {TRAIN: ("train",), TEST: ("test", "val", "validation")}
-SPLIT_NAMES = frozenset(name for names in SPLIT_FOLDERS.values() for name in names)
 
 
 def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSource:
@@ -47,7 +52,7 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return source
-    others = SPLIT_NAMES & ({p.name for p in folder.iterdir()} if folder.is_dir() else set())
+    others = find_splits(folder)[0] if folder.is_dir() else []
     found = f"only {', '.join(sorted(others))}" if others else "none"
     raise InputError(
         f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
@@ -82,55 +87,59 @@ def _annotated(folder: Path, split: str) -> ImageSource | None:
 
 
 def _image_files(folder: Path, split: str) -> ImageSource | None:
-    """Read class folders, or the images that lie in the folder where there are none."""
-    base = _split_folder(folder, split)
-    if base is None:
-        return None
-    names = sorted(path.name for path in base.iterdir() if path.is_dir())
-    found = [(name, path) for name in names for path in _images(base, (base / name).rglob("*"))]
-    if found:
-        classes, labels = numbered([name for name, _ in found])
-        return FileSource(base, tuple(path for _, path in found), labels, classes)
-    plain = _images(base, base.iterdir())
-    return FileSource(base, tuple(plain), None) if plain else None
+    """Read class folders, or the images that lie in the folder where there are none.
+
+    Of several folders of the split, such as `test/` and `val/`, the first with labels is read.
+    """
+    splits, beside = find_splits(folder)
+    if not splits:
+        return _class_folders(folder, sorted(beside, key=lambda name: name.split("/")))
+    bases = choose_folders(splits, split, folder, beside=next(iter(beside), ""))
+    if bases and "/" in bases[0]:  # the data set lies deeper, in a layout of its own
+        return open_images((folder / bases[0]).parent, split)
+    found = [_class_folders(folder / base, images_below(folder / base)) for base in bases]
+    sources = [source for source in found if source is not None]
+    labelled = (source for source in sources if source.labels is not None)
+    return next(labelled, next(iter(sources), None))
 
 
-def _images(base: Path, paths: Iterable[Path]) -> list[Path]:
-    return sorted(p for p in paths if is_image_name(p.relative_to(base).as_posix()) and p.is_file())
+def _class_folders(base: Path, names: Sequence[str]) -> FileSource | None:
+    """Return images, whose folders are their classes; images beside class folders are left out."""
+    inside = [name for name in names if "/" in name] or names
+    paths = tuple(base / name for name in inside)
+    if not paths or "/" not in inside[0]:
+        return FileSource(base, paths, None) if paths else None
+    classes, labels = numbered([name.partition("/")[0] for name in inside])
+    if classes == ("images",):  # the folder of all images is no class
+        return FileSource(base, paths, None)
+    return FileSource(base, paths, labels, classes)
 
 
 def _tars(folder: Path, split: str) -> ImageSource | None:
-    base = _split_folder(folder, split)
-    archives = sorted(base.glob(f"*{TAR_SUFFIX}")) if base is not None else []
-    if base is None or not archives:
+    splits = [path.name for path in folder.iterdir() if path.is_dir() and split_word(path.name)]
+    bases = choose_folders(splits, split, folder) if splits else [""]
+    archives = [
+        path for base in bases[:1] for path in sorted((folder / base).glob(f"*{TAR_SUFFIX}"))
+    ]
+    if not archives:
         return None
-    source = open_tars(base, archives)
-    return _split_of_tars(source, split) if base == folder else source.below("")
+    source = open_tars(folder / bases[0], archives)
+    return source.below("") if splits else _split_of_tars(source, split)
 
 
 def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
-    """Return a split's images, below the folder that was packed where all lie in one folder."""
-    while len(tops := source.folders()) == 1 and not tops & SPLIT_NAMES:
+    """Return a split's images; without splits, those below the folder that was packed."""
+    found = {outermost_split(name): name for name in source.names}
+    beside = found.pop(None, "")
+    if found:
+        chosen = choose_folders(map(str, found), split, source.where, beside=beside)
+        return source.below(chosen[0]) if chosen else None
+    while len(tops := source.folders()) == 1:
         inner = source.below(*tops)
         if len(inner) < len(source):
             break
         source = inner
-    name = _split_name(tops, split)
-    chosen = None if name is None else source.below(name)
-    return chosen if chosen is not None and len(chosen) else None
-
-
-def _split_folder(folder: Path, split: str) -> Path | None:
-    name = _split_name({path.name for path in folder.iterdir() if path.is_dir()}, split)
-    return None if name is None else folder / name
-
-
-def _split_name(folders: set[str], split: str) -> str | None:
-    """Return the name of the split's folder, empty without splits, None if only others exist."""
-    named = [name for name in SPLIT_FOLDERS[split] if name in folders]
-    if named:
-        return named[0]
-    return None if folders & SPLIT_NAMES else ""
+    return source.below("") if len(source) else None
 
 
 Reader: TypeAlias = Callable[[Path, str], ImageSource | None]
@@ -145,11 +154,19 @@ FILES: dict[str, Reader] = {
 def candidates(data: Path | None, names: Sequence[str]) -> list[Path]:
     """Return the folders that may hold a data set of these usual names, the likeliest first.
 
-    They are searched below `data`, the user's choice, or below the usual places if it is None.
+    They are searched below `data`, the user's choice, or below the usual places if it is None. A
+    usual place that holds data sets in folders is none itself.
     """
     named = [path for path in named_places(data, names) if path.is_dir()]
-    places = [data] if data is not None else data_folders()
+    places = [p for p in data_folders() if p.is_dir() and not _holds_sets(p)]
+    places = [data] if data is not None else places
     return [*named, *(place for place in places if place.is_dir() and place not in named)]
+
+
+def _holds_sets(place: Path) -> bool:
+    """Whether a usual place holds data sets in folders of their own: it may be huge."""
+    inside = list(place.iterdir())
+    return not any(path.is_file() or split_word(path.name) for path in inside)
 
 
 def named_places(data: Path | None, names: Sequence[str]) -> list[Path]:

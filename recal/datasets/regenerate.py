@@ -14,8 +14,9 @@ from PIL import Image
 
 from recal.corruptions import corrupt
 from recal.corruptions.parameters import PARAMETER_SETS, SEVERITIES
-from recal.data.folders import TEST, open_images
+from recal.data.folders import open_images
 from recal.data.images import FileSource, ImageSource
+from recal.data.splits import TEST
 from recal.errors import InputError, RecalError
 from recal.files import whole_file
 from recal.policies.ops import CenterCrop, Resize

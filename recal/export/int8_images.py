@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.data.folders import TEST, TRAIN
 from recal.data.images import ImageSource
 from recal.data.sampling import even_over_classes
+from recal.data.splits import TEST, TRAIN
 from recal.datasets.classes import class_labels, network_order
 from recal.errors import InputError, UsageError
 from recal.export.subject import spread

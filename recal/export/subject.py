@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from recal.checkpoint.checkpoint import Checkpoint
-from recal.data.folders import TEST, open_images
+from recal.data.folders import open_images
+from recal.data.splits import TEST
 from recal.errors import InputError
 from recal.files import sample_images
 from recal.networks.spec import ModelSpec

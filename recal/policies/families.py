@@ -7,8 +7,9 @@ from typing import Annotated, Protocol, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from recal.data.folders import TRAIN, find_images
+from recal.data.folders import find_images
 from recal.data.images import ImageSource
+from recal.data.splits import TRAIN
 from recal.errors import pick
 from recal.files import shipped
 from recal.schema import Record, read_toml

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recal.data.contact_sheet import write_sheet
-from recal.data.folders import TRAIN, open_images
+from recal.data.folders import open_images
 from recal.data.sampling import keyed_draws, seeded_batches
+from recal.data.splits import TRAIN
 from recal.files import sample_images
 from recal.policies.families import nearest_family
 from recal.policies.policy import Policy, load_policy, resolve_policy

@@ -13,21 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recal.data.arrays import checked_labels, checked_source, open_array, tarred_arrays
-from recal.data.folders import (
-    SPLIT_FOLDERS,
-    TEST,
-    candidates,
-    is_tar,
-    named_places,
-    open_images,
-    places_searched,
-)
+from recal.data.folders import candidates, is_tar, named_places, open_images, places_searched
 from recal.data.images import ArraySource, FileSource, ImageSource, is_image_name, numbered
+from recal.data.splits import TEST
 from recal.data.tars import TAR_SUFFIX, Member, TarSource, images_in
 from recal.datasets.catalogue import label_of
 from recal.datasets.classes import class_labels
 from recal.errors import InputError, did_you_mean
-from recal.files import data_folders
 from recal.suites.suite import Cell, Suite, class_count, class_numbers, class_order
 
 LABELS = "labels"
@@ -68,7 +60,7 @@ def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -
         return _labelled(suite, open_images(data, TEST))
     problem: InputError | None = None
     for folder in candidates(data, suite.clean.folders):
-        if folder == corrupted or (data is None and _holds_sets(folder)):
+        if folder == corrupted:
             continue
         try:
             if suite.clean.arrays:
@@ -82,12 +74,6 @@ def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -
     if data is not None and problem is not None:
         raise problem
     raise InputError(f"suite {suite.name}: expected images, got none. {places_searched(data)}")
-
-
-def _holds_sets(folder: Path) -> bool:
-    """Whether a usual place holds data sets, and is no test set itself: it may be huge."""
-    splits = any((folder / name).is_dir() for name in SPLIT_FOLDERS[TEST])
-    return folder in data_folders() and not splits and not any(map(Path.is_file, folder.iterdir()))
 
 
 def _labelled(suite: Suite, source: ImageSource) -> CleanImages:

@@ -194,6 +194,7 @@ def test_more_branches_than_dubn_has_are_a_finding(tmp_path, monkeypatch):
 def test_every_check_has_a_patient_here():
     kinds_tested = {fault.partition(" ")[0] for fault in FAULTS}
     kinds_tested |= {"roles", "lost-activations", "ap-preprocessing", "width-collision"}
+    kinds_tested.add("no-statistics")  # in tests/test_checkpoint_fitting.py
     assert len(kinds_tested) == len(CHECKS)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +28,7 @@ from recal.progress import Progress, silent
 from recal.variant.build import build
 from recal.variant.plain import statistics_owners
 from recal.variant.statistics import EstimatedStatistics
-from recal.variant.variant import Variant, branch_variant
+from recal.variant.variant import STATISTICS, Variant, initial_variant
 
 NAMED = 10
 COMPILED = "_orig_mod"
@@ -246,7 +247,7 @@ def calibrate_matrix(
     """
     settings, spec = settings or Settings(), checkpoint.spec
     policies = [resolve_policy(mode, spec.family) for mode in modes]
-    stored = {affine: branch_variant(checkpoint, affine) for affine in affines}
+    stored = {affine: initial_variant(checkpoint, affine) for affine in affines}
     built = {a: build(checkpoint, variant).to(settings.device) for a, variant in stored.items()}
     keys = [(affine, number) for affine in affines for number in range(len(policies))]
     if data is None or isinstance(data, (str, Path)):
@@ -265,6 +266,9 @@ def calibrate_matrix(
         for name, layer in layers.items():
             tensors[f"{name}.running_mean"] = layer.mean.float().cpu().numpy()
             tensors[f"{name}.running_var"] = layer.variance.float().cpu().numpy()
+        for name in set(checkpoint.missing) - set(layers):
+            for leaf in STATISTICS:  # no number may stand for statistics that nobody knows
+                tensors[f"{name}.{leaf}"] = np.full_like(tensors[f"{name}.{leaf}"], np.nan)
         statistics = EstimatedStatistics(
             policy=policy.name,
             policy_sha256=policy.sha256,

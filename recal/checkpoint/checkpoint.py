@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from recal.checkpoint.branches import check_layout, recognise, take_apart
-from recal.checkpoint.layouts import Layout, ReadingOptions, choose_layout, parse_roles
-from recal.checkpoint.reading import read_weight_file
+from recal.checkpoint.fitting import Separated, separate_and_fit
+from recal.checkpoint.layouts import AS_FOUND, Layout, ReadingOptions, parse_roles
+from recal.checkpoint.reading import WeightFile, read_weight_file
 from recal.errors import InputError, UsageError, did_you_mean, listed, printable
-from recal.networks.spec import NOTHING_GIVEN, ModelOverrides, ModelSpec, complete_spec
+from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
 from recal.schema import convert
 
 
@@ -53,7 +53,10 @@ class Checkpoint:
         branches: For each branch, `main` first, its tensors under plain names
             (`<layer>.running_mean` and so on).
         facts: What the file says about the network beside its weights.
-        overrides: What the user said about the network, which overrides `facts`.
+        reading: What the user said about the file and its network, which overrides `facts`.
+        file: The tensors of the file as they are stored.
+        missing: Plain paths of the layers whose statistics the file does not have. The branches
+            have NaN in their place; `calibrate` estimates them.
         notes: Notes for people on what was unwrapped, chosen or left out while reading.
         doubts: Assumptions that may be wrong, which commands show as warnings.
     """
@@ -63,7 +66,9 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     branches: Mapping[str, Mapping[str, torch.Tensor]]
     facts: ModelOverrides
-    overrides: ModelOverrides = NOTHING_GIVEN
+    reading: ReadingOptions = AS_FOUND
+    file: WeightFile = field(repr=False)
+    missing: tuple[str, ...] = ()
     notes: tuple[str, ...]
     doubts: tuple[Finding, ...] = ()
 
@@ -78,10 +83,14 @@ class Checkpoint:
         return digest.hexdigest()
 
     @property
+    def overrides(self) -> ModelOverrides:
+        """What the user said about the network, which overrides `facts`."""
+        return self.reading.model
+
+    @property
     def layers(self) -> list[str]:
         """Plain paths of the BatchNorm layers, in the order of the file."""
-        suffix = ".running_mean"
-        return [n.removesuffix(suffix) for n in self.branches["main"] if n.endswith(suffix)]
+        return _layers(self.branches)
 
     def branch(self, name: str) -> Mapping[str, torch.Tensor]:
         """Return the tensors of a branch by plain name; another branch is a `UsageError`."""
@@ -104,7 +113,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Return this checkpoint with another description of its network than the file's.
 
-        Arguments that are None keep what the file, or an earlier call, says.
+        Arguments that are None keep what the file, or an earlier call, says. The prefix of the
+        names in the file, and which statistics it lacks, are found anew with an architecture.
 
         Args:
             arch: Name of the architecture: `wrn16_1`, `timm:resnet50`, `python:FILE.py:CALLABLE`.
@@ -116,13 +126,17 @@ class Checkpoint:
 
         Raises:
             InputError: A value is of the wrong type or out of its range.
+            UsageError: Several prefixes of the file lead to this architecture.
         """
         given = {
             "arch": arch, "classes": classes, "family": family,
             "mean": mean, "std": std, "size": size,
         }  # fmt: skip
         overrides = convert(given, ModelOverrides, str(self.path))
-        return replace(self, overrides=overrides.over(self.overrides))
+        reading = replace(self.reading, model=overrides.over(self.overrides))
+        if arch is None:
+            return replace(self, reading=reading)
+        return _separated(self.path, self.file, reading)
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -136,12 +150,19 @@ class Checkpoint:
         return complete_spec(self.overrides, self.facts, tensors, str(self.path))
 
 
+def _layers(branches: Mapping[str, Mapping[str, torch.Tensor]]) -> list[str]:
+    suffix = ".running_mean"
+    return [name.removesuffix(suffix) for name in branches["main"] if name.endswith(suffix)]
+
+
 def load_checkpoint(
     path: str | Path,
     *,
     layout: str | Layout | None = None,
     roles: str | Mapping[str, int] | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    arch: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint and recognise its branches.
 
@@ -150,46 +171,78 @@ def load_checkpoint(
         layout: Name of a layout or a .toml file that describes one; None to detect it.
         roles: Which position is which branch, as `main=1,aux0=0` or a dictionary.
         ema: Whether to take the moving average of the weights instead of the weights.
+        prefix: What the names of the network's tensors begin with, such as `encoder_q`; None to
+            find it by comparison with the network.
+        arch: Architecture as for `Checkpoint.overridden`; needed here for files without any
+            statistics, whose BatchNorm layers the names alone do not tell.
 
     Raises:
-        InputError: The file is not a checkpoint, has no BatchNorm with running statistics, or has a
-            layout that cannot be used.
-        UsageError: The layout cannot be determined, or the given layout or roles do not fit.
+        InputError: The file is not a checkpoint, has no BatchNorm, or has a layout that cannot be
+            used.
+        UsageError: The layout or the prefix cannot be determined, or those given do not fit.
     """
-    return read_checkpoint(Path(path), ReadingOptions(layout=layout, roles=roles, ema=ema))
+    model = convert({"arch": arch}, ModelOverrides, "load_checkpoint")
+    reading = ReadingOptions(layout=layout, roles=roles, ema=ema, prefix=prefix, model=model)
+    return read_checkpoint(Path(path), reading)
 
 
 def read_checkpoint(path: Path, options: ReadingOptions) -> Checkpoint:
     """Read a checkpoint as `load_checkpoint` does, with its arguments as one object."""
-    where, layout = str(path), options.layout
-    file = read_weight_file(path, ema=options.ema)
-    if layout is None:
-        layout = recognise(file.tensors, where)
-    elif isinstance(layout, str):
-        layout = choose_layout(layout)
-    check_layout(file.tensors, layout, where)
-    roles = None if options.roles is None else parse_roles(options.roles)
-    weights, branches, shared = take_apart(file.tensors, layout, roles, where)
-    if not branches["main"]:
+    return _separated(path, read_weight_file(path, ema=options.ema), options)
+
+
+def _separated(path: Path, file: WeightFile, options: ReadingOptions) -> Checkpoint:
+    """Return the checkpoint that the tensors of a file make with what the user says about it."""
+    found = separate_and_fit(file.tensors, options, file.facts, str(path))
+    if not found.branches["main"]:
         raise InputError(
             f"{path}: expected a network with BatchNorm, got {len(file.tensors)} tensors and no "
-            "running_mean among them. recal can do nothing for networks without BatchNorm."
+            "running_mean among them. If its BatchNorm layers lack statistics alone, name the "
+            "network with --arch, and calibrate it. recal can do nothing for networks without "
+            "BatchNorm."
         )
-    notes = list(file.notes)
-    if shared:
-        notes.append(f"one BatchNorm for all branches at {listed(shared)}")
-    if roles is not None:
+    notes = [*file.notes, *found.notes]
+    front, facts = found.front, file.facts
+    if front.normaliser:
+        notes.append(
+            f"normalisation in front ({', '.join(front.normaliser)}) taken as mean and std"
+        )
+        facts = ModelOverrides(mean=front.mean, std=front.std).over(facts)
+    if found.shared:
+        notes.append(f"one BatchNorm for all branches at {listed(found.shared)}")
+    if options.roles is not None:
+        roles = parse_roles(options.roles)
         notes.append("roles as given: " + ", ".join(f"{k} = {v}" for k, v in roles.items()))
-    doubts = []
-    if layout.doubt and options.layout is None and roles is None:
-        finding = Finding(
+    return Checkpoint(
+        path=path, layout=found.layout, weights=found.weights, branches=found.branches,
+        facts=facts, reading=options, file=file, missing=found.missing, notes=tuple(notes),
+        doubts=tuple(_doubts(found, options)),
+    )  # fmt: skip
+
+
+def _doubts(found: Separated, options: ReadingOptions) -> Iterator[Finding]:
+    if found.layout.doubt and options.layout is None and options.roles is None:
+        yield Finding(
             kind="roles",
-            what=f"the roles are in doubt: {layout.doubt}",
+            what=f"the roles are in doubt: {found.layout.doubt}",
             follows="Branches are named by position. Score them on clean images (recal inspect "
             "--data) and, if need be, swap them with --roles main=1,aux0=0.",
         )
-        doubts.append(finding)
-    return Checkpoint(
-        path=path, layout=layout, weights=weights, branches=branches, facts=file.facts,
-        overrides=options.model, notes=tuple(notes), doubts=tuple(doubts),
-    )  # fmt: skip
+    if found.missing and options.model.arch is None:
+        yield Finding(
+            kind="assumed-batch-norm",
+            layers=found.missing,
+            what=f"{listed(found.missing)} store no statistics and are taken for BatchNorm",
+            follows="If they are group or layer norm, which keep none, recal can do nothing for "
+            "this network. Name it with --arch.",
+        )
+    matrices = [name for name in found.left if name.endswith(".weight")]
+    if matrices and options.model.arch is None:
+        yield Finding(
+            kind="left-out",
+            layers=tuple(matrices),
+            what=f"weights outside of the prefix '{found.front.prefix}' are left out: "
+            f"{listed(matrices)}",
+            follows="If they are a part of the network, such as its classifier, give a network "
+            "that has them with --arch python:FILE.py:CALLABLE.",
+        )

@@ -370,12 +370,15 @@ class ReadingOptions:
         layout: Name of a layout or a .toml file that describes one; None to detect it.
         roles: Which position is which branch, as `main=1,aux0=0` or a dictionary.
         ema: Whether to take the moving average of the weights instead of the weights.
+        prefix: What the names of the network's tensors begin with, such as `encoder_q`; None to
+            find it.
         model: Architecture and preprocessing.
     """
 
     layout: str | Layout | None = None
     roles: str | Mapping[str, int] | None = None
     ema: bool = False
+    prefix: str | None = None
     model: ModelOverrides = NOTHING_GIVEN
 
 

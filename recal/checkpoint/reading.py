@@ -13,7 +13,6 @@ from recal.checkpoint.safety import RECORD_GLOBALS, Record, vet_file
 from recal.errors import InputError, UsageError, reason
 from recal.files import require_file
 from recal.networks.spec import ModelOverrides
-from recal.networks.wrappers import strip_front
 from recal.schema import convert
 
 # keys under which training scripts store the weights and their moving average
@@ -136,7 +135,7 @@ class WeightFile:
     """The content of a checkpoint file.
 
     Attributes:
-        tensors: The tensors by name, without common prefixes, in the order of the file.
+        tensors: The tensors by name, in the order of the file.
         facts: What the file says about the network.
         notes: Notes for people on what was unwrapped.
     """
@@ -164,16 +163,8 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
     tensors, notes = _unwrap(content, ema=ema, where=str(path))
     _check_tensors(path, tensors)
-    front = strip_front(tensors)
-    if front.prefix:
-        notes.append(f"prefix '{front.prefix}' removed from every name")
-    if front.normaliser:
-        notes.append(
-            f"normalisation in front ({', '.join(front.normaliser)}) taken as mean and std"
-        )
-        facts = ModelOverrides(mean=front.mean, std=front.std).over(facts)
-    _check_byte_order(path, front.tensors)
-    return WeightFile(tensors=front.tensors, facts=facts, notes=tuple(notes))
+    _check_byte_order(path, tensors)
+    return WeightFile(tensors=tensors, facts=facts, notes=tuple(notes))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelOverrides]:

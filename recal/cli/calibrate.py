@@ -280,20 +280,22 @@ def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form
             (affine, branch): branch_variant(checkpoint, affine, statistics=branch)
             for affine in affines
             for branch in checkpoint.branches
-            if branch != affine
+            if branch != affine and not checkpoint.missing
         }
+        stored = () if checkpoint.missing else tuple(checkpoint.branches)
         folder = request.output or Path(f"{path.stem}-variants")
         files = {folder / f"{a}-{s}.safetensors": variant for (a, s), variant in found.items()}
         blocks = matrix_blocks(files, tolerance)
         last = (
             f"Wrote {len(files)} variants to {folder}. Next: recal eval --checkpoint {path} "
-            f"{' '.join(checkpoint.branches)} {folder}/*.safetensors{retyped()}"
+            f"{' '.join(stored)} {folder}/*.safetensors{retyped()}"
         )
     else:
         (((affine, name), variant),) = found.items()
         output = request.output or Path(f"{path.stem}-{affine}-{name}.safetensors")
         files, blocks = {output: variant}, estimation_blocks(variant, tolerance)
-        last = f"Wrote {output}. Next: recal eval {path} {output}{retyped()}"
+        compared = f"--checkpoint {path}" if checkpoint.missing else path
+        last = f"Wrote {output}. Next: recal eval {compared} {output}{retyped()}"
     _finish(files, blocks, form, last, tolerance)
 
 

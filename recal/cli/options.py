@@ -164,10 +164,13 @@ def _model_overrides(*, arch: str | None, trust: bool, **fields: Any) -> ModelOv
     return ModelOverrides(arch=arch, **fields)
 
 
-def _reading(*, layout: str | None, roles: str | None, ema: bool, **model: Any) -> ReadingOptions:
+def _reading(
+    *, layout: str | None, roles: str | None, ema: bool, prefix: str | None, **model: Any
+) -> ReadingOptions:
     from recal.checkpoint.layouts import ReadingOptions
 
-    return ReadingOptions(layout=layout, roles=roles, ema=ema, model=_model_overrides(**model))
+    overrides = _model_overrides(**model)
+    return ReadingOptions(layout=layout, roles=roles, ema=ema, prefix=prefix, model=overrides)
 
 
 device_option = option(
@@ -210,6 +213,11 @@ reading_options = packed(
     option("--layout", "Naming scheme of the branches in the file: a known name or a .toml file."),
     option("--roles", "Position of each branch in the file, such as main=1,aux0=0."),
     flag("--ema", "Use the averaged (EMA) weights of the file."),
+    option(
+        "--prefix",
+        "First part of the names of the network's tensors in the file, such as encoder_q.",
+        shown="found by comparison with the network",
+    ),
     *_MODEL,
 )
 

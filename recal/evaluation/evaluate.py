@@ -80,6 +80,7 @@ def evaluate(
     layout: str | Layout | None = ...,
     roles: str | Mapping[str, int] | None = ...,
     ema: bool = ...,
+    prefix: str | None = ...,
     arch: str | None = ...,
     classes: int | None = ...,
     family: str | None = ...,
@@ -114,6 +115,7 @@ def evaluate(
     layout: str | Layout | None = None,
     roles: str | Mapping[str, int] | None = None,
     ema: bool = False,
+    prefix: str | None = None,
     arch: str | None = None,
     classes: int | None = None,
     family: str | None = None,
@@ -157,6 +159,7 @@ def evaluate(
         layout: How checkpoints spell their branches, as for `load_checkpoint`.
         roles: Which position is which branch, as for `load_checkpoint`.
         ema: Whether to take the moving average of the weights of checkpoints.
+        prefix: What the names of the network's tensors begin with, as for `load_checkpoint`.
         arch: Architecture, if other than the files say.
         classes: Number of classes, if other than the files say.
         family: Family of policies, if other than the files say.
@@ -200,6 +203,7 @@ def evaluate(
             layout=layout,
             roles=roles,
             ema=ema,
+            prefix=prefix,
             model=convert(overrides, ModelOverrides, "evaluate"),
         ),
     )

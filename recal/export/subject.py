@@ -63,8 +63,8 @@ def make_subjects(
 ) -> tuple[Subject, ...]:
     """Build the networks of all variants in one file.
 
-    The rivals of a single variant are the checkpoint's other branches; the rivals of one among
-    several are the others.
+    The rivals of a single variant are the checkpoint's other branches, if it stores their
+    statistics; the rivals of one among several are the others.
 
     Args:
         checkpoint: The weights.
@@ -90,7 +90,7 @@ def make_subjects(
         )
     built = {name: build_with_own(checkpoint, variant) for name, variant in variants.items()}
     rivals = {name: pair.network for name, pair in built.items()}
-    if len(built) == 1:
+    if len(built) == 1 and not checkpoint.missing:
         rivals = {
             name: build(checkpoint, branch_variant(checkpoint, name, spec=first.spec))
             for name in checkpoint.branches

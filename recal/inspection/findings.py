@@ -4,6 +4,7 @@ To add a fault, write a function from a checkpoint to findings and add it to `CH
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from itertools import combinations
 
@@ -55,10 +56,27 @@ def _never_trained(checkpoint: Checkpoint) -> Iterator[Finding]:
             )
 
 
+def _no_statistics(checkpoint: Checkpoint) -> Iterator[Finding]:
+    if checkpoint.missing:
+        count = f"{len(checkpoint.missing)} of {len(checkpoint.layers)} layers"
+        yield Finding(
+            kind="no-statistics",
+            layers=checkpoint.missing,
+            what=f"statistics: none stored for {count} ({listed(checkpoint.missing)}); calibrate "
+            "first",
+            follows=f"recal calibrate {shlex.quote(str(checkpoint.path))} estimates them on "
+            "images; the variant that it writes can be evaluated and exported.",
+        )
+
+
 def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
     for name, tensors in checkpoint.branches.items():
-        keys = (key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())
-        layers = tuple(dict.fromkeys(key.rpartition(".")[0] for key in keys))
+        broken = (key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())
+        layers = tuple(
+            layer
+            for layer in dict.fromkeys(key.rpartition(".")[0] for key in broken)
+            if layer not in checkpoint.missing
+        )
         if layers:
             yield Finding(
                 kind="not-finite",
@@ -68,16 +86,16 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
                 follows="Every output through this branch is NaN; training diverged, or the file "
                 "is damaged.",
             )
-    broken = tuple(
+    weights = tuple(
         name
         for name, tensor in checkpoint.weights.items()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all()
     )
-    if broken:
+    if weights:
         yield Finding(
             kind="not-finite",
-            layers=broken,
-            what=f"NaN or infinity in the shared weights {listed(broken)}",
+            layers=weights,
+            what=f"NaN or infinity in the shared weights {listed(weights)}",
             follows="No branch can give finite outputs; training diverged, or the file is damaged.",
         )
 
@@ -184,6 +202,7 @@ def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Checkpoint], Iterator[Finding]], ...] = (
     _never_trained,
+    _no_statistics,
     _not_finite,
     _negative_variance,
     _vanishing_variance,

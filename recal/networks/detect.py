@@ -4,16 +4,26 @@ Candidates are proposed from names and then proven: the network is built on the 
 to have exactly these tensors.
 """
 
+from __future__ import annotations
+
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from recal.errors import UsageError
-from recal.networks.names import HARMLESS_ORIGINS, create_network, is_known
+from recal.networks.names import HARMLESS_ORIGINS, create_network, is_known, split_name
+
+if TYPE_CHECKING:
+    import torch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 COUNTER = ".num_batches_tracked"
+STATISTICS = (".running_mean", ".running_var")
+# numbers of classes that are tried for one architecture
+MOST_COUNTS = 4
 # depth of a ResNet by its stage sizes and whether blocks have three convolutions
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50,
@@ -28,13 +38,12 @@ def architecture_of(named: str | None, shapes: Shapes) -> str:
         named: The name in the file, such as `wrn16_1`, `timm:resnet50` or `resnet50`, or None.
         shapes: Shape of every tensor of the plain network, by name.
     """
-    options = _readings(named) if named else []
+    options = readings(named)
     if options:
         # a lone option need not be built
         rivals = options if len(options) > 1 else []
         return next((name for name in rivals if fits(name, shapes)), options[0])
-    proposed = [name for propose in PROPOSALS for name in propose(shapes)]
-    proven = [name for name in proposed if fits(name, shapes)]
+    proven = proven_by(shapes)
     if len(proven) == 1:
         return proven[0]
     told = "names no architecture"
@@ -52,8 +61,16 @@ def architecture_of(named: str | None, shapes: Shapes) -> str:
     raise UsageError(f"the checkpoint {told}. {choice}")
 
 
-def _readings(named: str) -> list[str]:
+def proven_by(shapes: Shapes) -> list[str]:
+    """Return the architectures that have exactly these tensors, statistics aside."""
+    proposed = [name for propose in PROPOSALS for name in propose(shapes)]
+    return [name for name in proposed if fits(name, shapes)]
+
+
+def readings(named: str | None) -> list[str]:
     """Return the known architectures that a name in a file can mean, without any that runs code."""
+    if not named:
+        return []
     if ":" in named:
         return [named] if named.partition(":")[0] in HARMLESS_ORIGINS and is_known(named) else []
     if is_known(named):
@@ -62,19 +79,71 @@ def _readings(named: str) -> list[str]:
 
 
 def fits(name: str, shapes: Shapes) -> bool:
-    """Return whether a network has exactly these tensors; it is built on the meta device."""
-    expected = plain_shapes(shapes)
-    matrices = [shape for shape in expected.values() if len(shape) == 2]
-    classes = matrices[-1][0] if matrices else 1000
-    try:
-        import torch
+    """Return whether a network has exactly these tensors; it is built on the meta device.
 
-        with torch.device("meta"):
-            network = create_network(name, classes)
+    Statistics of BatchNorm may be missing among the tensors.
+    """
+    expected = plain_shapes(shapes)
+    for classes in possible_classes(expected):
+        tensors = network_tensors(name, classes)
+        if tensors is None:
+            return False
+        own = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        absent = own.keys() - expected.keys()
+        if expected.keys() - own.keys() or not all(
+            key.endswith((*STATISTICS, COUNTER)) for key in absent
+        ):
+            return False
+        if all(own[key] == shape for key, shape in expected.items()):
+            return True
+    return False
+
+
+def possible_classes(shapes: Shapes) -> list[int]:
+    """Return the numbers of rows of weight matrices, of which one may be the number of classes.
+
+    The last matrix comes first, and then convolutions, which classify in SqueezeNet.
+    """
+    weights = [shape for key, shape in shapes.items() if key.endswith("weight")]
+    rows = [shape[0] for dims in (2, 4) for shape in reversed(weights) if len(shape) == dims]
+    return list(dict.fromkeys(rows))[:MOST_COUNTS] or [1000]
+
+
+def network_tensors(
+    name: str, classes: int, *, trusted: bool = False
+) -> Mapping[str, torch.Tensor] | None:
+    """Return the tensors of a network with fresh weights, as in its state_dict.
+
+    They have no values where the network can be built without memory. BatchNorm layers without
+    statistics are given some.
+
+    Returns:
+        None if the network cannot be built.
+    """
+    try:
+        harmless = split_name(name)[0] in HARMLESS_ORIGINS
+        return _harmless_tensors(name, classes) if harmless else _tensors(name, classes, trusted)
     except (UsageError, NotImplementedError, RuntimeError):
-        return False
-    own = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    return {key: shape for key, shape in own.items() if not key.endswith(COUNTER)} == expected
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _harmless_tensors(name: str, classes: int) -> Mapping[str, torch.Tensor]:
+    import torch
+
+    with torch.device("meta"):
+        return _tensors(name, classes, trusted=False)
+
+
+def _tensors(name: str, classes: int, trusted: bool) -> Mapping[str, torch.Tensor]:
+    import torch
+
+    from recal.networks.tracking import track_statistics
+
+    with torch.random.fork_rng(devices=[]):
+        network = create_network(name, classes, trusted=trusted)
+    track_statistics(network)
+    return network.state_dict()
 
 
 def plain_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -166,6 +235,12 @@ def _torchvision_features(shapes: Shapes) -> list[str]:
 
 # width of the last convolution of EfficientNet-B0, B1, ... (arXiv 1905.11946)
 HEADS = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 2816)
+
+# the ends of names by which proposals recognise a network, whatever prefix is in front
+ANCHORS = (
+    "block1.layer.0.conv1.weight", "layer1.0.conv1.weight", "stage_1.0.conv_conv.weight",
+    "conv_head.weight", "features.conv0.weight", "features.0.weight", "features.0.0.weight",
+)  # fmt: skip
 
 PROPOSALS: tuple[Callable[[Shapes], list[str]], ...] = (
     _wide_resnets,

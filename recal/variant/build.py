@@ -15,11 +15,12 @@ from recal.errors import InputError, UsageError, VerificationError, listed
 from recal.files import write_whole
 from recal.networks.names import HARMLESS_ORIGINS, create_network, split_name
 from recal.networks.spec import ModelOverrides, ModelSpec
+from recal.networks.tracking import track_statistics
 from recal.networks.wrappers import strip_front
 from recal.schema import to_json
 from recal.variant.comparison import compare_networks, load_own
 from recal.variant.plain import make_plain
-from recal.variant.variant import Variant, branch_variant, check_weights
+from recal.variant.variant import Variant, branch_variant, check_statistics, check_weights
 
 SHOWN = 10
 CLOSE, OUTPUTS_CLOSE = 1e-3, 1e-4
@@ -108,7 +109,9 @@ def _create(spec: ModelSpec) -> nn.Module:
     """Create the network with the same random values each time, for what no file stores."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would change GPUs' too
-        return create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
+        network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
+    track_statistics(network)
+    return network
 
 
 def _check_normalisation(network: nn.Module, spec: ModelSpec, where: str) -> None:
@@ -130,6 +133,7 @@ def _check_without_memory(
     try:
         with torch.device("meta"):
             network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
+            track_statistics(network)
         names = make_plain(network, checkpoint.layout, checkpoint.weights).names
     except (NotImplementedError, RuntimeError):
         return  # some networks compute while they are built, which needs memory
@@ -150,7 +154,8 @@ def _check_fit(
     if missing or unexpected:
         raise InputError(
             f"{where}: weights and architecture do not fit: missing {missing or 'none'}; "
-            f"unexpected {unexpected or 'none'}. Give the right one with --arch."
+            f"unexpected {unexpected or 'none'}. Give the right one with --arch; if names in the "
+            "file have a prefix that the network's have not, also --prefix."
         )
     for key, name in names.items():
         if not name.endswith(COUNTER) and expected[key].shape != given[name].shape:
@@ -185,6 +190,7 @@ def convert(checkpoint: Checkpoint, variant: Variant | str, output: Path) -> tup
     state = dict(checkpoint.weights)
     state |= {f"{layer}.num_batches_tracked": torch.tensor(0) for layer in checkpoint.layers}
     if isinstance(variant, str):
+        check_statistics(checkpoint, variant)
         state |= checkpoint.branch(variant)
     else:
         check_weights(checkpoint, variant)
@@ -228,8 +234,9 @@ def _check(
         network.load_state_dict(state, strict=True)
     except RuntimeError:
         return (
-            f"{spec.arch} is not plain (it has several branches, a normalisation layer, or lacks "
-            "instance norm), so it does not load the file itself; build() makes it plain"
+            f"{spec.arch} is not plain (it has several branches, a normalisation layer, lacks "
+            "instance norm, or keeps no statistics), so it does not load the file itself; build() "
+            "makes it plain"
         )
     images = torch.randn(2, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
     gap = float((network.float().eval()(images) - built(images)).abs().max())

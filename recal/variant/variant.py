@@ -7,6 +7,7 @@ imports torch before it is needed, so that machines that only deploy can read th
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from recal.errors import InputError, UsageError
+from recal.errors import InputError, UsageError, listed
 from recal.files import require_file, write_whole
 from recal.networks.spec import ModelSpec
 from recal.schema import Record, read_json, to_json
@@ -131,22 +132,63 @@ def branch_variant(
         spec: Architecture and preprocessing; by default the checkpoint's.
 
     Raises:
-        UsageError: The checkpoint has no such branch, or its architecture cannot be determined.
+        UsageError: The checkpoint has no such branch, or does not store its statistics, or its
+            architecture cannot be determined.
     """
     statistics = statistics or affine
+    check_statistics(checkpoint, statistics)
+    tensors = {**_leaves(checkpoint, affine, AFFINE), **_leaves(checkpoint, statistics, STATISTICS)}
+    return _stored_variant(checkpoint, tensors, affine, statistics, spec or checkpoint.spec)
+
+
+def initial_variant(checkpoint: Checkpoint, affine: str) -> Variant:
+    """Return the variant of a branch that calibration starts from.
+
+    Layers whose statistics the file does not have get mean 0 and variance 1.
+    """
+    tensors = _leaves(checkpoint, affine, (*AFFINE, *STATISTICS))
+    for layer in checkpoint.missing:
+        for leaf, value in zip(STATISTICS, (0.0, 1.0), strict=True):
+            tensors[f"{layer}.{leaf}"] = np.full_like(tensors[f"{layer}.{leaf}"], value)
+    return _stored_variant(checkpoint, tensors, affine, affine, checkpoint.spec)
+
+
+def _leaves(
+    checkpoint: Checkpoint, branch: str, leaves: tuple[str, ...]
+) -> dict[str, NDArray[np.float32]]:
+    return {
+        name: tensor.float().cpu().numpy()
+        for name, tensor in checkpoint.branch(branch).items()
+        if name.endswith(leaves)
+    }
+
+
+def _stored_variant(
+    checkpoint: Checkpoint,
+    tensors: dict[str, NDArray[np.float32]],
+    affine: str,
+    statistics: str,
+    spec: ModelSpec,
+) -> Variant:
     return Variant(
-        tensors={
-            name: tensor.float().cpu().numpy()
-            for branch, leaves in ((affine, AFFINE), (statistics, STATISTICS))
-            for name, tensor in checkpoint.branch(branch).items()
-            if name.endswith(leaves)
-        },
+        tensors=tensors,
         weights_sha256=checkpoint.weights_sha256,
-        spec=spec or checkpoint.spec,
+        spec=spec,
         affine=affine,
         statistics=BranchStatistics(branch=statistics),
         versions=versions_with_torch(),
     )
+
+
+def check_statistics(checkpoint: Checkpoint, branch: str) -> None:
+    """Raise a UsageError if the checkpoint does not store the statistics of all layers."""
+    if checkpoint.missing:
+        path = shlex.quote(str(checkpoint.path))
+        raise UsageError(
+            f"{checkpoint.path}: branch '{branch}': statistics: none stored for "
+            f"{listed(checkpoint.missing)}; calibrate first. Run recal calibrate {path}, and use "
+            "the variant that it writes."
+        )
 
 
 def check_weights(checkpoint: Checkpoint, variant: Variant) -> None:

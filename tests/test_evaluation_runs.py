@@ -266,7 +266,7 @@ def test_faults_in_published_files_are_refused(
 def test_labels_beyond_the_classes_are_refused(split_checkpoint, tmp_path):
     np.save(tmp_path / "test_images.npy", np.zeros((3, 32, 32, 3), np.uint8))
     np.save(tmp_path / "test_labels.npy", np.array([0, 9, 10]))
-    with pytest.raises(InputError, match="expected labels 0 to 9, got 0 to 10"):
+    with pytest.raises(InputError, match="expected labels 0 to 9 of suite cifar10, got 0 to 10"):
         evaluate([str(split_checkpoint)], suite="cifar10", data=tmp_path, output=tmp_path / "run")
 
 

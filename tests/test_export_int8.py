@@ -29,6 +29,7 @@ from recal.variant.statistics import BranchStatistics, EstimatedStatistics
 from recal.variant.variant import branch_variant
 
 CLEAN = BranchStatistics(branch="main")
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -52,6 +53,24 @@ def exported(checkpoint, path, made_of, *, branch="main", max_drop=1.0, **form):
     images, held_out = made_of
     int8 = Int8(images=images, held_out=held_out, max_drop=max_drop)
     return export_onnx(checkpoint, branch, path, held_out.pixels, form=int8, **form)
+
+
+def test_symmetric_file_has_no_zero_points_and_keeps_its_predictions(checkpoint, made_of, tmp_path):
+    images, held_out = made_of
+    form = Int8(images=images, held_out=held_out, max_drop=0.2, symmetric=True)
+    path = tmp_path / "m.onnx"
+    evidence = export_onnx(checkpoint, "main", path, held_out.pixels, form=form)
+    assert evidence.int8.symmetric
+    assert evidence.int8.proof.agreement > 0.8
+    graph = onnx.load(path).graph
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    for node in pairs:
+        assert arrays[node.input[2]].dtype == np.int8
+        assert not arrays[node.input[2]].any()
+    checked = verify_against(path, checkpoint, [branch_variant(checkpoint, "main")], PIXELS)
+    assert checked.same_bytes
 
 
 @pytest.mark.slow

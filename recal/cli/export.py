@@ -71,6 +71,7 @@ class FormOptions:
 class Int8Options:
     """The options of --int8."""
 
+    int8_symmetric: bool
     max_drop: float | None
     int8_samples: int | None
     mode: str | None
@@ -78,7 +79,7 @@ class Int8Options:
 
     def check(self, *, used: bool) -> None:
         """Refuse options that would have no effect, or contradict each other."""
-        given = [name for name, value in vars(self).items() if value is not None]
+        given = [name for name, value in vars(self).items() if value not in (None, False)]
         if given and not used:
             raise UsageError(
                 f"--{given[0].replace('_', '-')}: expected --int8 too, which it belongs to. Add it."
@@ -105,7 +106,9 @@ class Int8Options:
         )
         held_out = held_out_images(spec, data, images, samples or TEST_IMAGES)
         max_drop = MAX_DROP if self.max_drop is None else self.max_drop
-        return Int8(images=images, held_out=held_out, max_drop=max_drop)
+        return Int8(
+            images=images, held_out=held_out, max_drop=max_drop, symmetric=self.int8_symmetric
+        )
 
 
 def _graph_options(*, fixed_batch: int | None, **given: Any) -> GraphOptions:
@@ -155,6 +158,9 @@ def _graph_options(*, fixed_batch: int | None, **given: Any) -> GraphOptions:
 @packed(
     "int8_options",
     Int8Options,
+    flag(
+        "--int8-symmetric", "Activations of --int8 are symmetric around zero, as TensorRT demands."
+    ),
     option(
         "--max-drop",
         "Accuracy that --int8 may lose, as a fraction.",

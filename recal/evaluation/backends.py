@@ -19,8 +19,9 @@ from recal.evaluation.execution import Batch, Execution
 from recal.evaluation.targets import OnnxTarget, Target, VariantTarget
 from recal.export.trace import to_onnx
 from recal.onnx_file.editing import with_arrays
-from recal.onnx_file.session import OnnxNetwork
+from recal.onnx_file.session import OnnxNetwork, check_any_batch
 from recal.variant.build import build
+from recal.variant.independence import check_independence
 
 # values that one thread of ONNX Runtime works on at a time: those of 8 images of 32 pixels
 PIECE_VALUES, SMALLEST_PIECE = 3 * 32**2 * 8, 4
@@ -72,6 +73,7 @@ class Predictors:
             return _TorchPredictor(target, self._execution)
         else:
             network = OnnxNetwork(self._model(target).SerializeToString(), 1)
+            check_any_batch(network, target.spec.size, target.spec.arch, "Give --backend torch.")
         return _OnnxPredictor(network, target, self._pool)
 
     def _model(self, target: VariantTarget) -> onnx.ModelProto:
@@ -124,7 +126,10 @@ class _TorchPredictor:
     def __init__(self, target: VariantTarget, execution: Execution) -> None:
         self._spec, self._device = target.spec, torch.device(execution.device)
         self._autocast = execution.autocast
-        network = build(target.checkpoint, target.variant).to(self._device)
+        network = build(target.checkpoint, target.variant)
+        side = target.spec.size
+        check_independence(network, (3, side, side), target.spec.arch)
+        network = network.to(self._device)
         self._network = network.to(memory_format=torch.channels_last)
         adaptation = execution.adaptation
         self._adapted = [] if adaptation is None else adapt_layers(self._network, adaptation)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import msgspec
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from recal.data.normalise import normalise_array
-from recal.errors import InputError
+from recal.errors import InputError, VerificationError
 from recal.export.int8 import MAX_DROP, activation_ranges, judge, simplified, to_int8
 from recal.export.int8_images import HeldOutImages, RangeImages
 from recal.export.proof import FLOAT16, FLOAT32, Tolerance, prove
@@ -29,6 +31,8 @@ from recal.onnx_file.session import filled
 from recal.progress import Progress
 
 BATCH = 16
+LARGEST_HALF = float(np.finfo(np.float16).max)
+RANGE_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +130,29 @@ class Float16(Form):
 
     name: ClassVar[FormName] = "float16"
     allowed: ClassVar[Tolerance] = FLOAT16
+    advice: ClassVar[str] = "Export float32 or int8."
 
     def converted(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return the model in float16."""
         return to_half(model)
+
+    def prove(
+        self, model: bytes, subjects: Sequence[Subject], options: GraphOptions, progress: Progress
+    ) -> Evidence:
+        """Compare as every form does, once it is known that float16 holds the activations.
+
+        ONNX Runtime computes parts of a float16 file in float32 on a CPU, so that the comparison
+        alone could miss an overflow that other engines have.
+        """
+        graph = _traced(subjects[0], options, fold=self.folds)
+        ranges = _ranges(graph, subjects[0], subjects[0].images[:RANGE_IMAGES], options)
+        for name, pair in ranges.items():
+            if max(map(abs, pair)) > LARGEST_HALF:
+                raise VerificationError(
+                    f"{subjects[0].where}: tensor '{name}': expected values that float16 holds, up "
+                    f"to {LARGEST_HALF:,.0f}, got {pair[0]:.4g} to {pair[1]:.4g}: an overflow."
+                )
+        return super().prove(model, subjects, options, progress)
 
 
 @dataclass(frozen=True)
@@ -169,6 +192,7 @@ class Int8(Form):
         held_out: Images by which the file is judged.
         max_drop: Largest accepted loss of accuracy, in [0, 1]; without labels, of predictions.
         ranges: Lowest and highest value of each activation; `fitted` takes them on the images.
+        symmetric: Whether activations are int8 around zero, as some engines demand.
     """
 
     name: ClassVar[FormName] = "int8"
@@ -180,20 +204,17 @@ class Int8(Form):
     held_out: HeldOutImages
     max_drop: float = MAX_DROP
     ranges: Ranges = field(default_factory=dict)
+    symmetric: bool = False
 
     def fitted(self, subjects: Sequence[Subject], options: GraphOptions) -> Int8:
         """Return the form with the ranges that activations take on the images."""
         graph = simplified(_traced(subjects[0], options, fold=self.folds))
-        spec, pixels, size = subjects[0].spec, self.images.pixels, options.batch or BATCH
-        parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
-        batches = (
-            normalise_array(filled(part, options.batch or 0), spec.mean, spec.std) for part in parts
-        )
-        return replace(self, ranges=activation_ranges(graph, batches))
+        ranges = _ranges(graph, subjects[0], self.images.pixels, options)
+        return replace(self, ranges=ranges)
 
     def converted(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return the model in 8 bits."""
-        return to_int8(simplified(model), self.ranges)
+        return to_int8(simplified(model), self.ranges, symmetric=self.symmetric)
 
     def prove(
         self, model: bytes, subjects: Sequence[Subject], options: GraphOptions, progress: Progress
@@ -204,7 +225,13 @@ class Int8(Form):
         (subject,), most = subjects, self.max_drop
         lost = judge(model, folded, subject, self.held_out, max_drop=most, progress=progress)
         used = self.images.record
-        made = Int8Record(ranges=self.ranges, range_images=used, max_drop=most, proof=lost)
+        made = Int8Record(
+            ranges=self.ranges,
+            range_images=used,
+            symmetric=self.symmetric,
+            max_drop=most,
+            proof=lost,
+        )
         return Evidence(proofs=proofs, int8=made)
 
 
@@ -223,6 +250,18 @@ def _traced(subject: Subject, options: GraphOptions, *, fold: bool) -> onnx.Mode
             f"'{min(fixed)}'. Export a folded file of each variant."
         )
     return model
+
+
+def _ranges(
+    graph: onnx.ModelProto, subject: Subject, pixels: NDArray[np.uint8], options: GraphOptions
+) -> Ranges:
+    """Return the lowest and highest value of each tensor on pixels (N, size, size, 3)."""
+    spec, size = subject.spec, options.batch or BATCH
+    parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
+    batches = (
+        normalise_array(filled(part, options.batch or 0), spec.mean, spec.std) for part in parts
+    )
+    return activation_ranges(graph, batches)
 
 
 def _dressed(model: onnx.ModelProto, spec: ModelSpec, options: GraphOptions) -> onnx.ModelProto:

@@ -83,10 +83,16 @@ def activation_ranges(model: onnx.ModelProto, batches: Iterable[NDArray[np.float
     return ranges
 
 
-def to_int8(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
-    """Return a simplified model with int8 weights and uint8 activations; inputs stay float32.
+def to_int8(model: onnx.ModelProto, ranges: Ranges, *, symmetric: bool = False) -> onnx.ModelProto:
+    """Return a simplified model with 8-bit weights and activations; inputs stay float32.
 
     The same model and ranges give the same graph. The given model stays unchanged.
+
+    Args:
+        model: A float32 model from `simplified`.
+        ranges: Lowest and highest value of each activation.
+        symmetric: Whether activations are int8 around zero, with biases in float32, instead of
+            uint8 with a zero point. Some engines, such as TensorRT, take nothing else.
 
     Raises:
         InputError: The ranges belong to another graph.
@@ -97,12 +103,12 @@ def to_int8(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
+        activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, pairs),
         nodes_to_quantize=[],
         nodes_to_exclude=[],
         op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry} - IN_FLOAT),
-        extra_options={},
+        extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
     )
     try:
         quantiser.quantize_model()

@@ -14,7 +14,7 @@ from recal.errors import VerificationError
 from recal.export.subject import Subject, run_torch
 from recal.networks.spec import ModelSpec
 from recal.onnx_file.record import Proof, Rival
-from recal.onnx_file.session import OnnxNetwork
+from recal.onnx_file.session import OnnxNetwork, check_any_batch
 
 SCALES = (0.0, 1e-3, 0.1, -1.0, 10.0, -30.0, 100.0, 1000.0)
 HALF_SCALES = (0.0, 1e-3, 0.1, -1.0)  # float16 overflows where activations pass 65,504
@@ -146,6 +146,7 @@ def prove(
     pixels = np.resize(subject.images, (count, *subject.images.shape[1:]))
     images = normalise_array(pixels, spec.mean, spec.std)
     inputs = pixels if takes_pixels else images
+    check_any_batch(session, spec.size, where, "Give --fixed-batch 1.")
     exported = np.concatenate([session.outputs(inputs[part]) for part in batches_of(count)])
     own = run_torch(network, images, softmax=softmax)
     few = images[:ROUNDING_IMAGES]

@@ -14,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from recal.errors import InputError, RecalWarning, UsageError, listed, reason
 from recal.onnx_file.editing import LEAVES, with_arrays
+from recal.onnx_file.reading import LARGEST
 from recal.onnx_file.record import OPSETS, GraphOptions
+from recal.variant.independence import check_independence
 from recal.variant.plain import statistics_owners
 
 ANY_BATCH = GraphOptions()
@@ -42,6 +44,7 @@ def to_onnx(
         UsageError: recal cannot write this opset.
     """
     _check_exportable(network, options.opset)
+    check_independence(network, (3, size, size), "export")
     traced = network
     if not fold:
         # the exporter joins equal tensors into one initialiser, such as the zero means of layers
@@ -149,6 +152,13 @@ def _check_exportable(network: nn.Module, opset: int) -> None:
     if opset not in OPSETS:
         raise UsageError(
             f"--opset: expected a number from {OPSETS[0]} to {OPSETS[-1]}, got {opset}."
+        )
+    size = sum(tensor.numel() * 4 for tensor in network.state_dict().values())
+    if size > LARGEST:
+        raise InputError(
+            f"export: expected weights of less than 2 GiB, as much as one ONNX file holds, got "
+            f"{size / (1 << 30):.1f} GiB. recal writes no external data; `recal eval --backend "
+            "torch` and `recal convert` take such a network."
         )
     for name, module in network.named_modules():
         if module.training:

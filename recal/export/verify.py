@@ -149,7 +149,13 @@ def _recorded_form(
     unlabelled = HeldOutImages(pixels=subject.images, labels=None, what="images")
     made_of, nothing = recorded.range_images, np.zeros(0, np.int64)
     images = RangeImages(record=made_of, pixels=subject.images[:0], indices=nothing, where=Path())
-    form = Int8(images=images, held_out=unlabelled, max_drop=1.0, ranges=recorded.ranges)
+    form = Int8(
+        images=images,
+        held_out=unlabelled,
+        max_drop=1.0,
+        ranges=recorded.ranges,
+        symmetric=recorded.symmetric,
+    )
     if data is None:
         return form, False
     spec, statistics = subject.spec, subject.variant.statistics

@@ -137,12 +137,14 @@ class Int8Record(Record, frozen=True, kw_only=True):
     Attributes:
         ranges: Lowest and highest value of each activation.
         range_images: The images on which the ranges were taken.
+        symmetric: Whether activations are int8 around zero, instead of uint8 with a zero point.
         max_drop: Largest accepted `proof.drop`.
         proof: What the file loses.
     """
 
     ranges: Ranges
     range_images: RangeImagesRecord
+    symmetric: bool = False
     max_drop: Annotated[float, Meta(ge=0, le=1)]
     proof: Int8Proof
 

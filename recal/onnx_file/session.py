@@ -1,5 +1,6 @@
 """Running ONNX files in ONNX Runtime, and checking them against their own record, without torch."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from recal.errors import InputError, VerificationError, pick, reason
 from recal.onnx_file.reading import check_model, read_model
 from recal.onnx_file.record import OnnxRecord, Probe, check_digest, parse_record, read_record
 
+NODE = re.compile(r"Name:('[^']*')")
 INPUTS = ("tensor(float)", "tensor(uint8)")
 TINY = np.finfo(np.float32).tiny
 FULL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -43,7 +45,7 @@ def open_session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and need not be printed too
     options.graph_optimization_level = optimisation
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
@@ -161,6 +163,30 @@ class OnnxNetwork:
         if self.takes_pixels:
             return rng.integers(0, 256, (images, side, side, 3), dtype=np.uint8)
         return rng.standard_normal((images, 3, side, side), dtype=np.float32)
+
+
+def check_any_batch(network: OnnxNetwork, side: int, where: str, advice: str) -> None:
+    """Refuse a graph that claims to take any number of images and fails for some.
+
+    Args:
+        network: The graph in a session.
+        side: Side of the input in pixels, if the graph takes any.
+        where: What is checked, for the message.
+        advice: What to do about it, for the message.
+
+    Raises:
+        InputError: It fails for one image or for three.
+    """
+    for images in (1, 3) if network.batch is None else ():
+        try:
+            network.outputs(network.noise(images, side))
+        except InputError as error:
+            node = NODE.search(str(error))
+            raise InputError(
+                f"{where}: {f'node {node[1]}' if node else error}: expected a graph for any number "
+                f"of images, got one that fails for {images}: the network's code makes a constant "
+                f"of the number of images in a batch. {advice}"
+            ) from error
 
 
 def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from recal.data.images import ArraySource
 from recal.datasets.catalogue import wnids
-from recal.datasets.classes import ClassOrder, class_labels, network_order
+from recal.datasets.classes import ClassOrder, class_answers, network_order
 from recal.errors import InputError
 
 HERE = Path("here")
@@ -19,7 +19,7 @@ def source(labels, classes, *, ordered=False):
 
 
 def labels_of(found, classes):
-    return class_labels(found, network_order(classes, found.classes)).tolist()
+    return class_answers(found, network_order(classes, found.classes))[:, 0].tolist()
 
 
 def test_a_part_of_imagenet_is_numbered_by_name():
@@ -40,9 +40,9 @@ def test_a_given_order_wins_over_the_sorted_one_and_not_over_synsets():
     assert labels_of(source([0], synsets, ordered=True), 1000) == [999]
     names = tuple(f"thing {i}" for i in range(1000))
     imagenet = ClassOrder(count=1000, names=wnids("imagenet"), what="suite imagenet")
-    assert class_labels(source([7], names, ordered=True), imagenet).tolist() == [7]
+    assert class_answers(source([7], names, ordered=True), imagenet).tolist() == [[7]]
     with pytest.raises(InputError, match="here: expected class folders such as 'n01440764'"):
-        class_labels(source([7], names), imagenet)
+        class_answers(source([7], names), imagenet)
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ def test_what_is_lost_is_counted_right(checkpoint, made_of, tmp_path, form):
     )
     with torch.no_grad():
         exact = build(checkpoint)(torch.from_numpy(images)).numpy()[: len(found)]
-    held = held_out.labels[: len(found)]
-    assert len(held_out.labels) == 40
+    held = held_out.answers[: len(found), 0]
+    assert len(held_out.answers) == 40
     own, other = exact.argmax(1), found.argmax(1)
     slack = 2 / 40  # an image that is not in these whole batches, and one that is on the edge
     assert proof.agreement == pytest.approx((own == other).mean(), abs=slack)
@@ -161,13 +161,13 @@ def test_too_much_loss_is_refused_and_a_good_file_stays(checkpoint, made_of, tmp
     images, held_out = made_of
     good = tmp_path / "m.onnx"
     good.write_bytes(b"good")
-    plain = HeldOutImages(pixels=held_out.pixels, labels=None, what="images")
+    plain = HeldOutImages(pixels=held_out.pixels, answers=None, what="images")
     with pytest.raises(VerificationError, match="of predictions to change, got"):
         exported(checkpoint, good, (images, plain), max_drop=0.0)
     own = build(checkpoint)(torch.from_numpy(
         normalise_array(held_out.pixels, *(getattr(checkpoint.spec, k) for k in ("mean", "std")))
     )).argmax(1).numpy()  # fmt: skip
-    right = HeldOutImages(pixels=held_out.pixels, labels=own, what="images")
+    right = HeldOutImages(pixels=held_out.pixels, answers=own[:, None], what="images")
     with pytest.raises(VerificationError, match=r"of accuracy to be lost, got .* \(100\.00% in fl"):
         exported(checkpoint, good, (images, right), max_drop=0.01)
     assert good.read_bytes() == b"good"
@@ -194,8 +194,8 @@ def test_loss_is_of_labels_where_there_are_any(checkpoint, made_of):
     shift[3] = 0.05
     bias.CopyFrom(onnx.numpy_helper.from_array(values + shift, "fc.bias"))
     changed = other.SerializeToString()
-    for labels, drop in ((None, None), (np.full(40, 9), 0.0)):
-        held_out = HeldOutImages(pixels=pixels, labels=labels, what="images")
+    for labels, drop in ((None, None), (np.full((40, 1), 9), 0.0)):
+        held_out = HeldOutImages(pixels=pixels, answers=labels, what="images")
         proof = judge(changed, model, replace(subject, rivals={}), held_out, max_drop=1.0)
         if labels is None:
             assert proof.drop == pytest.approx(1 - proof.agreement)
@@ -316,7 +316,7 @@ def test_images_of_a_folder_without_splits_serve_for_one_purpose(checkpoint, tmp
     spec = checkpoint.spec
     images = range_images(spec, CLEAN, tmp_path, count=8)
     held_out = held_out_images(spec, tmp_path, images)
-    assert held_out.labels is None
+    assert held_out.answers is None
     assert len(held_out.pixels) == 4
     seen = {image.tobytes() for image in images.pixels}
     assert not seen.intersection(image.tobytes() for image in held_out.pixels)
@@ -329,9 +329,9 @@ def test_labels_of_other_classes_are_no_labels(checkpoint, class_folders):
     spec = checkpoint.spec
     images = range_images(spec, CLEAN, class_folders, count=8)
     fits = held_out_images(spec, class_folders, images)
-    assert fits.labels is not None
+    assert fits.answers is not None
     other = structs.replace(spec, classes=20)
-    assert held_out_images(other, class_folders, images).labels is None
+    assert held_out_images(other, class_folders, images).answers is None
 
 
 def test_a_part_of_imagenets_folders_are_its_classes(checkpoint, tmp_path):
@@ -345,11 +345,13 @@ def test_a_part_of_imagenets_folders_are_its_classes(checkpoint, tmp_path):
     images = range_images(spec, CLEAN, tmp_path, count=9)
     assert images.record.class_balanced
     held_out = held_out_images(spec, tmp_path, images)
-    assert sorted(held_out.labels.tolist()) == [7] * 3 + [300] * 3 + [999] * 3
-    assert [int(pixels[0, 0, 1]) for pixels in held_out.pixels] == (held_out.labels % 256).tolist()
+    assert sorted(held_out.answers[:, 0].tolist()) == [7] * 3 + [300] * 3 + [999] * 3
+    assert [int(pixels[0, 0, 1]) for pixels in held_out.pixels] == (
+        held_out.answers[:, 0] % 256
+    ).tolist()
     (tmp_path / order[7]).rename(tmp_path / "cats")
     strange = held_out_images(spec, tmp_path, images)
-    assert strange.labels is None
+    assert strange.answers is None
 
 
 @pytest.mark.slow

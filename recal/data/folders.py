@@ -1,12 +1,15 @@
 """Opening a data set: in the given place, or in the usual places."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from recal.data.arrays import cifar_pickles, mnist_files, packed_arrays, plain_array
 from recal.data.images import FileSource, ImageSource, numbered
+from recal.data.labels import labelled, with_found_labels
+from recal.data.parquet import PARQUET_SUFFIX, open_parquet
+from recal.data.shards import expanded, shards_of_split
 from recal.data.splits import (
     TEST,
     choose_folders,
@@ -16,11 +19,31 @@ from recal.data.splits import (
     split_word,
 )
 from recal.data.tars import TAR_SUFFIX, TarSource, open_tars
-from recal.errors import InputError
+from recal.errors import InputError, listed
 from recal.files import cache_folder, data_folders, read_text
+from recal.schema import Record, read_toml
 
 # Tiny-ImageNet's list of images and their classes
 ANNOTATIONS = "val_annotations.txt"
+DESCRIPTION = ".toml"
+
+
+class DataDescription(Record, frozen=True, kw_only=True):
+    """The content of a .toml file that describes a data set. Paths are relative to the file.
+
+    Attributes:
+        images: Folder or file of the images.
+        labels: File of labels, which override those of the images: see `read_labels`; empty for
+            none.
+        classes: File with the names of the classes in order: see `read_classes`; empty for none.
+        synsets: The `meta.mat` of ImageNet's development kit, which names the ids of its ground
+            truth; empty if it lies beside the labels.
+    """
+
+    images: str
+    labels: str = ""
+    classes: str = ""
+    synsets: str = ""
 
 
 def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSource:
@@ -30,14 +53,21 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
         folder: A folder that holds CIFAR-10's or CIFAR-100's own pickles; `<split>.npz` (arrays
             `images` and `labels`); `<split>_images.npy` or `<split>/images.npy`, with labels in a
             file named `labels`; MNIST's idx files; Tiny-ImageNet's own `val/`; class folders, below
-            `train/` and `test/` (or `val/`) or directly; images; or tar files of such folders. It
-            may also be an .npy, .npz or .tar file.
+            `train/` and `test/` (or `val/`) or directly; images; tar files of such folders; or tar
+            or Parquet files with labels (WebDataset, Hugging Face). It may also be an .npy, .npz,
+            .tar or .parquet file, the names of several tar or Parquet files with braces, or a
+            .toml file: see `DataDescription`. Labels and classes may lie beside the images: see
+            `with_found_labels`.
         split: `train` or `test`. A data set without splits is used for either.
-        archives: Whether to read tar files that lie in the folder.
+        archives: Whether to read tar and Parquet files that lie in the folder.
 
     Raises:
         InputError: The folder does not exist, holds no images, or its content is malformed.
     """
+    if folder.suffix.lower() == DESCRIPTION and folder.is_file():
+        return _described(folder, split)
+    if (files := expanded(folder)) != [folder]:
+        return with_found_labels(_of_shards(folder, files, split))
     if not folder.exists():
         raise InputError(f"{folder}: expected a folder of images, but it does not exist.")
     if not folder.is_dir() and folder.suffix.lower() not in FILES:
@@ -47,17 +77,48 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
             f"file.{hint}"
         )
     for read in READERS if folder.is_dir() else (FILES[folder.suffix.lower()],):
-        source = read(folder, split) if archives or read is not _tars else None
+        source = read(folder, split) if archives or read not in (_tars, _parquet_files) else None
         if source is not None:
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
-            return source
+            return with_found_labels(source)
     others = find_splits(folder)[0] if folder.is_dir() else []
     found = f"only {', '.join(sorted(others))}" if others else "none"
     raise InputError(
         f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
         "images, or tar files of them."
+    )
+
+
+def _of_shards(where: Path, files: Sequence[Path], split: str) -> ImageSource:
+    """Read files that were named one by one, all of them."""
+    source: ImageSource | None = None
+    if all(file.suffix == PARQUET_SUFFIX for file in files):
+        source = open_parquet(where, files)
+    elif all(file.suffix == TAR_SUFFIX for file in files):
+        source = _tar_files(where, files, split)
+    else:
+        raise InputError(f"{where}: expected names of .tar files or of .parquet files, got others.")
+    if source is None or not len(source):
+        raise InputError(f"{where}: expected images, got none.")
+    return source
+
+
+def _described(path: Path, split: str) -> ImageSource:
+    described = read_toml(path, DataDescription)
+
+    def place(name: str) -> Path | None:
+        return path.parent / Path(name).expanduser() if name else None
+
+    images = place(described.images)
+    if images is None or images.suffix.lower() == DESCRIPTION:
+        raise InputError(f"{path}: images: expected a folder or file of images.")
+    return labelled(
+        open_images(images, split),
+        labels=place(described.labels),
+        classes=place(described.classes),
+        synsets=place(described.synsets),
     )
 
 
@@ -97,10 +158,9 @@ def _image_files(folder: Path, split: str) -> ImageSource | None:
     bases = choose_folders(splits, split, folder, beside=next(iter(beside), ""))
     if bases and "/" in bases[0]:  # the data set lies deeper, in a layout of its own
         return open_images((folder / bases[0]).parent, split)
-    found = [_class_folders(folder / base, images_below(folder / base)) for base in bases]
-    sources = [source for source in found if source is not None]
-    labelled = (source for source in sources if source.labels is not None)
-    return next(labelled, next(iter(sources), None))
+    return _first_labelled(
+        _class_folders(folder / base, images_below(folder / base)) for base in bases
+    )
 
 
 def _class_folders(base: Path, names: Sequence[str]) -> FileSource | None:
@@ -118,13 +178,44 @@ def _class_folders(base: Path, names: Sequence[str]) -> FileSource | None:
 def _tars(folder: Path, split: str) -> ImageSource | None:
     splits = [path.name for path in folder.iterdir() if path.is_dir() and split_word(path.name)]
     bases = choose_folders(splits, split, folder) if splits else [""]
-    archives = [
-        path for base in bases[:1] for path in sorted((folder / base).glob(f"*{TAR_SUFFIX}"))
+    groups = [
+        group
+        for base in bases
+        for group in shards_of_split(sorted((folder / base).glob(f"*{TAR_SUFFIX}")), split, folder)
     ]
-    if not archives:
-        return None
-    source = open_tars(folder / bases[0], archives)
-    return source.below("") if splits else _split_of_tars(source, split)
+    return _first_labelled(_tar_files(group[0].parent, group, split) for group in groups)
+
+
+def _parquet_files(folder: Path, split: str) -> ImageSource | None:
+    """Read Parquet files of one folder, or below folders of splits in it, as the hub keeps them."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob(f"*{PARQUET_SUFFIX}")):
+        place = path.relative_to(folder).as_posix()
+        files.setdefault(outermost_split(place) or place.rpartition("/")[0], []).append(path)
+    named = [place for place in files if split_word(place.rpartition("/")[2])]
+    beside = next((place for place in files if place not in named), None)
+    if len(files) > 1 and not (named and beside is None):
+        places = listed((f"'{place or '.'}'" for place in files), 4)
+        raise InputError(
+            f"{folder}: expected the Parquet files of one data set, got some in {places}. Name one "
+            "of these folders."
+        )
+    if named:
+        chosen = [files[place] for place in choose_folders(named, split, folder)]
+        return _first_labelled(open_parquet(folder, part) for part in chosen)
+    groups = (shards_of_split(part, split, folder) for part in files.values())
+    return _first_labelled(open_parquet(folder, group) for part in groups for group in part)
+
+
+def _first_labelled(sources: Iterable[ImageSource | None]) -> ImageSource | None:
+    """Return the first source with labels, or the first if none has."""
+    found = [with_found_labels(source) for source in sources if source is not None]
+    return next((source for source in found if source.labels is not None), next(iter(found), None))
+
+
+def _tar_files(where: Path, archives: Sequence[Path], split: str) -> TarSource | None:
+    source = open_tars(where, archives)
+    return source if source.labels is not None else _split_of_tars(source, split)
 
 
 def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
@@ -143,11 +234,14 @@ def _split_of_tars(source: TarSource, split: str) -> TarSource | None:
 
 
 Reader: TypeAlias = Callable[[Path, str], ImageSource | None]
-READERS: tuple[Reader, ...] = (cifar_pickles, _arrays, mnist_files, _annotated, _image_files, _tars)
+READERS: tuple[Reader, ...] = (
+    cifar_pickles, _arrays, mnist_files, _annotated, _image_files, _tars, _parquet_files,
+)  # fmt: skip
 FILES: dict[str, Reader] = {
     ".npy": plain_array,
     ".npz": packed_arrays,
-    TAR_SUFFIX: lambda path, split: _split_of_tars(open_tars(path), split),
+    TAR_SUFFIX: lambda path, split: _tar_files(path, [path], split),
+    PARQUET_SUFFIX: lambda path, _split: open_parquet(path, [path]),
 }
 
 

@@ -46,6 +46,10 @@ class ImageSource(Protocol):
     def names(self) -> tuple[str, ...] | None:
         """The path of each image below `where`, with slashes, or None for rows of arrays."""
 
+    @property
+    def answers(self) -> NDArray[np.int64] | None:
+        """All right answers of each image, int64 (N, A), or None: see `LabelledImages`."""
+
     def __len__(self) -> int:
         """Return the number of images, N."""
 
@@ -69,6 +73,7 @@ class ArraySource:
     classes: tuple[str, ...] | None = None
     ordered: bool = False
     names: None = None
+    answers: None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,6 +105,7 @@ class FileSource:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] | None = None
     ordered: bool = False
+    answers: None = None
 
     @property
     def names(self) -> tuple[str, ...]:

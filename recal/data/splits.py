@@ -15,11 +15,21 @@ _WORD = "|".join(word for words in WORDS.values() for word in words)
 _FOLDER = re.compile(
     rf"(?:ilsvrc2012_img_|imagenet[-_])?({_WORD})(?:[-_ ]?(?:set|images|imgs|data))?", re.IGNORECASE
 )
+_SHARD = re.compile(rf"(?:.*[-_.])?({_WORD})(?:[-_.]?\d[-_.\da-z]*)?", re.IGNORECASE)
 
 
 def split_word(name: str) -> str | None:
     """Return the word for a split in a folder's name, such as `val` in `val_images`, or None."""
     found = _FOLDER.fullmatch(name)
+    return found[1].lower() if found else None
+
+
+def shard_word(stem: str) -> str | None:
+    """Return the word for a split in a file's name, such as `val` in `imagenet-val-0001`, or None.
+
+    It is the last word, or is followed by a number.
+    """
+    found = _SHARD.fullmatch(stem)
     return found[1].lower() if found else None
 
 

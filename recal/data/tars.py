@@ -6,21 +6,26 @@ the same name twice, is an `InputError`.
 
 from __future__ import annotations
 
+import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recal.data.images import decode, fingerprint_files, is_hidden, is_image_name, numbered
-from recal.errors import InputError
+from recal.errors import InputError, listed, reason, shown
 
 TAR_SUFFIX = ".tar"
+# suffixes of the files beside an image of a WebDataset shard that may hold its label
+LABEL_SUFFIXES = (".cls", ".json")
+JSON_LABELS = ("wnid", "synset", "label", "cls", "class", "target")
+LARGEST_LABEL = 1_000_000  # bytes
 
 
 class Member(NamedTuple):
@@ -55,6 +60,7 @@ class TarSource:
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
     ordered: bool = False
+    answers: None = None
     folder: str = ""
 
     @classmethod
@@ -138,7 +144,10 @@ class TarSource:
 
 
 def open_tars(where: Path, archives: Sequence[Path] | None = None) -> TarSource:
-    """List the images inside tar files, without labels; `TarSource.below` labels them.
+    """List the images inside tar files, with the labels of WebDataset shards.
+
+    In a shard, the label of `x.jpg` is in `x.cls`, or in `x.json` as `label`, `cls` and the like.
+    Images of other archives have no labels, and `TarSource.below` labels them.
 
     Tar files inside an archive are read too, one level deep: `n01440764.tar` counts as a folder
     `n01440764`. If there are several archives, each of them counts as a folder. `where` is the
@@ -146,26 +155,100 @@ def open_tars(where: Path, archives: Sequence[Path] | None = None) -> TarSource:
     """
     archives = archives or [where]
     members = []
+    labels: dict[str, int | str] = {}
     for archive in archives:
         status = archive.stat()
-        listed = _listed(archive, status.st_mtime_ns, status.st_size)
+        found = _listed(archive, status.st_mtime_ns, status.st_size)
         prefix = f"{archive.stem}/" if len(archives) > 1 else ""
-        members.append([m._replace(name=prefix + m.name) if prefix else m for m in listed])
-    return TarSource.of_members(where, archives, members)
+        images = [member for member in found if is_image_name(member.name)]
+        labels |= {prefix + name: label for name, label in _shard_labels(archive, found)}
+        members.append([m._replace(name=prefix + m.name) if prefix else m for m in images])
+    source = TarSource.of_members(where, archives, members)
+    return _labelled(source, labels) if labels else source
+
+
+def _labelled(source: TarSource, labels: Mapping[str, int | str]) -> TarSource:
+    """Return the images with the labels of shards, by name; each must have one."""
+    missing = [name for name in source.names if name not in labels]
+    values = [labels[name] for name in source.names if name in labels]
+    if missing or len({type(value) for value in values}) > 1:
+        found = f"none for {len(missing):,}: {listed(missing)}" if missing else "numbers and names"
+        raise InputError(
+            f"{source.where}: expected a label (.cls or .json) for each of {len(source):,} images, "
+            f"as a number or as a name, got {found}."
+        )
+    names = [value for value in values if isinstance(value, str)]
+    if not names:
+        return replace(source, labels=np.array(values, np.int64))
+    classes, numbers = numbered(names)
+    return replace(source, labels=numbers, classes=classes)
+
+
+def _shard_labels(archive: Path, members: Sequence[Member]) -> Iterator[tuple[str, int | str]]:
+    """Yield the name of each image with the label of the same key in its shard, where it has one.
+
+    The key of a file is its path up to the first dot of its name.
+    """
+    entries: dict[str, Member] = {}
+    images: dict[str, list[str]] = {}
+    for member in members:
+        folder, _, file = member.name.rpartition("/")
+        key = f"{folder}/{file.partition('.')[0]}"
+        if not is_image_name(member.name):
+            if key not in entries or member.name.endswith(".cls"):
+                entries[key] = member
+        else:
+            images.setdefault(key, []).append(member.name)
+    with archive.open("rb") as opened:
+        for key, names in images.items():
+            label = _label(opened, archive, entries[key]) if key in entries else None
+            if label is not None and len(names) > 1:
+                raise InputError(f"{archive}: holds a label for two images, {listed(names)}.")
+            if label is not None:
+                yield names[0], label
+
+
+def _label(file: IO[bytes], archive: Path, entry: Member) -> int | str | None:
+    """Return the label in a `.cls` or `.json` entry; None if the JSON holds none."""
+    try:
+        if entry.size > LARGEST_LABEL:
+            raise ValueError(f"{entry.size:,} bytes")
+        file.seek(entry.offset)
+        text = file.read(entry.size).decode().strip()
+        if entry.name.endswith(".cls"):
+            return int(text) if text.lstrip("-").isdecimal() else _named(text)
+        table = json.loads(text)
+        found = next((table[key] for key in JSON_LABELS if key in table), None)
+        return found if found is None or isinstance(found, int) else _named(found)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{archive}: {entry.name}: expected a number or name of a class, got {reason(error)}."
+        ) from error
+
+
+def _named(label: object) -> str:
+    if not isinstance(label, str) or not label or len(label) > 200:
+        raise ValueError(shown(label))
+    return label
 
 
 # a suite opens dozens of folders of the same few archives
 @lru_cache(maxsize=4)
 def _listed(archive: Path, _mtime: int, _size: int) -> tuple[Member, ...]:
-    return tuple(images_in(archive))
+    return tuple(_entries(archive))
 
 
 def images_in(archive: Path) -> Iterator[Member]:
     """Yield the images inside a tar file, in the order of the file."""
+    return (member for member in _entries(archive) if is_image_name(member.name))
+
+
+def _entries(archive: Path) -> Iterator[Member]:
+    """Yield the images inside a tar file, and what may hold labels of them."""
     try:
         with tarfile.open(archive, "r:") as tar:
             size = archive.stat().st_size
-            yield from _images(tar, archive, start=0, size=size, prefix="", nested=True)
+            yield from _members(tar, archive, start=0, size=size, prefix="", nested=True)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise no_tar(archive, error) from error
 
@@ -178,10 +261,10 @@ def no_tar(archive: Path, error: Exception) -> InputError:
     )
 
 
-def _images(
+def _members(
     tar: tarfile.TarFile, archive: Path, *, start: int, size: int, prefix: str, nested: bool
 ) -> Iterator[Member]:
-    """Yield the images of an archive that begins at byte `start` of the file `archive`."""
+    """Yield the files of an archive that begins at byte `start` of the file `archive`."""
     for member in plain_members(tar, archive):
         name = prefix + member.name
         if member.offset_data + member.size > size:
@@ -190,10 +273,10 @@ def _images(
         if nested and name.endswith(TAR_SUFFIX) and not is_hidden(name):
             with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
                 inside = name.removesuffix(TAR_SUFFIX) + "/"
-                yield from _images(
+                yield from _members(
                     inner, archive, start=offset, size=member.size, prefix=inside, nested=False
                 )
-        elif is_image_name(name):
+        elif is_image_name(name) or (name.endswith(LABEL_SUFFIXES) and not is_hidden(name)):
             yield Member(name, offset, member.size)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recal.data.images import ImageSource
+from recal.data.label_files import SYNSET
 from recal.datasets.catalogue import wnids
 from recal.errors import InputError, listed
 
@@ -67,29 +68,32 @@ class ClassOrder:
 def network_order(classes: int, names: Sequence[str] | None) -> ClassOrder:
     """Return the order of a network's classes where no suite declares it.
 
-    It is that of ImageNet if the network has 1000 classes and `names` are synsets of ImageNet, and
-    the sorted order of the names otherwise.
+    It is that of ImageNet if the network has 1000 classes and `names` are synsets, and the sorted
+    order of the names otherwise.
     """
-    imagenet = wnids("imagenet") if classes == 1000 else ()
-    synsets = bool(names) and set(names or ()) <= set(imagenet)
+    synsets = classes == 1000 and bool(names) and all(map(SYNSET.fullmatch, names or ()))
     what = f"a network of {classes} classes"
-    return ClassOrder(count=classes, names=imagenet if synsets else None, what=what)
+    return ClassOrder(count=classes, names=wnids("imagenet") if synsets else None, what=what)
 
 
-def class_labels(source: ImageSource, order: ClassOrder) -> NDArray[np.int64] | None:
-    """Return the network's class of each image, int64 (N,), or None for images without labels.
+def class_answers(source: ImageSource, order: ClassOrder) -> NDArray[np.int64] | None:
+    """Return the network's classes that are right for each image, int64 (N, A), rising.
+
+    A is 1 unless images have several right answers; rows are filled up. It is None for images
+    without labels.
 
     Raises:
         InputError: Names or numbers of the data's classes do not fit the order.
     """
-    labels = source.labels
-    if labels is None:
+    if source.labels is None:
         return None
+    answers = source.labels[:, None] if source.answers is None else source.answers
     if source.classes is not None:
-        labels = order.numbers(source.classes, source.where, ordered=source.ordered)[labels]
-    if labels.min() < 0 or labels.max() >= order.count:
+        numbers = order.numbers(source.classes, source.where, ordered=source.ordered)
+        answers = np.sort(numbers[answers], axis=1)
+    if answers.min() < 0 or answers.max() >= order.count:
         raise InputError(
             f"{source.where}: expected labels 0 to {order.count - 1} of {order.what}, got "
-            f"{labels.min()} to {labels.max()}. Is this another data set?"
+            f"{answers.min()} to {answers.max()}. Is this another data set?"
         )
-    return labels
+    return answers

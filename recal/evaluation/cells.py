@@ -158,7 +158,7 @@ class Scorer:
         """
         share, done = Share(), 0
         self._predictors.begin_cell()
-        labels = self._work.images.chosen(cell).labels
+        chosen = self._work.images.chosen(cell)
         try:
             for number, batch, started in self._started(cell, networks, batches):
                 for network, logits_of in started.items():
@@ -172,8 +172,8 @@ class Scorer:
                         continue
                     share.columns[network, number] = {
                         "index": batch.astype(np.int32),
-                        "label": labels[batch].astype(np.int32),
-                        **score(logits, labels[batch]),
+                        "label": chosen.labels[batch].astype(np.int32),
+                        **score(logits, chosen.right(logits, batch)),
                     }
                 done += len(batch)
                 progress(done)

@@ -193,8 +193,9 @@ def judge(
     accuracies: dict[str, float] = {}
     lost = ~same * 1.0
     what, of = "predictions to change", f"of {len(exact):,} unlabelled images"
-    if held_out.labels is not None:
-        right = {name: o.argmax(axis=1) == held_out.labels for name, o in outputs.items()}
+    if held_out.answers is not None:
+        predicted = {name: o.argmax(axis=1)[:, None] for name, o in outputs.items()}
+        right = {name: (p == held_out.answers).any(axis=1) for name, p in predicted.items()}
         accuracies = {name: float(r.mean()) for name, r in right.items()}
         lost = right["pytorch"] * 1.0 - right["int8"]
         what, before, after = "accuracy to be lost", accuracies["pytorch"], accuracies["int8"]

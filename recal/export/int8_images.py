@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from recal.data.images import ImageSource
 from recal.data.sampling import even_over_classes
 from recal.data.splits import TEST, TRAIN
-from recal.datasets.classes import class_labels, network_order
+from recal.datasets.classes import class_answers, network_order
 from recal.errors import InputError, UsageError
 from recal.export.subject import spread
 from recal.networks.spec import ModelSpec
@@ -46,12 +46,13 @@ class HeldOutImages:
 
     Attributes:
         pixels: uint8 (N, size, size, 3), prepared as the family's clean images are.
-        labels: int64 (N,), or None if there are none that fit the network's classes.
+        answers: The classes that are right for each, int64 (N, A), or None if there are none that
+            fit the network's classes.
         what: A description for people.
     """
 
     pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
+    answers: NDArray[np.int64] | None
     what: str
 
 
@@ -145,18 +146,18 @@ def held_out_images(
         )
     indices = left[spread(len(left), count)]
     pixels = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size).batch(indices)
-    labels = _labels(source, spec)
-    kind = "unlabelled" if labels is None else "labelled"
+    answers = _answers(source, spec)
+    kind = "unlabelled" if answers is None else "labelled"
     return HeldOutImages(
         pixels=pixels,
-        labels=None if labels is None else labels[indices],
+        answers=None if answers is None else answers[indices],
         what=f"{len(indices):,} {kind} images of {source.where}",
     )
 
 
-def _labels(source: ImageSource, spec: ModelSpec) -> NDArray[np.int64] | None:
+def _answers(source: ImageSource, spec: ModelSpec) -> NDArray[np.int64] | None:
     """Return the network's classes of all images, or None if the labels do not give them."""
     try:
-        return class_labels(source, network_order(spec.classes, source.classes))
+        return class_answers(source, network_order(spec.classes, source.classes))
     except InputError:
         return None

@@ -146,7 +146,7 @@ def _recorded_form(
         return FLOAT_FORMS[record.form], False
     subject, recorded = subjects[0], record.int8
     # judged on any images, the file may lose what it will
-    unlabelled = HeldOutImages(pixels=subject.images, labels=None, what="images")
+    unlabelled = HeldOutImages(pixels=subject.images, answers=None, what="images")
     made_of, nothing = recorded.range_images, np.zeros(0, np.int64)
     images = RangeImages(record=made_of, pixels=subject.images[:0], indices=nothing, where=Path())
     form = Int8(

@@ -14,7 +14,7 @@ from recal.data.batches import Batches
 from recal.data.folders import find_images
 from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
-from recal.datasets.classes import class_labels, network_order
+from recal.datasets.classes import class_answers, network_order
 from recal.inspection.distances import gaussian_distances
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
@@ -76,8 +76,8 @@ def score_branches(
     spec = checkpoint.spec
     source = find_images(data, (), "test", what="images to score the branches on")
     chosen = seeded_batches(len(source), samples, BATCH, seed)
-    numbers = class_labels(source, network_order(spec.classes, source.classes))
-    labels = None if numbers is None else torch.from_numpy(numbers)
+    numbers = class_answers(source, network_order(spec.classes, source.classes))
+    answers = None if numbers is None else torch.from_numpy(numbers)
     images = PreparedTogether(source, [load_policy(spec.family, "clean")], seed, spec.size)
     batches = Batches(images, chosen, keep=True)
     done, total = 0, sum(map(len, chosen)) * len(checkpoint.branches)
@@ -91,9 +91,9 @@ def score_branches(
             moments = merge_found([moments, found])
             done += len(indices)
             progress(done, total)
-            if labels is not None:
-                predicted = listener.output.argmax(1)
-                correct += int((predicted == labels[indices]).sum())
+            if answers is not None:
+                predicted = listener.output.argmax(1, keepdim=True)
+                correct += int((predicted == answers[indices]).any(1).sum())
         count = sum(map(len, chosen))
         distances = _distances(listener.network, moments)
         furthest = max(distances, key=lambda layer: distances[layer])
@@ -101,7 +101,7 @@ def score_branches(
             BranchScore(
                 branch=name,
                 images=count,
-                accuracy=None if labels is None else correct / count,
+                accuracy=None if answers is None else correct / count,
                 data_distance=median(distances.values()),
                 furthest=furthest,
                 furthest_distance=distances[furthest],

@@ -14,6 +14,7 @@ from PIL import Image
 
 from recal import corruptions
 from recal.data.images import ArraySource, ImageSource
+from recal.data.labels import nearest_answers
 from recal.datasets.catalogue import REGENERATED, label_of
 from recal.datasets.regenerate import JPEG_QUALITY, read_prepared
 from recal.errors import InputError
@@ -92,10 +93,21 @@ class ChosenImages:
     Attributes:
         labels: Labels of all images, int64 (N,).
         indices: Indices of the images that are used, rising, int64 (n,).
+        answers: All right answers of all images, int64 (N, A), or None where there is one for each.
     """
 
     labels: NDArray[np.int64]
     indices: NDArray[np.int64]
+    answers: NDArray[np.int64] | None = None
+
+    def right(self, logits: NDArray[np.float32], batch: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what the predictions of some images are compared with, int64 (n,).
+
+        It is the label; of several right answers, the one that the network prefers.
+        """
+        if self.answers is None:
+            return self.labels[batch]
+        return nearest_answers(logits, self.answers[batch])
 
 
 @dataclass(eq=False, kw_only=True)

@@ -136,7 +136,8 @@ def _choose(
 ) -> ChosenImages:
     where = images.where
     indices = choose_images(suite, images.labels, images.names, where, limit=limit, seed=seed)
-    return ChosenImages(labels=images.labels, indices=indices)
+    answers = images.answers if isinstance(images, CleanImages) else None
+    return ChosenImages(labels=images.labels, indices=indices, answers=answers)
 
 
 def choose_images(

@@ -18,7 +18,7 @@ from recal.data.images import ArraySource, FileSource, ImageSource, is_image_nam
 from recal.data.splits import TEST
 from recal.data.tars import TAR_SUFFIX, Member, TarSource, images_in
 from recal.datasets.catalogue import label_of
-from recal.datasets.classes import class_labels
+from recal.datasets.classes import class_answers
 from recal.errors import InputError, did_you_mean
 from recal.suites.suite import Cell, Suite, class_count, class_numbers, class_order
 
@@ -36,12 +36,14 @@ class CleanImages:
     Attributes:
         source: The images.
         labels: Label of each image in the suite's classes, int64 (N,).
+        answers: All right answers of each image, int64 (N, A), or None where there is one for each.
         names: `<class folder>/<file>` of each image, or None if they are rows of arrays.
         warnings: Warnings about the images, for the user.
     """
 
     source: ImageSource
     labels: NDArray[np.int64]
+    answers: NDArray[np.int64] | None
     names: tuple[str, ...] | None
     warnings: tuple[str, ...]
 
@@ -81,13 +83,13 @@ def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
         raise InputError(
             f"{source.where}: expected labelled test images (class folders), got plain images."
         )
-    labels, names, warnings = class_labels(source, class_order(suite)), None, []
-    assert labels is not None
+    answers, names, warnings = class_answers(source, class_order(suite)), None, []
+    assert answers is not None
     if source.classes is not None and source.names is not None:
         files = (name.rpartition("/")[2] for name in source.names)
         names = tuple(map("{}/{}".format, (source.classes[i] for i in source.labels), files))
     highest = class_count(suite) - 1
-    classes = len(np.unique(labels))
+    classes = len(np.unique(answers))
     if classes <= highest:
         warnings.append(f"{source.where}: {classes:,} of the {highest + 1:,} classes have images.")
     if suite.clean.images and len(source) != suite.clean.images:
@@ -95,7 +97,13 @@ def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
             f"{source.where}: {len(source):,} images, where the published set has "
             f"{suite.clean.images:,}."
         )
-    return CleanImages(source=source, labels=labels, names=names, warnings=tuple(warnings))
+    return CleanImages(
+        source=source,
+        labels=answers[:, 0].copy(),
+        answers=answers if answers.shape[1] > 1 else None,
+        names=names,
+        warnings=tuple(warnings),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -280,13 +280,14 @@ def test_the_next_command_has_the_options_that_were_typed(
     _, out, _ = recal(
         "calibrate", split_checkpoint, "--data", class_folders, "-o", "v.st", *options
     )
-    following = f"recal eval {split_checkpoint} v.st --family cifar --std 0.2,0.2,0.3"
+    data = f"--data {class_folders}"  # its test images are others
+    following = f"recal eval {split_checkpoint} v.st {data} --family cifar --std 0.2,0.2,0.3"
     assert following in out
-    status, out, _ = recal(*shlex.split(following)[1:], "--data", class_folders)
+    status, out, _ = recal(*shlex.split(following)[1:])
     assert status == 0
     (tmp_path / "recal.toml").write_text("[model]\nfamily = 'cifar'\n", encoding="utf-8")
     _, out, _ = recal("calibrate", split_checkpoint, "--data", class_folders, "-o", "v.st")
-    assert f"Next: recal eval {split_checkpoint} v.st\n" in out
+    assert f"Next: recal eval {split_checkpoint} v.st {data}\n" in out
 
 
 def test_broken_images_are_named_and_left_out_only_on_request(

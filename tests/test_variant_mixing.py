@@ -198,7 +198,7 @@ def test_command_mixes_sweeps_and_blends(recal, split_checkpoint, class_folders,
         "mix", f"{split_checkpoint}:main", f"{split_checkpoint}:aux0", "--sweep", 3, "-o", "path"
     )
     assert status == 0
-    assert "Next: recal eval --checkpoint CHECKPOINT path/*.safetensors" in out
+    assert f"Next: recal eval --checkpoint {split_checkpoint} path/*.safetensors" in out
     files = sorted((tmp_path / "path").iterdir())
     assert [f.name for f in files] == [f"mix-{s}.safetensors" for s in ("0.000", "0.500", "1.000")]
     end = branch_variant(load_checkpoint(split_checkpoint), "aux0", spec=SPEC)

@@ -201,7 +201,9 @@ def _assign_roles(
 ) -> dict[str, int]:
     """Return the position of each branch, by name, in the order of the names."""
     if roles is None:
-        return dict(zip(names, order or range(len(names)), strict=True))
+        # a network with plain layers has one branch, whatever the order of a file's
+        known = order if len(order) == len(names) else range(len(names))
+        return dict(zip(names, known, strict=True))
     for name, position in roles.items():
         if name not in names or not 0 <= position < len(names):
             raise UsageError(

@@ -13,7 +13,8 @@ import torch
 from recal.checkpoint.fitting import Separated, separate_and_fit
 from recal.checkpoint.layouts import AS_FOUND, Layout, ReadingOptions, parse_roles
 from recal.checkpoint.reading import WeightFile, read_weight_file
-from recal.errors import InputError, UsageError, did_you_mean, listed, printable
+from recal.errors import InputError, RecalError, UsageError, did_you_mean, listed, printable
+from recal.networks.activations import layers_with_activation, looks_like_timms
 from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
 from recal.schema import convert
 
@@ -57,8 +58,9 @@ class Checkpoint:
         file: The tensors of the file as they are stored.
         missing: Plain paths of the layers whose statistics the file does not have. The branches
             have NaN in their place; `calibrate` estimates them.
+        shared: Plain paths of the layers that have one BatchNorm for all of several branches.
         notes: Notes for people on what was unwrapped, chosen or left out while reading.
-        doubts: Assumptions that may be wrong, which commands show as warnings.
+        doubtful: What was assumed while reading and may be wrong.
     """
 
     path: Path
@@ -69,8 +71,9 @@ class Checkpoint:
     reading: ReadingOptions = AS_FOUND
     file: WeightFile = field(repr=False)
     missing: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     notes: tuple[str, ...]
-    doubts: tuple[Finding, ...] = ()
+    doubtful: tuple[Finding, ...] = ()
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -92,6 +95,46 @@ class Checkpoint:
         """Plain paths of the BatchNorm layers, in the order of the file."""
         return _layers(self.branches)
 
+    @property
+    def split_layers(self) -> list[str]:
+        """Plain paths of the layers that have a BatchNorm for each branch."""
+        return [layer for layer in self.layers if layer not in self.shared]
+
+    @cached_property
+    def lost_activations(self) -> Finding | None:
+        """A finding if the network may have been trained without activations, else None.
+
+        That is so where layers of several branches are those of timm's `BatchNormAct2d` in the
+        architecture, and neither the user nor the file says whether they were trained as such.
+        """
+        told = self.overrides.bn_act is not None or self.facts.bn_act is not None
+        if len(self.branches) < 2 or told:
+            return None
+        try:
+            carrying = layers_with_activation(self.spec)
+        except RecalError:
+            carrying = self.layers if looks_like_timms(self.weights) else []
+        layers = tuple(layer for layer in self.split_layers if layer in carrying)
+        if not layers:
+            return None
+        return Finding(
+            kind="lost-activations",
+            layers=layers,
+            what=f"several branches (layout {self.layout.name}) in {len(layers)} BatchNorm layers "
+            f"that carry the network's activations, as timm's BatchNormAct2d does: "
+            f"{listed(layers, 3)}",
+            follows="timm before 1.0.31, and code that puts a BatchNorm of its own in their place, "
+            "drops these activations. Weights trained so belong to a network without them: give "
+            "--no-bn-act, or --bn-act if they were trained with them. Labelled images tell (recal "
+            "inspect --data, recal eval).",
+        )
+
+    @cached_property
+    def doubts(self) -> tuple[Finding, ...]:
+        """Assumptions that may be wrong, which commands show as warnings."""
+        lost = self.lost_activations
+        return (*self.doubtful, *([] if lost is None else [lost]))
+
     def branch(self, name: str) -> Mapping[str, torch.Tensor]:
         """Return the tensors of a branch by plain name; another branch is a `UsageError`."""
         if name not in self.branches:
@@ -110,6 +153,7 @@ class Checkpoint:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         size: int | None = None,
+        bn_act: bool | None = None,
     ) -> Checkpoint:
         """Return this checkpoint with another description of its network than the file's.
 
@@ -123,6 +167,8 @@ class Checkpoint:
             mean: Mean of each channel of RGB images in [0, 1], 3 numbers.
             std: Standard deviation of each channel, 3 numbers.
             size: Side of the square input, in pixels.
+            bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d`
+                carries; false for a network that was trained without.
 
         Raises:
             InputError: A value is of the wrong type or out of its range.
@@ -130,7 +176,7 @@ class Checkpoint:
         """
         given = {
             "arch": arch, "classes": classes, "family": family,
-            "mean": mean, "std": std, "size": size,
+            "mean": mean, "std": std, "size": size, "bn_act": bn_act,
         }  # fmt: skip
         overrides = convert(given, ModelOverrides, str(self.path))
         reading = replace(self.reading, model=overrides.over(self.overrides))
@@ -215,8 +261,8 @@ def _separated(path: Path, file: WeightFile, options: ReadingOptions) -> Checkpo
         notes.append("roles as given: " + ", ".join(f"{k} = {v}" for k, v in roles.items()))
     return Checkpoint(
         path=path, layout=found.layout, weights=found.weights, branches=found.branches,
-        facts=facts, reading=options, file=file, missing=found.missing, notes=tuple(notes),
-        doubts=tuple(_doubts(found, options)),
+        facts=facts, reading=options, file=file, missing=found.missing, shared=found.shared,
+        notes=tuple(notes), doubtful=tuple(_doubts(found, options)),
     )  # fmt: skip
 
 

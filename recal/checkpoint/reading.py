@@ -23,7 +23,7 @@ STRAY = ("n_averaged",)
 STRAY_PARTS = ("criterion.", "loss.", "loss_fn.", "metrics.", "train_metrics.", "val_metrics.")
 
 FACTS: dict[str, tuple[type, ...]] = {
-    "arch": (str,), "family": (str,), "classes": (int,), "mean": (list, tuple),
+    "arch": (str,), "family": (str,), "classes": (int,), "bn_act": (bool,), "mean": (list, tuple),
     "std": (list, tuple), "size": (int,),
 }  # fmt: skip
 LARGEST = {"classes": 10**6, "size": 4096}
@@ -109,7 +109,7 @@ def _find_facts(content: Any) -> ModelOverrides:
 
 def _is_fact(name: str, value: Any) -> bool:
     if not isinstance(value, FACTS[name]) or isinstance(value, bool):
-        return False
+        return FACTS[name] == (bool,) and isinstance(value, bool)
     if isinstance(value, (list, tuple)):
         return len(value) == 3 and all(isinstance(v, int | float) and -1e6 < v < 1e6 for v in value)
     if isinstance(value, str):

@@ -23,16 +23,16 @@ from recal.cli.options import (
     flag,
     format_option,
     is_given,
+    next_command,
     option,
     output_option,
     packed,
     reading_options,
     refuse_typed,
-    retyped,
     seed_option,
 )
 from recal.distributed import World, joined, local_device
-from recal.errors import UsageError
+from recal.errors import InputError, UsageError
 from recal.machine import cores_of_this_process
 from recal.report.blocks import Block
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from recal.calibration.rounds import Settings
     from recal.checkpoint.checkpoint import Checkpoint
     from recal.checkpoint.layouts import ReadingOptions
+    from recal.data.images import ImageSource
     from recal.networks.spec import ModelOverrides
     from recal.variant.variant import Variant
 
@@ -275,6 +276,7 @@ def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form
         )
     if not settings.world.leads:
         return
+    data = _test_images_of(request.data, images)
     if request.matrix:
         found |= {
             (affine, branch): branch_variant(checkpoint, affine, statistics=branch)
@@ -286,17 +288,29 @@ def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form
         folder = request.output or Path(f"{path.stem}-variants")
         files = {folder / f"{a}-{s}.safetensors": variant for (a, s), variant in found.items()}
         blocks = matrix_blocks(files, tolerance)
-        last = (
-            f"Wrote {len(files)} variants to {folder}. Next: recal eval --checkpoint {path} "
-            f"{' '.join(stored)} {folder}/*.safetensors{retyped()}"
-        )
+        named: tuple[str | Path, ...] = ("--checkpoint", path, *stored, folder / "*.safetensors")
+        last = f"Wrote {len(files)} variants to {folder}. {next_command('eval', *named, *data)}"
     else:
         (((affine, name), variant),) = found.items()
         output = request.output or Path(f"{path.stem}-{affine}-{name}.safetensors")
         files, blocks = {output: variant}, estimation_blocks(variant, tolerance)
-        compared = f"--checkpoint {path}" if checkpoint.missing else path
-        last = f"Wrote {output}. Next: recal eval {compared} {output}{retyped()}"
+        way = ("--checkpoint",) if checkpoint.missing else ()
+        last = f"Wrote {output}. {next_command('eval', *way, path, output, *data)}"
     _finish(files, blocks, form, last, tolerance)
+
+
+def _test_images_of(folder: Path | None, used: ImageSource) -> tuple[str | Path, ...]:
+    """Return `--data` for the next command, if the folder has other, labelled images for tests."""
+    from recal.data.folders import open_images
+    from recal.data.splits import TEST
+
+    try:
+        test = None if folder is None else open_images(folder, TEST)
+    except InputError:
+        return ()
+    if folder is None or test is None or test.labels is None:
+        return ()
+    return () if test.fingerprint([0]) == used.fingerprint([0]) else ("--data", folder)
 
 
 def _recalibrate(
@@ -336,7 +350,7 @@ def _recalibrate(
         )
     output = request.output or Path(f"{path.stem}-{policy.name}.safetensors")
     blocks = [*estimation_blocks(variant), "Computed by ONNX Runtime."]
-    last = f"Wrote {output}. Next: recal patch {path} {output}"
+    last = f"Wrote {output}. {next_command('patch', path, output, how_it_is_read=False)}"
     _finish({output: variant}, blocks, form, last)
 
 

@@ -209,15 +209,15 @@ def export_command(
     from recal.export.forms import FLOAT_FORMS, Int8
     from recal.export.subject import IMAGES, comparison_images
     from recal.report.onnx_file import doubts, evidence_rows, export_blocks
-    from recal.variant.resolve import resolve_variant
+    from recal.variant.resolve import doubts_about, resolve_variant
 
     form_name = form_options.name(run)
     int8_options.check(used=form_options.int8)
     checkpoint, data = checkpoint_or_sample(checkpoint, data)
     loaded = read_checkpoint(checkpoint, reading)
-    warn(doubt.sentence for doubt in loaded.doubts)
     names = form_options.switchable or (variant,)
     variants = {Path(name).stem: resolve_variant(name, loaded) for name in names}
+    warn(doubt.sentence for doubt in doubts_about(loaded, variants.values()))
     first = next(iter(variants.values()))
     chosen: Form = FLOAT_FORMS.get(form_name) or int8_options.form(first, data, samples)
     if isinstance(chosen, Int8):

@@ -98,16 +98,16 @@ def verify_command(
     from recal.onnx_file.reading import read_model
     from recal.onnx_file.record import read_record
     from recal.report.onnx_file import doubts, evidence_rows, verify_blocks
-    from recal.variant.resolve import resolve_variant
+    from recal.variant.resolve import doubts_about, resolve_variant
 
     loaded = read_checkpoint(checkpoint, reading)
-    warn(doubt.sentence for doubt in loaded.doubts)
     record = read_record(read_model(model), str(model))
     if variant is None:
         wanted = recorded_variants(record, loaded, model)
     else:
         names = variant.split(",") if record.form == "switchable" else [variant]
         wanted = [resolve_variant(name.strip(), loaded, record.model) for name in names]
+    warn(doubt.sentence for doubt in doubts_about(loaded, wanted))
     pixels, images = comparison_images(wanted[0].spec, data, samples)
     found = verify_against(model, loaded, wanted, pixels, data)
     rows = [{"file": str(model), **row} for row in evidence_rows(found.evidence)]

@@ -173,6 +173,16 @@ def _reading(
     return ReadingOptions(layout=layout, roles=roles, ema=ema, prefix=prefix, model=overrides)
 
 
+def _names_of(*options: Decorator) -> tuple[str, ...]:
+    """Return the names of the parameters that some options are passed as."""
+
+    def nothing() -> None: ...
+
+    for add in options:
+        add(nothing)
+    return tuple(parameter.name for parameter in nothing.__click_params__)  # type: ignore[attr-defined]
+
+
 device_option = option(
     "--device", "Device that computes: auto, cpu, cuda, cuda:1, mps, ...", default="auto"
 )
@@ -207,9 +217,7 @@ _MODEL = (
     option("--size", "Height and width of the network's input, in pixels.", COUNT),
 )
 model_options = packed("overrides", _model_overrides, *_MODEL)
-reading_options = packed(
-    "reading",
-    _reading,
+_READING = (
     option("--layout", "Naming scheme of the branches in the file: a known name or a .toml file."),
     option("--roles", "Position of each branch in the file, such as main=1,aux0=0."),
     flag("--ema", "Use the averaged (EMA) weights of the file."),
@@ -218,8 +226,17 @@ reading_options = packed(
         "First part of the names of the network's tensors in the file, such as encoder_q.",
         shown="found by comparison with the network",
     ),
+    option(
+        "--bn-act/--no-bn-act",
+        "Whether BatchNorm layers apply the activations that timm's BatchNormAct2d carries; "
+        "--no-bn-act builds a network that was trained without them.",
+        shown="applied",
+    ),
     *_MODEL,
 )
+reading_options = packed("reading", _reading, *_READING)
+# what says how a checkpoint is read and fed, in every command that reads one
+HOW_IT_IS_READ = _names_of(*_READING)
 
 
 def _source(name: str) -> ParameterSource | None:
@@ -251,14 +268,35 @@ def refuse_typed(names: Iterable[str], reason: str) -> None:
         raise UsageError(f"{option}: {reason}")
 
 
-def retyped() -> str:
-    """Return the model options of the command line again, for the next command suggested."""
-    parameters, words = click.get_current_context().params, [""]
-    for field in filter(is_typed, MODEL_FIELDS):
-        value = parameters[field]
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words.append(f"--{field} {shlex.quote(text)}")
-    return " ".join(words)
+def _typed_again(parameter: click.Parameter, value: Any) -> list[str]:
+    """Return the words that give an option a value."""
+    if isinstance(value, bool):
+        return [(parameter.opts if value else parameter.secondary_opts)[0]]
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return [parameter.opts[0], shlex.quote(text)]
+
+
+def next_command(command: str, *words: str | Path, how_it_is_read: bool = True) -> str:
+    """Return the sentence that names the command to type next, ready for a shell.
+
+    Everything that was typed about how the checkpoint is read and fed is said again: otherwise
+    another network or branch would be used.
+
+    Args:
+        command: Name of the command, such as `eval`.
+        *words: Its arguments and options. A last part `*.safetensors` stands for all such files.
+        how_it_is_read: Whether it reads the checkpoint again.
+    """
+    context = click.get_current_context()
+    said = ["recal", command]
+    for word in map(str, words):
+        folder, star, suffix = word.rpartition("*")
+        said.append(f"{shlex.quote(folder)}{star}{suffix}" if star else shlex.quote(word))
+    for parameter in context.command.params:
+        again = how_it_is_read and parameter.name in HOW_IT_IS_READ
+        if again and is_typed(parameter.name or ""):
+            said += _typed_again(parameter, context.params[parameter.name])
+    return f"Next: {' '.join(said)}"
 
 
 def checkpoint_or_sample(

@@ -19,7 +19,7 @@ NEVER = ("trust",)
 
 # tables that hold for all commands, and their keys
 SHARED_TABLES = {
-    "model": ("checkpoint", *MODEL_FIELDS, "layout", "roles", "ema"),
+    "model": ("checkpoint", *MODEL_FIELDS, "layout", "roles", "ema", "prefix", "bn-act"),
     "data": ("data", "workers"),
 }
 

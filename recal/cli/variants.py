@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,11 @@ from recal.cli.options import (
     data_option,
     examples,
     format_option,
+    next_command,
     option,
     output_option,
     reading_options,
     refuse_typed,
-    retyped,
     seed_option,
 )
 from recal.errors import UsageError
@@ -59,7 +60,7 @@ def inspect_command(
     """
     from recal.checkpoint.checkpoint import read_checkpoint
     from recal.inspection.distances import inspect_checkpoint
-    from recal.inspection.scores import score_branches
+    from recal.inspection.scores import score_activations, score_branches
     from recal.report.plots import plot_inspection
     from recal.report.statistics import distance_rows, inspection_blocks, inspection_document
 
@@ -76,6 +77,10 @@ def inspect_command(
     else:
         with progress_bar("images") as bar:
             scores = score_branches(loaded, data, samples=samples, seed=seed, progress=bar)
+        scored = score_activations(loaded, data, samples=samples, seed=seed)
+        if scored is not None:
+            others = (f for f in inspection.findings if f.kind != scored.kind)
+            inspection = replace(inspection, findings=(*others, scored))
     print_results(
         form,
         inspection_document(inspection, scores),
@@ -125,7 +130,7 @@ def mix_command(
     parts have the same share.
     """
     from recal.variant.mixing import blend_with_prior, mix
-    from recal.variant.resolve import resolve_variants
+    from recal.variant.resolve import doubts_about, resolve_variants
     from recal.variant.variant import save_variant
 
     names, weights = zip(*map(_split_weight, parts), strict=True)
@@ -134,7 +139,10 @@ def mix_command(
         raise UsageError("--sweep and --prior: expected one of them, got both. Leave one out.")
     if (sweep or prior is not None) and (len(names) != 2 or given):
         raise UsageError("--sweep and --prior: expected two variants without weights.")
-    variants = [found.variant for found in resolve_variants(names, checkpoint, reading)]
+    resolved = resolve_variants(names, checkpoint, reading)
+    variants = [found.variant for found in resolved]
+    source = resolved[0].checkpoint
+    warn(doubt.sentence for doubt in doubts_about(source, variants))
     if sweep:
         for i in range(sweep):
             share = i / (sweep - 1)
@@ -142,8 +150,7 @@ def mix_command(
             save_variant(mixed, output / f"mix-{share:.3f}.safetensors")
         console.print(
             f"Wrote {sweep} variants to {output}/, from {names[0]} (0.000) to {names[1]} (1.000). "
-            f"Next: recal eval --checkpoint {checkpoint or 'CHECKPOINT'} {output}/*.safetensors"
-            f"{retyped()}"
+            f"{next_command('eval', '--checkpoint', source.path, output / '*.safetensors')}"
         )
         return
     if given and len(given) < len(names):
@@ -181,12 +188,13 @@ def convert_command(checkpoint: Path, variant: str, output: Path, reading: Readi
     """
     from recal.checkpoint.checkpoint import read_checkpoint
     from recal.variant.build import convert
-    from recal.variant.resolve import resolve_variant
+    from recal.variant.resolve import doubts_about, resolve_variant
 
     loaded = read_checkpoint(checkpoint, reading)
-    warn(doubt.sentence for doubt in loaded.doubts)
     # a branch needs no architecture
     chosen = variant if variant in loaded.branches else resolve_variant(variant, loaded)
+    known = [] if isinstance(chosen, str) else [chosen]
+    warn(doubt.sentence for doubt in (doubts_about(loaded, known) if known else loaded.doubts))
     notes = convert(loaded, chosen, output)
     console.print(f"Wrote {output}: {variant} of {checkpoint}.")
     for line in notes:

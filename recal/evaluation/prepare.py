@@ -17,12 +17,21 @@ from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.errors import InputError, RecalError, UsageError
 from recal.evaluation.cells import Scorer, Work
 from recal.evaluation.execution import ExecutionOptions, choose_execution
-from recal.evaluation.targets import Given, OnnxTarget, Target, adapted, resolve_targets
+from recal.evaluation.targets import (
+    Given,
+    OnnxTarget,
+    Target,
+    VariantTarget,
+    adapted,
+    resolve_targets,
+)
+from recal.inspection.activations import SCORED, compare_activations
 from recal.progress import Progress, silent
 from recal.runs.store import cell_file
 from recal.suites.images import SuiteImages
 from recal.suites.locate import check_pixels, open_suite_images
-from recal.suites.suite import Cell, Suite, load_suite, usual_suite
+from recal.suites.suite import Cell, Suite, kept_logits, load_suite, usual_suite
+from recal.variant.resolve import doubts_about
 
 # number of images whose mean and standard deviation are computed
 LOOKED_AT = 64
@@ -90,7 +99,8 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
     check_pixels(images, cells)
-    images.warnings = (*images.warnings, *_misfits(images, cells, targets))
+    doubts = _doubts(suite, images, cells, targets)
+    images.warnings = (*images.warnings, *doubts, *_misfits(images, cells, targets))
     return Work(
         suite=suite,
         cells=cells,
@@ -101,13 +111,37 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     )
 
 
+def _doubts(
+    suite: Suite, images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Target]
+) -> list[str]:
+    """Return what is in doubt about the targets' checkpoints, scored on the images where it can."""
+    found = []
+    variants = [target for target in targets if isinstance(target, VariantTarget)]
+    for checkpoint in {id(target.checkpoint): target.checkpoint for target in variants}.values():
+        some = {t.label: t.variant for t in variants if t.checkpoint is checkpoint}
+        for doubt in doubts_about(checkpoint, list(some.values())):
+            sentence = doubt.sentence
+            if doubt is checkpoint.lost_activations:
+                chosen = images.chosen(cells[0])
+                indices = chosen.indices[_spread(len(chosen.indices), SCORED)]
+                right = chosen.labels[:, None] if chosen.answers is None else chosen.answers
+                pixels, kept = images.read(cells[0], indices), kept_logits(suite)
+                scored = compare_activations(checkpoint, some, pixels, right[indices], kept)
+                sentence = scored.sentence
+            found.append(f"{checkpoint.path.name}: {sentence}")
+    return found
+
+
+def _spread(available: int, count: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
+
+
 def _misfits(images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Target]) -> list[str]:
     """Return a warning for every target whose mean and std do not fit the clean images."""
     if images.of_clean is None or not cells:
         return []
     indices = images.of_clean.indices
-    some = indices[np.linspace(0, len(indices) - 1, min(LOOKED_AT, len(indices))).astype(int)]
-    pixels = images.read(cells[0], np.unique(some)) / 255.0
+    pixels = images.read(cells[0], indices[_spread(len(indices), LOOKED_AT)]) / 255.0
     mean, std = pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))
     warnings = []
     for target in targets:

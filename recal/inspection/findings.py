@@ -157,21 +157,6 @@ def _equal_branches(checkpoint: Checkpoint) -> Iterator[Finding]:
             )
 
 
-def _lost_activations(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Find networks whose activations timm used to drop when it split a BatchNormAct2d."""
-    if checkpoint.layout.name == "timm-splitbn" and any(
-        re.fullmatch(r"blocks\.\d+\.\d+\.conv_(dw|pw)\.weight", key) for key in checkpoint.weights
-    ):
-        yield Finding(
-            kind="lost-activations",
-            what="timm's split BatchNorm in an EfficientNet or MobileNet, whose BatchNorm layers "
-            "carry the activations",
-            follows="timm before 1.0.31 dropped these when it split the layers: weights trained "
-            "with such a timm belong to a network without them and are wrong in one that has them. "
-            "Score the branches on labelled images (recal inspect --data); near chance means that.",
-        )
-
-
 def _adversarial_preprocessing(checkpoint: Checkpoint) -> Iterator[Finding]:
     """EfficientNet's AdvProp weights were trained with Inception's mean and deviation."""
     names = f"{checkpoint.facts.arch or ''} {checkpoint.path.name}".lower()
@@ -208,8 +193,8 @@ CHECKS: tuple[Callable[[Checkpoint], Iterator[Finding]], ...] = (
     _vanishing_variance,
     _dead_channels,
     _equal_branches,
-    lambda checkpoint: iter(checkpoint.doubts),
-    _lost_activations,
+    lambda checkpoint: iter(checkpoint.doubtful),
+    lambda checkpoint: iter([checkpoint.lost_activations] if checkpoint.lost_activations else []),
     _adversarial_preprocessing,
     _widths,
 )

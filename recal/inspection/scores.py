@@ -9,18 +9,20 @@ from torch import nn
 
 from recal.calibration.estimators import merge_found
 from recal.calibration.hooks import Found, Listener
-from recal.checkpoint.checkpoint import Checkpoint
+from recal.checkpoint.checkpoint import Checkpoint, Finding
 from recal.data.batches import Batches
 from recal.data.folders import find_images
 from recal.data.normalise import normalise
 from recal.data.sampling import seeded_batches
 from recal.datasets.classes import class_answers, network_order
+from recal.inspection.activations import SCORED, compare_activations
 from recal.inspection.distances import gaussian_distances
 from recal.policies.policy import load_policy
-from recal.policies.prepared import PreparedTogether
+from recal.policies.prepared import PreparedImages, PreparedTogether
 from recal.progress import Progress, silent
 from recal.variant.build import build
 from recal.variant.plain import batch_norms
+from recal.variant.variant import branch_variant
 
 BATCH = 100
 
@@ -46,6 +48,33 @@ class BranchScore:
     data_distance: float
     furthest: str
     furthest_distance: float
+
+
+def score_activations(
+    checkpoint: Checkpoint, data: Path, *, samples: int = 2000, seed: int = 0
+) -> Finding | None:
+    """Score the branches with and without the activations of their layers, where that is in doubt.
+
+    Args:
+        checkpoint: The checkpoint with the branches.
+        data: A folder of images.
+        samples: Largest number of images, of which some are used.
+        seed: Seed of the choice of images.
+
+    Returns:
+        The finding of `compare_activations`; None without doubt or without labels.
+    """
+    spec = checkpoint.spec
+    source = find_images(data, (), "test", what="images to score the branches on")
+    if checkpoint.lost_activations is None:
+        return None
+    (chosen,) = seeded_batches(len(source), min(samples, SCORED), SCORED, seed)
+    images = PreparedImages(source, load_policy(spec.family, "clean"), seed, spec.size)
+    variants = {name: branch_variant(checkpoint, name) for name in checkpoint.branches}
+    answers = class_answers(source, network_order(spec.classes, source.classes))
+    if answers is None:
+        return None
+    return compare_activations(checkpoint, variants, images.batch(chosen), answers[chosen])
 
 
 @torch.inference_mode()

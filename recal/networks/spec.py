@@ -32,6 +32,8 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         mean: Mean that is subtracted from each channel of RGB images in [0, 1].
         std: Standard deviation that each channel is divided by.
         size: Side of the square input, in pixels.
+        bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d` carries;
+            false for a network that was trained without.
     """
 
     arch: str
@@ -40,6 +42,7 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
     mean: Channels
     std: Channels
     size: Side
+    bn_act: bool = True
 
     def __post_init__(self) -> None:
         if not min(self.std) > 0:
@@ -98,6 +101,7 @@ class ModelOverrides(Record, frozen=True, kw_only=True):
     mean: Channels | None = None
     std: Channels | None = None
     size: Side | None = None
+    bn_act: bool | None = None
 
     def given(self) -> dict[str, object]:
         """Return the fields that are not None."""
@@ -188,6 +192,7 @@ def complete_spec(
         "mean": known.mean or family.mean,
         "std": known.std or family.std,
         "size": known.size or family.size,
+        "bn_act": known.bn_act is not False,
     }
     return convert(content, TrustedSpec if overrides.arch else ModelSpec, where)
 

@@ -13,6 +13,7 @@ from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.reading import METADATA_KEY
 from recal.errors import InputError, UsageError, VerificationError, listed
 from recal.files import write_whole
+from recal.networks.activations import drop_activations
 from recal.networks.names import HARMLESS_ORIGINS, create_network, split_name
 from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.networks.tracking import track_statistics
@@ -88,7 +89,7 @@ def build_with_own(checkpoint: Checkpoint, variant: Variant | str = "main") -> B
     origin = split_name(spec.arch)[0]
     if origin in HARMLESS_ORIGINS:
         _check_without_memory(checkpoint, spec, given, where)
-    network = _create(spec)
+    network = _create(checkpoint, spec)
     if checkpoint.facts.mean is None:
         _check_normalisation(network, spec, where)
     plain = make_plain(network, checkpoint.layout, checkpoint.weights)
@@ -99,18 +100,20 @@ def build_with_own(checkpoint: Checkpoint, variant: Variant | str = "main") -> B
     network.load_state_dict(state, strict=True)
     network = network.float().requires_grad_(False).eval()
     if plain.replaced and origin not in RECALS_OWN:
-        own = load_own(_create(spec), checkpoint.layout, given)
+        own = load_own(_create(checkpoint, spec), checkpoint.layout, given)
         if own is not None and compare_networks(network, own, spec.size, plain.replaced, where):
             return Built(network=network, own=own)
     return Built(network=network, own=network)
 
 
-def _create(spec: ModelSpec) -> nn.Module:
+def _create(checkpoint: Checkpoint, spec: ModelSpec) -> nn.Module:
     """Create the network with the same random values each time, for what no file stores."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would change GPUs' too
         network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
     track_statistics(network)
+    if not spec.bn_act:
+        drop_activations(network, checkpoint.split_layers)
     return network
 
 
@@ -213,8 +216,8 @@ def convert(checkpoint: Checkpoint, variant: Variant | str, output: Path) -> tup
 
 
 def _spec(checkpoint: Checkpoint, variant: Variant | str) -> tuple[ModelSpec | None, list[str]]:
-    if isinstance(variant, Variant) and checkpoint.overrides.arch is None:
-        return variant.spec, []
+    if isinstance(variant, Variant):
+        return variant.spec.overridden(checkpoint.overrides), []
     try:
         return checkpoint.spec, []
     except UsageError as error:
@@ -230,6 +233,8 @@ def _check(
     """Load the state with strict=True into the architecture and compare with what recal builds."""
     built = build(checkpoint, variant)
     network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
+    if not spec.bn_act:  # of a plain file, every layer's is dropped
+        drop_activations(network, checkpoint.layers)
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError:
@@ -244,4 +249,5 @@ def _check(
         raise VerificationError(
             f"{checkpoint.path}: the plain checkpoint differs from the variant by {gap:.3g}."
         )
-    return f"{spec.arch} loads it with strict=True and computes what the variant does"
+    without = "" if spec.bn_act else " once the activations of its BatchNorm layers are removed,"
+    return f"{spec.arch} loads it with strict=True and{without} computes what the variant does"

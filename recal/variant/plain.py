@@ -16,6 +16,8 @@ from recal.variant.comparison import computes_the_same, normalises
 from recal.variant.variant import AFFINE, STATISTICS
 
 ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# names of what timm's layers do after normalising
+AFTERWARDS = {"drop", "act"}
 # attribute with the plain path of a layer, if its path in the network is another
 PLAIN_PATH = "recal_plain_path"
 
@@ -229,7 +231,10 @@ def _merge(network: nn.Module, prefix: str, layer: str, site: Site, layout: Layo
         plain = _plain_with(model, _epsilons(model)[0], affine=layout.affine != "own")
         comparable = layout.affine != "sandwich" and not plain.get_buffer("running_mean").is_meta
         if comparable and computes_the_same(holder, plain, plain.num_features) is False:
-            raise _does_more(holder, where)
+            for name in AFTERWARDS & plain._modules.keys():
+                delattr(plain, name)  # some classes hold these and never use them
+            if computes_the_same(holder, plain, plain.num_features) is False:
+                raise _does_more(holder, where)
         _put(network, where, plain)
         return
     plains = []

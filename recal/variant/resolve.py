@@ -1,10 +1,10 @@
 """Which variant the user means: the one place where a name becomes a variant."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recal.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from recal.checkpoint.checkpoint import Checkpoint, Finding, read_checkpoint
 from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.errors import InputError, UsageError
 from recal.files import require_file
@@ -54,6 +54,12 @@ def resolve_variant(
     variant = resolve_variants([given], checkpoint)[0].variant
     check_weights(checkpoint, variant)
     return variant if spec is None else replace(variant, spec=spec)
+
+
+def doubts_about(checkpoint: Checkpoint, variants: Iterable[Variant]) -> tuple[Finding, ...]:
+    """Return what is in doubt about a checkpoint and is not settled by its variants' records."""
+    settled = checkpoint.lost_activations if not any(v.spec.bn_act for v in variants) else None
+    return tuple(doubt for doubt in checkpoint.doubts if doubt is not settled)
 
 
 def resolve_variants(

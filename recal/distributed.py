@@ -1,13 +1,13 @@
-"""Several processes of one job, as torchrun or SLURM start them."""
+"""Several processes of one job, as torchrun or SLURM start them; parts for jobs of their own."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from recal.errors import RecalError, reason
+from recal.errors import RecalError, UsageError, reason, shown
 
 Item = TypeVar("Item")
 
@@ -65,6 +65,55 @@ class World:
 
 
 ALONE = World()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several parts of some work, which any number of jobs do in any order.
+
+    Attributes:
+        number: Number of this part, 1 to count.
+        count: Number of parts; 1 for all of the work.
+
+    Raises:
+        UsageError: There is no such part.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise UsageError(
+                f"--part: expected 1/{self.count} to {self.count}/{self.count}, got {self}."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Read a part from text such as `3/16`."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 0 < int(count) <= MOST_PARTS):
+            raise UsageError(
+                "--part: expected a number and the number of parts such as 3/16, got "
+                f"{shown(text)}."
+            )
+        return cls(int(number), int(count))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def name(self) -> str:
+        """The part in names of files."""
+        return f"{self.number}-of-{self.count}"
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items of this part: every count-th one."""
+        return [*items[self.number - 1 :: self.count]]
+
+
+MOST_PARTS = 100_000
+WHOLE = Part()
 
 
 @contextmanager

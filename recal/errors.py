@@ -49,6 +49,10 @@ class InputError(RecalError):
     exit_code = 3
 
 
+class LockedError(RecalError):
+    """Another process is at work where only one may be."""
+
+
 class BrokenImageError(InputError):
     """An image cannot be decoded."""
 

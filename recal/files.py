@@ -3,7 +3,9 @@
 import csv
 import io
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import filelock
 
-from recal.errors import InputError, RecalError
+from recal.errors import InputError, LockedError, RecalError
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -94,30 +96,66 @@ def write_whole(path: Path, content: bytes | str) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make a folder, and lock it against other processes inside the block.
+# seconds: how often the holder of a lock renews it, and after what time without it counts as dead;
+# network file systems show a renewal to other machines after a minute at most
+RENEWED, DEAD = 5.0, 120.0
+# seconds between two looks at the lock of another process
+POLLED = 0.5
 
-    The lock of a killed process is released.
+
+@contextmanager
+def locked(
+    folder: Path, name: str = ".lock", *, what: str = "", wait: float = 0.0
+) -> Iterator[None]:
+    """Make a folder, and lock it against processes of this and other machines inside the block.
+
+    The lock is a file with the name of its process, as shared folders need it. That of a dead
+    process is taken over: at once on its own machine, after two minutes on others.
+
+    Args:
+        folder: The folder.
+        name: Name of the lock's file in it.
+        what: What is locked, for messages; by default the folder.
+        wait: Seconds to wait for another process that is alive.
 
     Raises:
-        RecalError: Another process is at work in it, or it cannot be written.
+        LockedError: Another process is at work in it.
+        RecalError: The folder cannot be written.
     """
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    path = folder / name
+    lock = filelock.SoftFileLease(path, lease_duration=DEAD, heartbeat_interval=RENEWED)
+    renewed: int | None = None
+    begun = time.monotonic()
+
+    def is_alive() -> bool:
+        nonlocal renewed
+        if time.monotonic() < begun + wait:
+            return False
+        owner = lock.owner
+        if owner is not None and owner.hostname == socket.gethostname():
+            return True  # a dead one would have been noticed
+        try:
+            last = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        renewed, before = last, renewed
+        return before is not None and last != before
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(timeout=2 * DEAD, poll_interval=POLLED, cancel_check=is_alive)
     except filelock.Timeout as error:
-        raise RecalError(
-            f"{folder}: another recal process writes to it. Wait for it, or choose another folder "
-            "with -o."
+        owner = lock.owner
+        who = "" if owner is None else f" (process {owner.pid} on {owner.hostname})"
+        raise LockedError(
+            f"{folder}: another recal process writes to {what or 'it'}{who}. Wait for it, or "
+            "choose another folder with -o."
         ) from error
     except OSError as error:
         raise RecalError(f"{folder}: cannot be written ({error.strerror or error}).") from error
     try:
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
 

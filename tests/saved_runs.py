@@ -75,6 +75,7 @@ def write_run(folder, columns, *, standard=None, reference=None, adaptation=None
         title="By hand",
         provenance=None,
         reference=reference and Reference(**reference),
+        classes=10,
         standard=tuple(corrupted if standard is None else standard),
         cells=tuple(cells),
         images=ImageDigests(**images),

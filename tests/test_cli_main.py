@@ -99,4 +99,4 @@ def test_report_is_written_again(recal, split_checkpoint, class_folders, tmp_pat
     assert (tmp_path / "mine.html").is_file()
     status, _, err = recal("report", ".")
     assert status == 3
-    assert "expected the folder of a finished run" in err
+    assert "expected the folder of a run" in err

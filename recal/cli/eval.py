@@ -25,14 +25,19 @@ from recal.cli.options import (
     option,
     output_option,
     packed,
+    part_option,
     reading_options,
+    refuse_typed,
     seed_option,
+    typed_words,
 )
-from recal.distributed import World, joined, local_device
-from recal.errors import RecalError
+from recal.cli.submit import NOT_OF_PARTS, Submission, submission_options, submit_parts
+from recal.distributed import Part, World, joined, local_device
+from recal.errors import RecalError, listed
 
 if TYPE_CHECKING:
     from recal.checkpoint.layouts import ReadingOptions
+    from recal.evaluation.evaluate import Run
     from recal.evaluation.execution import ExecutionOptions
     from recal.evaluation.prepare import EvaluationRequest
 
@@ -67,12 +72,19 @@ def _execution(
         adaptation, batch_size = Adaptation(kind=adapt, seed=seed, **known), None
     return ExecutionOptions(
         backend=backend,
-        device=local_device(choose_device(device)),
+        # parts find their own devices
+        device="cpu" if _submits() else local_device(choose_device(device)),
         batch_size=batch_size,
         threads=threads,
         autocast=getattr(torch, autocast) if autocast else None,
         adaptation=adaptation,
     )
+
+
+def _submits() -> bool:
+    """Whether this command starts others that evaluate; those have their part typed."""
+    parameters = click.get_current_context().params
+    return parameters["submit"] is not None and parameters["part"] is None
 
 
 @click.command(
@@ -152,6 +164,8 @@ def _execution(
         shown="0.1",
     ),
 )
+@part_option("the cells", "cell")
+@submission_options
 @flag("--plan", "Print what the evaluation would take, and evaluate nothing.")
 @format_option
 @reading_options
@@ -166,6 +180,8 @@ def eval_command(
     limit: int | None,
     seed: int,
     execution: ExecutionOptions,
+    part: Part | None,
+    submission: Submission,
     plan: bool,
     form: str,
     reading: ReadingOptions,
@@ -175,11 +191,16 @@ def eval_command(
     A TARGET is a checkpoint (its main branch), CHECKPOINT:BRANCH, a variant file or an .onnx file;
     with --checkpoint or a recal.toml also the name of a branch. Without TARGETS, every branch is
     evaluated; without a checkpoint, the bundled sample. Cells that the run's folder already holds
-    are kept. Under torchrun, the processes share the work.
+    are kept. Under torchrun, the processes share the work. With --part, jobs on any machines that
+    share the folder do a part of the cells each; the last one prints and writes the summary.
     """
     from recal.evaluation.prepare import EvaluationRequest
     from recal.suites.suite import load_suite
 
+    if part is not None:
+        refuse_typed(["submit"], "expected it without --part, got both. Leave one out.")
+    if not _submits():
+        refuse_typed(["array", "gpus", "cpus", "time"], "expected --submit with it. Add it.")
     with joined() as world, quiet_unless(world.leads):
         if not targets and checkpoint is None:
             suite = suite or "sample"
@@ -194,10 +215,13 @@ def eval_command(
             severities=severities,
             limit=limit,
             seed=seed,
+            part=part,
             execution=execution,
             reading=reading,
         )
-        if not plan:
+        if _submits() and not plan:
+            _submit(targets, request, submission, form)
+        elif not plan:
             _evaluate(targets, request, form, world)
         elif world.leads:
             _print_plan(targets, request, form, world.size)
@@ -219,6 +243,9 @@ def _evaluate(
         run = run_evaluation(targets, request, progress=on_images, on_cell=on_cell, world=world)
     if not world.leads:
         return
+    if run.left:
+        _print_part(run, request, form)
+        return
     summary = run.summary
     write_report(summary, run.folder / "report.html")
     warn(summary.warnings)
@@ -232,6 +259,43 @@ def _evaluate(
         )
 
 
+def _submit(
+    targets: tuple[str, ...], request: EvaluationRequest, submission: Submission, form: str
+) -> None:
+    """Check the request, start the parts that evaluate it, and print where to look for them."""
+    from recal.evaluation.prepare import prepare_work
+
+    work = prepare_work(targets, request)
+    warn(work.images.warnings)
+    parameters = {str(p.name) for p in click.get_current_context().command.params}
+    typed = typed_words(parameters - NOT_OF_PARTS)
+    jobs = submit_parts(work.folder, ["-o", str(work.folder), *typed], submission)
+    names = [job.job_id for job in jobs]
+    document = {"run": str(work.folder), "cells": len(work.cells), "jobs": names}
+    text = (
+        f"Started {len(jobs)} parts on {submission.submit} for {len(work.cells)} cells, jobs "
+        f"{listed(names)}. Their output is in {work.folder / 'jobs'}. The last part writes the "
+        f"summary; until then, `recal report {work.folder}` shows what is there."
+    )
+    print_results(form, document, [{**document, "jobs": len(jobs)}], [text])
+
+
+def _print_part(run: Run, request: EvaluationRequest, form: str) -> None:
+    """Print how far a run is after a part of it, other than the last one."""
+    document = {"run": str(run.folder), "part": str(request.part), "left": run.left}
+    row = {**document, "left": len(run.left)}
+    text = (
+        f"Part {request.part} is done; other parts have {len(run.left)} cells left: "
+        f"{listed(run.left)}. `recal report {run.folder}` shows what is there."
+    )
+    print_results(form, document, [row], [text])
+    warn(run.failures, "failed")
+    if run.failures:
+        raise RecalError(
+            f"{len(run.failures)} cells failed. Run the same part again to compute them."
+        )
+
+
 def _print_plan(
     targets: tuple[str, ...], request: EvaluationRequest, form: str, processes: int
 ) -> None:
@@ -240,7 +304,8 @@ def _print_plan(
 
     work = prepare_work(targets, request)
     with progress_bar("corruptions timed") as bar:
-        plan = make_plan(work, processes=processes, progress=bar)
+        parts = request.part.count if request.part else 1
+        plan = make_plan(work, processes=processes * parts, progress=bar)
     warn(work.images.warnings)
     document = {"suite": work.suite.name, **asdict(plan)}
     row = {key: value for key, value in document.items() if not isinstance(value, dict)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 from click.core import ParameterSource
 
+from recal.distributed import Part
 from recal.errors import UsageError, reason
 from recal.files import sample_checkpoint, sample_images
 
@@ -126,6 +127,27 @@ def output_option(help_text: str, default: Path | str | None = None) -> Decorato
 def seed_option(what: str) -> Decorator:
     """Add `--seed`; `what` names what is drawn at random."""
     return option("--seed", f"Random seed of {what}.", click.IntRange(0), 0)
+
+
+class PartType(click.ParamType[Part]):
+    """A part and the number of parts, such as `3/16`."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Part:
+        """Read the text."""
+        return value if isinstance(value, Part) else Part.parse(str(value))
+
+
+def part_option(what: str, one: str) -> Decorator:
+    """Add `--part`; `what` is shared by the parts, and `one` is what a killed job loses."""
+    return option(
+        "--part",
+        f"Part of {what} to compute, such as 3/16: for jobs of their own, at once or later, on any "
+        f"machines that share the folder. One that dies loses one {one}.",
+        PartType(),
+        shown="all",
+    )
 
 
 def packed(name: str, kind: Callable[..., object], *options: Decorator) -> Decorator:
@@ -268,12 +290,22 @@ def refuse_typed(names: Iterable[str], reason: str) -> None:
         raise UsageError(f"{option}: {reason}")
 
 
-def _typed_again(parameter: click.Parameter, value: Any) -> list[str]:
-    """Return the words that give an option a value."""
-    if isinstance(value, bool):
-        return [(parameter.opts if value else parameter.secondary_opts)[0]]
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return [parameter.opts[0], shlex.quote(text)]
+def typed_words(names: Container[str]) -> list[str]:
+    """Return what was typed for some parameters, such as `batch_size`, as words of a command."""
+    context, options, arguments = click.get_current_context(), list[str](), list[str]()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in names or not is_typed(name):
+            continue
+        value = context.params[name]
+        if isinstance(parameter, click.Argument):
+            arguments += map(str, value) if isinstance(value, tuple) else [str(value)]
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            options.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            options += [max(parameter.opts, key=len), text]
+    return [*options, *(["--", *arguments] if arguments else [])]
 
 
 def next_command(command: str, *words: str | Path, how_it_is_read: bool = True) -> str:
@@ -287,15 +319,12 @@ def next_command(command: str, *words: str | Path, how_it_is_read: bool = True) 
         *words: Its arguments and options. A last part `*.safetensors` stands for all such files.
         how_it_is_read: Whether it reads the checkpoint again.
     """
-    context = click.get_current_context()
     said = ["recal", command]
     for word in map(str, words):
         folder, star, suffix = word.rpartition("*")
         said.append(f"{shlex.quote(folder)}{star}{suffix}" if star else shlex.quote(word))
-    for parameter in context.command.params:
-        again = how_it_is_read and parameter.name in HOW_IT_IS_READ
-        if again and is_typed(parameter.name or ""):
-            said += _typed_again(parameter, context.params[parameter.name])
+    if how_it_is_read:
+        said += map(shlex.quote, typed_words(HOW_IT_IS_READ))
     return f"Next: {' '.join(said)}"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from recal.cli.console import console, note, print_results
+from recal.cli.console import console, note, print_results, warn
 from recal.cli.options import (
     PATH,
     data_option,
@@ -16,6 +16,7 @@ from recal.cli.options import (
     output_option,
     seed_option,
 )
+from recal.errors import listed
 
 
 @click.command("suites", epilog=examples("recal suites", "recal suites cifar10c --data DATASETS"))
@@ -44,14 +45,23 @@ def suites_command(names: tuple[str, ...], data: Path | None, form: str) -> None
 def report_command(run: Path, output: Path | None) -> None:
     """Write the HTML report of a RUN: tables and plots in one file that needs no network.
 
-    RUN is the folder that `recal eval` wrote.
+    RUN is the folder that `recal eval` wrote. If it was evaluated in parts, the report is of all
+    that they have done so far.
     """
     from recal.report.page import write_report
-    from recal.runs.summary import read_summary
+    from recal.runs.parts import cells_left
+    from recal.runs.store import open_run
+    from recal.runs.summary import finish_parts, read_summary
 
-    output = output or run / "report.html"
-    write_report(read_summary(run), output)
+    output, saved = output or run / "report.html", open_run(run)
+    write_report(finish_parts(saved) if saved.parts else read_summary(run), output)
     console.print(f"Wrote {output}.")
+    left = cells_left(saved.record.cells, saved.parts) if saved.parts else []
+    if left:
+        unfinished = [part.part for part in saved.parts if not part.finished]
+        also = f"; unfinished parts: {listed(unfinished)}" if unfinished else ""
+        warn([f"{len(left)} of {len(saved.record.cells)} cells are left: {listed(left)}{also}."])
+    warn((text for part in saved.parts for text in part.failures), "failed")
 
 
 @click.command(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from recal.data.sampling import in_batches
-from recal.distributed import ALONE, World
+from recal.distributed import ALONE, WHOLE, Part, World
 from recal.errors import InputError, RecalError, reason
 from recal.evaluation.backends import Predictors
 from recal.evaluation.execution import Batch, Execution
@@ -33,7 +33,7 @@ from recal.runs.store import (
 )
 from recal.schema import to_json
 from recal.suites.images import SuiteImages
-from recal.suites.suite import Cell, Suite, kept_logits
+from recal.suites.suite import Cell, Suite, class_count, kept_logits
 from recal.version import __version__
 
 # part of every cell's key: increase it when a change of this code changes a number
@@ -73,6 +73,7 @@ class Work:
             title=self.suite.title,
             provenance=self.images.provenance,
             reference=self.suite.reference,
+            classes=class_count(self.suite),
             standard=tuple(cell.name for cell in self.suite.cells()),
             cells=tuple(cell.name for cell in self.cells),
             images=ImageDigests(clean=clean, corrupted=corrupted),
@@ -94,8 +95,7 @@ class Work:
     @cached_property
     def folder(self) -> Path:
         """The folder of the run."""
-        digest = hashlib.sha256(to_json(self.record).encode()).hexdigest()
-        return self.output or Path("runs") / f"{self.suite.name}-{digest[:12]}"
+        return self.output or Path("runs") / f"{self.suite.name}-{self.record.request[:12]}"
 
     @property
     def networks(self) -> dict[str, Target]:
@@ -229,9 +229,16 @@ def _one_late(items: Iterator[T]) -> Iterator[T]:
 
 
 def compute_cells(
-    work: Work, *, progress: Progress = silent, on_cell: OnCell = drop_cell, world: World = ALONE
+    work: Work,
+    *,
+    part: Part = WHOLE,
+    progress: Progress = silent,
+    on_cell: OnCell = drop_cell,
+    world: World = ALONE,
 ) -> Outcome:
     """Find every cell of every target in the run's folder, or compute and write it there.
+
+    With a part, only its share of the cells.
 
     Several processes share the batches of each cell, the n-th to process n modulo their number.
     The leading one joins and writes them, so that cells equal those of a single process. It calls
@@ -241,8 +248,9 @@ def compute_cells(
     Raises:
         RecalError: Every cell failed, the disk is full, or another process died.
     """
-    run = _Run(work, progress, on_cell, world)
-    for cell in work.cells:
+    cells = part.share(work.cells)
+    run = _Run(work, sum(map(work.count, cells)), progress, on_cell, world)
+    for cell in cells:
         run.do(cell)
     # no process leaves before the leading one has written everything
     world.wait()
@@ -252,11 +260,13 @@ def compute_cells(
 
 
 class _Run:
-    def __init__(self, work: Work, progress: Progress, on_cell: OnCell, world: World) -> None:
+    def __init__(
+        self, work: Work, images: int, progress: Progress, on_cell: OnCell, world: World
+    ) -> None:
         self.outcome = Outcome(held={target.name: [] for target in work.targets})
         self._work, self._progress, self._on_cell, self._world = work, progress, on_cell, world
         self._scorer = Scorer(work)
-        self._done, self._total = 0, sum(self._work.count(cell) for cell in work.cells)
+        self._done, self._total = 0, images
 
     def do(self, cell: Cell) -> None:
         """Find or compute a cell for all targets; its columns are not kept."""

@@ -1,6 +1,6 @@
 """Evaluating networks: a module on batches, or targets over a suite into the folder of a run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,25 +14,24 @@ from torch import nn
 from recal.calibration.hooks import device_of
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.layouts import Layout, ReadingOptions
-from recal.distributed import ALONE, World
-from recal.errors import InputError, UsageError, printable
+from recal.distributed import ALONE, Part, World
+from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import Adaptation
-from recal.evaluation.cells import OnCell, compute_cells, drop_cell
+from recal.evaluation.cells import OnCell, Work, compute_cells, drop_cell
 from recal.evaluation.execution import ExecutionOptions
+from recal.evaluation.parts import compute_part, refuse_parts_at_work
 from recal.evaluation.prepare import EvaluationRequest, prepare_work
 from recal.evaluation.targets import Given
 from recal.files import locked
 from recal.networks.spec import ModelOverrides
 from recal.progress import Progress, silent
 from recal.runs.metrics import Metrics, metrics_of, score
-from recal.runs.store import remove_partial_cells, write_record
-from recal.runs.summary import Summary, summarise_run, write_results
+from recal.runs.parts import cells_left
+from recal.runs.store import open_run, remove_partial_cells, write_record
+from recal.runs.summary import Summary, finish_parts, finish_run
 from recal.schema import convert
-from recal.suites.suite import Suite, class_count
+from recal.suites.suite import Suite
 from recal.variant.variant import Variant
-
-# standard deviations above chance, of a target that is better
-CLEARLY = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +42,14 @@ class Run:
         folder: The folder with its cells and summaries.
         summary: Every metric of the run; without rows in processes that do not lead.
         failures: Why single cells failed, one line each; all others are complete.
+        left: Names of the cells that other parts have not done yet; the summary is empty as long as
+            there are any.
     """
 
     folder: Path
     summary: Summary = field(repr=False)
     failures: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         """Return the folder."""
@@ -77,6 +79,7 @@ def evaluate(
     device: str = ...,
     backend: str = ...,
     adaptation: Adaptation | None = ...,
+    part: str | None = ...,
     layout: str | Layout | None = ...,
     roles: str | Mapping[str, int] | None = ...,
     ema: bool = ...,
@@ -112,6 +115,7 @@ def evaluate(
     device: str = "cpu",
     backend: str = "auto",
     adaptation: Adaptation | None = None,
+    part: str | None = None,
     layout: str | Layout | None = None,
     roles: str | Mapping[str, int] | None = None,
     ema: bool = False,
@@ -156,6 +160,8 @@ def evaluate(
         device: Device of PyTorch.
         backend: `auto`, `onnxruntime` or `torch`.
         adaptation: How statistics are taken from the test images of each cell.
+        part: Part of the cells to evaluate, such as `3/16`; jobs on any machines that share the
+            folder can do the others. The last one writes the summary.
         layout: How checkpoints spell their branches, as for `load_checkpoint`.
         roles: Which position is which branch, as for `load_checkpoint`.
         ema: Whether to take the moving average of the weights of checkpoints.
@@ -191,6 +197,7 @@ def evaluate(
         severities=severities,
         limit=limit,
         seed=seed,
+        part=None if part is None else Part.parse(part),
         execution=ExecutionOptions(
             backend=backend,
             device=device,
@@ -228,45 +235,39 @@ def run_evaluation(
         )
     work = prepare_work(given, request)
     record = work.record
+    if request.part is not None:
+        compute_part(work, request.part, progress=progress, on_cell=on_cell, world=world)
+        return _after_part(work, world)
     summary = Summary(suite=record.suite, title=record.title, provenance=record.provenance)
     with locked(work.folder) if world.leads else nullcontext():
         if world.leads:
+            refuse_parts_at_work(work.folder)
             remove_partial_cells(work.folder)
             write_record(work.folder, record)
         outcome = compute_cells(work, progress=progress, on_cell=on_cell, world=world)
         if world.leads:
             held = {name: tuple(cells) for name, cells in outcome.held.items()}
             write_record(work.folder, msgspec.structs.replace(record, held=held))
-            summary, classes = summarise_run(work.folder)
-            summary = msgspec.structs.replace(
-                summary,
-                execution=work.execution.describe(),
-                warnings=tuple(
-                    map(printable, (*work.images.warnings, *_guesses(work.suite, summary)))
-                ),
+            summary = finish_run(
+                work.folder, execution=work.execution.describe(), warnings=work.images.warnings
             )
-            write_results(work.folder, summary, classes)
     return Run(folder=work.folder, summary=summary, failures=tuple(outcome.failures))
 
 
-def _guesses(suite: Suite, summary: Summary) -> Iterator[str]:
-    """Yield a warning for every target that is no better than chance.
-
-    The clean cell decides where a target has one, otherwise all of its cells together.
-    """
-    chance = 1 / class_count(suite)
-    for row in summary.targets:
-        cells = [cell for cell in summary.cells if cell.target == row.target]
-        cells = [cell for cell in cells if cell.corruption is None] or cells
-        if not cells:
-            continue
-        accuracy = np.average([cell.accuracy for cell in cells], weights=[cell.n for cell in cells])
-        noise = np.sqrt(chance * (1 - chance) / cells[0].n)
-        if accuracy < chance + CLEARLY * noise:
-            yield (
-                f"{row.label}: accuracy {accuracy:.1%} is that of guessing ({chance:.1%}). Are the "
-                "labels, the class order and the preprocessing right?"
-            )
+def _after_part(work: Work, world: World) -> Run:
+    """Return the run after a part of it: with its summary if no other part is missing."""
+    record = work.record
+    summary = Summary(suite=record.suite, title=record.title, provenance=record.provenance)
+    if not world.leads:
+        return Run(folder=work.folder, summary=summary, failures=())
+    saved = open_run(work.folder)
+    left = tuple(cells_left(record.cells, saved.parts))
+    return Run(
+        folder=work.folder,
+        summary=summary if left else finish_parts(saved),
+        failures=tuple(text for part in saved.parts for text in part.failures),
+        left=left,
+    )
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
+from recal.distributed import Part
 from recal.errors import InputError, RecalError, UsageError
 from recal.evaluation.cells import Scorer, Work
 from recal.evaluation.execution import ExecutionOptions, choose_execution
@@ -53,6 +54,7 @@ class EvaluationRequest:
     severities: Sequence[int] = ()
     limit: int | None = None
     seed: int = 0
+    part: Part | None = None
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
     reading: ReadingOptions = AS_FOUND
 

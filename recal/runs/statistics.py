@@ -1,6 +1,7 @@
 """Intervals, and tests of whether two targets differ on the same images."""
 
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -56,6 +57,7 @@ def mean_interval(values: NDArray[np.float64]) -> Interval:
     return mean - half, mean + half
 
 
+@cache
 def _student(degrees: int) -> float:
     """Return the quantile of Student's distribution that bounds the interval."""
     from scipy import special

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,16 +15,18 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from recal.errors import InputError, UsageError, did_you_mean, shown
-from recal.files import whole_file, write_whole
+from recal.files import locked, whole_file, write_whole
 from recal.networks.spec import ModelSpec
+from recal.runs.parts import PartRecord, Sha256, digest_of, held_by, read_parts
 from recal.schema import Record, read_json_file, to_json
 from recal.suites.suite import Cell, Reference
 
 KEY = b"recal.key"
+# seconds that a part waits for others that write `run.json`
+JOINED = 10.0
 # the columns that metrics are computed from; a cell holds `prediction` besides
 COLUMNS = ("index", "label", "rank", "confidence", "nll", "sum_p2")
 Columns = dict[str, "NDArray[np.generic]"]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="a sha256 in hexadecimal")]
 
 
 class RunTarget(Record, frozen=True, kw_only=True):
@@ -55,6 +58,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
         suite_sha256: Hash of the suite's text.
         provenance: Origin of the corrupted images; None for a clean suite.
         reference: The errors that mCE is relative to, or None.
+        classes: Number of classes that are told apart.
         standard: Names of the corrupted cells of the whole suite.
         cells: Names of the cells that were requested.
         seed: Seed of the sample of images and of corruptions made on the fly.
@@ -69,6 +73,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
     title: str
     provenance: str | None
     reference: Reference | None
+    classes: Annotated[int, Meta(ge=1)]
     standard: tuple[str, ...]
     cells: tuple[str, ...]
     images: ImageDigests
@@ -88,13 +93,23 @@ class RunRecord(Record, frozen=True, kw_only=True):
                 f"reference: errors: expected those of every corruption, got no {missing}."
             )
 
+    @property
+    def request(self) -> str:
+        """The hash of what was requested."""
+        return digest_of(msgspec.structs.replace(self, held=None))
+
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run in its folder; cells are read one at a time, on request."""
+    """A run in its folder; cells are read one at a time, on request.
+
+    Attributes:
+        parts: What its parts have done, as long as no summary of all of them was made.
+    """
 
     folder: Path
     record: RunRecord
+    parts: tuple[PartRecord, ...] = ()
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -167,16 +182,50 @@ def open_run(folder: Path) -> SavedRun:
             f"{folder}: expected the folder of a run of `recal eval`, got no run.json in it."
         )
     try:
-        return SavedRun(folder, read_json_file(path, RunRecord))
+        record = read_json_file(path, RunRecord)
     except InputError as error:
         raise InputError(
             f"{error} Run the same `recal eval` again: it writes the file anew and keeps the cells."
         ) from error
+    parts = read_parts(folder, record.request) if record.held is None else ()
+    if parts:
+        record = msgspec.structs.replace(record, held=held_by(parts, record.cells))
+    return SavedRun(folder, record, parts)
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write a run's `run.json`, whole or not at all."""
     write_whole(folder / "run.json", to_json(record, indent=1) + "\n")
+
+
+def join_run(folder: Path, record: RunRecord) -> None:
+    """Write the `run.json` of a run of several parts, or find that of the same request.
+
+    Raises:
+        InputError: The folder is of another request, or its `run.json` is damaged.
+        LockedError: Another process works on the whole run.
+    """
+    with locked(folder, wait=JOINED):
+        if (folder / "run.json").is_file():
+            there = open_run(folder).record
+            if there.request != record.request:
+                raise InputError(_other_request(folder, there, record))
+        write_record(folder, record)
+
+
+def _other_request(folder: Path, there: RunRecord, record: RunRecord) -> str:
+    names = [name for name in RunRecord.__struct_fields__ if name != "held"]
+    differing = [name for name in names if getattr(there, name) != getattr(record, name)]
+    simple = {
+        name: f" ({shown(getattr(record, name))} instead of {shown(getattr(there, name))})"
+        for name in ("suite", "seed", "execution", "versions")
+    }
+    listing = ", ".join(name + simple.get(name, "") for name in differing)
+    return (
+        f"{folder}: expected the request that its other parts are of, got another one: {listing}. "
+        "Give each request a folder of its own with -o; all parts need the same targets, options, "
+        "kind of device and versions."
+    )
 
 
 def read_target_cell(folder: Path, target: str, cell_name: str) -> Columns:

@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.errors import InputError
+from recal.errors import InputError, printable
 from recal.files import csv_text, write_whole
 from recal.runs.compare import Difference, Pair, compare_measured
 from recal.runs.metrics import METRICS, Measured, Metrics, measure_columns, per_image
+from recal.runs.parts import cells_left
 from recal.runs.quantities import Quantity, cell_groups, cell_metric, quantities_of
 from recal.runs.statistics import Interval, bounded_mean_interval, mean_interval
-from recal.runs.store import Columns, RunTarget, SavedRun, open_run
+from recal.runs.store import Columns, RunTarget, SavedRun, open_run, write_record
 from recal.schema import Record, read_json_file, to_json
 from recal.suites.suite import Cell
 
@@ -217,6 +218,17 @@ def summarise_run(
                 labels, total, cells = sums[part]
                 classes += _class_rows(target.name, part, labels, total / cells)
     pairs = _pairs_with_the_first(run, measured)
+    cells = tuple(
+        CellRow(
+            target=name,
+            corruption=cell.corruption,
+            severity=cell.severity,
+            n=images,
+            **_means(m, [cell]),
+        )
+        for name, m in measured.items()
+        for cell, images in zip(m.cells, m.images, strict=True)
+    )
     summary = Summary(
         suite=record.suite,
         title=record.title,
@@ -225,17 +237,7 @@ def summarise_run(
         images=max((max(m.images) for m in measured.values()), default=0),
         cells_done=len({cell for m in measured.values() for cell in m.cells}),
         cells_of_suite=len(run.standard) + 1,
-        cells=tuple(
-            CellRow(
-                target=name,
-                corruption=cell.corruption,
-                severity=cell.severity,
-                n=images,
-                **_means(m, [cell]),
-            )
-            for name, m in measured.items()
-            for cell, images in zip(m.cells, m.images, strict=True)
-        ),
+        cells=cells,
         parts=tuple(
             PartRow(target=name, by=group.by, part=group.name, **_means(m, group.cells))
             for name, m in measured.items()
@@ -246,8 +248,63 @@ def summarise_run(
             _target_row(run, target, measured.get(target.name), pairs.get(target.name))
             for target in run.targets
         ),
+        warnings=tuple(_guesses(run, cells)),
     )
     return summary, tuple(classes)
+
+
+def finish_run(folder: Path, *, execution: str, warnings: Sequence[str]) -> Summary:
+    """Summarise a run, and write the results into its folder.
+
+    Args:
+        folder: The folder of a run.
+        execution: How networks were run, for people.
+        warnings: What is odd about the images and the preprocessing.
+    """
+    summary, classes = summarise_run(folder)
+    warnings = tuple(dict.fromkeys(map(printable, (*warnings, *summary.warnings))))
+    summary = msgspec.structs.replace(summary, execution=execution, warnings=warnings)
+    write_results(folder, summary, classes)
+    return summary
+
+
+def finish_parts(run: SavedRun) -> Summary:
+    """Summarise what the parts of a run have done so far, and write the results into its folder.
+
+    If none of its cells is left to do, the run is then finished.
+    """
+    summary = finish_run(
+        run.folder,
+        execution="; ".join(dict.fromkeys(part.execution for part in run.parts)),
+        warnings=[text for part in run.parts for text in part.warnings],
+    )
+    if not cells_left(run.record.cells, run.parts):
+        write_record(run.folder, run.record)
+    return summary
+
+
+# standard deviations above chance, of a target that is better
+CLEARLY = 3.0
+
+
+def _guesses(run: SavedRun, rows: Sequence[CellRow]) -> Iterator[str]:
+    """Yield a warning for every target that is no better than chance.
+
+    The clean cell decides where a target has one, otherwise all of its cells together.
+    """
+    chance = 1 / run.record.classes
+    for target in run.targets:
+        cells = [row for row in rows if row.target == target.name]
+        cells = [cell for cell in cells if cell.corruption is None] or cells
+        if not cells:
+            continue
+        accuracy = np.average([cell.accuracy for cell in cells], weights=[cell.n for cell in cells])
+        noise = np.sqrt(chance * (1 - chance) / cells[0].n)
+        if accuracy < chance + CLEARLY * noise:
+            yield (
+                f"{target.label}: accuracy {accuracy:.1%} is that of guessing ({chance:.1%}). Are "
+                "the labels, the class order and the preprocessing right?"
+            )
 
 
 def _read_cells(
@@ -271,16 +328,22 @@ def _read_cells(
 def _class_rows(
     target: str, part: str, labels: NDArray[Any], means: NDArray[np.float64]
 ) -> Iterator[ClassRow]:
-    for label in np.unique(labels):
-        columns = dict(zip(OF_A_CLASS, means[labels == label].T, strict=True))
+    order = np.argsort(labels, kind="stable")
+    numbers, starts = np.unique(labels[order], return_index=True)
+    for label, of_class in zip(numbers, np.split(means[order], starts[1:]), strict=True):
+        columns = dict(zip(OF_A_CLASS, np.ascontiguousarray(of_class.T), strict=True))
         intervals = {
             name: bounded_mean_interval(x) if name in SHARES else mean_interval(x)
             for name, x in columns.items()
         }
         values = {name: float(x.mean()) for name, x in columns.items()}
-        n = int((labels == label).sum())
         yield ClassRow(
-            target=target, part=part, label=int(label), n=n, intervals=intervals, **values
+            target=target,
+            part=part,
+            label=int(label),
+            n=len(of_class),
+            intervals=intervals,
+            **values,
         )
 
 

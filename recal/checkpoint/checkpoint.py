@@ -262,11 +262,13 @@ def _separated(path: Path, file: WeightFile, options: ReadingOptions) -> Checkpo
     return Checkpoint(
         path=path, layout=found.layout, weights=found.weights, branches=found.branches,
         facts=facts, reading=options, file=file, missing=found.missing, shared=found.shared,
-        notes=tuple(notes), doubtful=tuple(_doubts(found, options)),
+        notes=tuple(notes), doubtful=tuple(_doubts(found, options, file.unused)),
     )  # fmt: skip
 
 
-def _doubts(found: Separated, options: ReadingOptions) -> Iterator[Finding]:
+def _doubts(
+    found: Separated, options: ReadingOptions, unused: tuple[str, ...]
+) -> Iterator[Finding]:
     if found.layout.doubt and options.layout is None and options.roles is None:
         yield Finding(
             kind="roles",
@@ -281,6 +283,13 @@ def _doubts(found: Separated, options: ReadingOptions) -> Iterator[Finding]:
             what=f"{listed(found.missing)} store no statistics and are taken for BatchNorm",
             follows="If they are group or layer norm, which keep none, recal can do nothing for "
             "this network. Name it with --arch.",
+        )
+    if unused and options.model.arch is None:
+        yield Finding(
+            kind="left-out",
+            what=f"the settings {listed(unused)} of the network in config.json are not applied",
+            follows="If they change what it computes, give the network with --arch "
+            "python:FILE.py:CALLABLE.",
         )
     matrices = [name for name in found.left if name.endswith(".weight")]
     if matrices and options.model.arch is None:

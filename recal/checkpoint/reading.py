@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from recal.checkpoint.safety import RECORD_GLOBALS, Record, vet_file
+from recal.checkpoint.folders import hub_facts, locate, merge, renamed
+from recal.checkpoint.inert import RECORDS, plain
+from recal.checkpoint.safety import vet_file
 from recal.errors import InputError, UsageError, reason
-from recal.files import require_file
 from recal.networks.spec import ModelOverrides
 from recal.schema import convert
 
@@ -94,8 +95,7 @@ def _find_facts(content: Any) -> ModelOverrides:
         return ModelOverrides()
     facts: dict[str, object] = {}
     for name in ARGUMENT_TABLES:
-        table = content.get(name)
-        arguments = table.state if isinstance(table, Record) else table
+        arguments = plain(content.get(name))
         if isinstance(arguments, dict):
             facts |= {
                 fact: arguments[key]
@@ -132,39 +132,58 @@ MOST_TIMES_STORED = 16
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """The content of a checkpoint file.
+    """The content of a checkpoint.
 
     Attributes:
         tensors: The tensors by name, in the order of the file.
         facts: What the file says about the network.
         notes: Notes for people on what was unwrapped.
+        unused: Names of settings of the network that recal cannot apply.
+        files: The files that hold it.
     """
 
     tensors: dict[str, torch.Tensor]
     facts: ModelOverrides
     notes: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+    files: tuple[Path, ...]
 
 
 def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     """Read a .pth or .safetensors checkpoint, or with `ema` the moving average of its weights.
 
-    The format is detected from the content.
+    The format is detected from the content. A folder of the Hugging Face hub's form, and an index
+    of shards, are checkpoints, too.
     """
-    require_file(path, "a checkpoint")
+    stored = locate(path)
+    facts, contents = ModelOverrides(), {}
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        if head[8:] == b"{":  # safetensors: eight bytes of header length, then JSON
-            content, facts = _read_safetensors(path)
-        else:
-            content = _read_torch(path)
-            facts = _find_facts(content)
+        for file in stored.files:
+            with file.open("rb") as opened:
+                head = opened.read(9)
+            if head[8:] == b"{":  # safetensors: eight bytes of header length, then JSON
+                contents[file], found = _read_safetensors(file)
+            else:
+                contents[file] = _read_torch(file)
+                found = _find_facts(contents[file])
+            facts = facts.over(found)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    tensors, notes = _unwrap(content, ema=ema, where=str(path))
-    _check_tensors(path, tensors)
+    unused: tuple[str, ...] = ()
+    tensors, notes = _unwrap(merge(stored.files, contents), ema=ema, where=str(path))
+    if stored.config is not None:
+        told, unused = hub_facts(stored)
+        tensors = renamed(tensors, stored.config)
+        known = {key: value for key, value in told.items() if _is_fact(key, value)}
+        facts = facts.over(convert(known, ModelOverrides, str(path)))
+        notes.append(f"network and preprocessing taken from {path / 'config.json'}")
+    if len(stored.files) > 1:
+        notes.append(f"weights taken from {len(stored.files)} parts")
+    _check_tensors(path, tensors, sum(file.stat().st_size for file in stored.files))
     _check_byte_order(path, tensors)
-    return WeightFile(tensors=tensors, facts=facts, notes=tuple(notes))
+    return WeightFile(
+        tensors=tensors, facts=facts, notes=tuple(notes), unused=unused, files=tuple(stored.files)
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelOverrides]:
@@ -188,7 +207,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelOverrid
 
 def _read_torch(path: Path) -> Any:
     vet_file(path)
-    records: list[Any] = [(Record, name) for name in RECORD_GLOBALS]
+    records: list[Any] = [(kind, name) for name, kind in RECORDS.items()]
     try:
         with torch.serialization.safe_globals(records), warnings.catch_warnings():
             # warnings about old formats and protocols, which do not affect weights
@@ -201,8 +220,9 @@ def _read_torch(path: Path) -> Any:
         ) from error
 
 
-def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    total, stored = 0, path.stat().st_size
+def _check_tensors(path: Path, tensors: dict[str, torch.Tensor], stored: int) -> None:
+    """Refuse tensors that are not dense, or larger than the bytes that the files have."""
+    total = 0
     for name, tensor in tensors.items():
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise InputError(
@@ -211,7 +231,8 @@ def _check_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(
-                f"{path}: {name}: expected a dense tensor, got a {tensor.layout} one. "
+                f"{path}: {name}: expected a dense tensor with its values, got a "
+                f"{'quantised' if tensor.is_quantized else tensor.layout} one on {tensor.device}. "
                 "Save the floating-point weights."
             )
         size = tensor.numel() * tensor.element_size()

@@ -98,8 +98,10 @@ def export_onnx(
         evidence = form.prove(content, subjects, options, progress)
     except VerificationError as error:
         raise VerificationError(f"{error} No file was written. {form.advice}") from error
-    with checkpoint.path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in checkpoint.file.files:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     made = evidence.int8
     record = OnnxRecord(
         form=form.name,
@@ -109,7 +111,7 @@ def export_onnx(
         variants=tuple(HeldVariant.of(subject.variant, subject.name) for subject in subjects),
         versions=with_onnx(versions_with_torch()),
         probe=make_probe(content),
-        checkpoint_sha256=sha256,
+        checkpoint_sha256=digest.hexdigest(),
         classes=None if class_names is None else tuple(class_names),
         accuracies=accuracies,
         parity={name: shortened(proof, 2) for name, proof in evidence.proofs.items()},

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recal.checkpoint.checkpoint import Checkpoint, Finding, read_checkpoint
+from recal.checkpoint.folders import is_checkpoint_folder
 from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.errors import InputError, UsageError
 from recal.files import require_file
@@ -128,10 +129,12 @@ class _Resolver:
         is_plain = not path.suffix and "/" not in name and ":" not in name
         if is_plain and self._default and name in self._load(self._default).branches:
             return self._branch(name, self._default, name)
+        if is_checkpoint_folder(path):
+            return self._branch(name, path, "main")
         if path.is_file():
             return path if is_variant_file(path) else self._branch(name, path, "main")
         base, colon, branch = name.rpartition(":")
-        if colon and Path(base).is_file():
+        if colon and (Path(base).is_file() or is_checkpoint_folder(Path(base))):
             return self._branch(name, Path(base), branch)
         if path.suffix or "/" in name:
             require_file(Path(base if colon else name), "a checkpoint or a variant")

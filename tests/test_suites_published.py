@@ -128,6 +128,96 @@ def test_a_part_of_a_set_is_enough_for_a_part_of_the_cells(small, tmp_path):
     assert open_suite_images(suite, folder, 32, cells).provenance == "published files"
 
 
+def test_rows_of_a_part_of_the_classes_are_enough(tmp_path):
+    """A declared number of rows asks for no class that so few images may lack."""
+    text = SUITE.replace("classes = 10", 'classes = 1000\norder = "numbers"')
+    suite = read_suite(write_suite(tmp_path, text))
+    folder = write_folders(tmp_path / "Small-C")
+    for path in sorted(folder.glob("*/*/class*")):
+        path.rename(path.with_name(path.name.replace("class", "70")))
+    images = opened(suite, folder)
+    assert sorted(set(images.of_corrupted.labels)) == [*range(700, 710)]
+
+
+@pytest.mark.parametrize("kept", ["one severity", "one corruption"])
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_what_a_half_unpacked_folder_lacks_is_read_from_its_tar_file(small, tmp_path, kept, place):
+    suite, folder = small
+    whole = opened(suite, folder)
+    expected = {c: (whole.read(c, EVERY), whole.fingerprint(c)) for c in suite.cells()}
+    archive = pack(folder, tmp_path / "x.tar", "./")
+    archive.rename(folder / "x.tar" if place == "inside" else folder.with_name("Small-C.tar"))
+    shutil.rmtree(folder / "snow")
+    if kept == "one severity":
+        shutil.rmtree(folder / "fog" / "2")
+        (folder / "fog" / "1" / "class3" / "007.JPEG").unlink()  # it was being unpacked
+    images = opened(suite, folder.parent)
+    for cell, (pixels, fingerprint) in expected.items():
+        assert np.array_equal(images.read(cell, EVERY), pixels)
+        assert images.fingerprint(cell) == fingerprint
+
+
+def write_arrays(tmp_path, split=False):
+    text = SUITE.replace('"folders"', '"arrays"').replace("rows = 20", "rows = 4")
+    folder = tmp_path / "data" / "Small-C"
+    folder.mkdir(parents=True)
+    suite = read_suite(write_suite(tmp_path, text))
+    for seed, name in enumerate(suite.corrupted.corruptions):
+        whole = pictures(8, seed)
+        for number in (1, 2) if split else ():
+            np.save(folder / f"{name}_{number}.npy", whole[4 * number - 4 : 4 * number])
+        if not split:
+            np.save(folder / f"{name}.npy", whole)
+    np.save(folder / "labels.npy", np.array([3, 1, 4, 1], np.uint8))
+    return suite, folder
+
+
+def test_arrays_of_one_severity_each_are_read(tmp_path):
+    suite, folder = write_arrays(tmp_path / "a")
+    whole = opened(suite, folder)
+    _, folder = write_arrays(tmp_path / "b", split=True)
+    images = opened(suite, folder)
+    for cell in suite.cells():
+        assert np.array_equal(images.read(cell, np.arange(4)), whole.read(cell, np.arange(4)))
+    (folder / "snow_2.npy").unlink()
+    with pytest.raises(InputError, match=r"got one without snow\.npy"):
+        opened(suite, folder)
+
+
+def test_arrays_that_are_not_unpacked_are_read_from_the_tar_file(tmp_path):
+    suite, folder = write_arrays(tmp_path)
+    expected = {cell: opened(suite, folder).read(cell, np.arange(4)) for cell in suite.cells()}
+    pack(folder, folder.with_name("Small-C.tar"), "Small-C/")
+    (folder / "snow.npy").unlink()
+    (folder / "labels.npy").unlink()
+    images = opened(suite, folder.parent)
+    for cell, pixels in expected.items():
+        assert np.array_equal(images.read(cell, np.arange(4)), pixels)
+
+
+@pytest.mark.parametrize("name", ["small-c", "SMALL_C", "smallC"])
+def test_folders_of_mirrors_are_found_by_their_letters(small, name):
+    suite, folder = small
+    folder.rename(folder.with_name(name))
+    assert opened(suite, folder.parent).provenance == "published files"
+
+
+def test_compressed_archives_are_named_and_clean_images_are_not_corrupted_instead(tmp_path):
+    text = SUITE.replace("size = 32", 'size = 32\nparameters = "cifar"')
+    suite = read_suite(write_suite(tmp_path, text))
+    write_folders(tmp_path / "data" / "x", corruptions=["fog"], severities=[1])
+    (tmp_path / "data" / "x" / "fog" / "1").rename(tmp_path / "data" / "small")
+    data = tmp_path / "data"
+    assert opened(suite, data).published is None
+    (data / "small-c.tar.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"small-c\.tar\.gz: .* compressed archive. Unpack it"):
+        opened(suite, data)
+    (data / "Small-C").mkdir()
+    (data / "Small-C" / "noise.zip").write_bytes(b"")
+    with pytest.raises(InputError, match=r"such as fog/1/<class>/, got none .* Unpack noise\.zip"):
+        opened(suite, data)
+
+
 def test_a_class_too_few_is_refused(small):
     suite, folder = small
     for cell in suite.cells():

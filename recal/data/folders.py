@@ -1,6 +1,7 @@
 """Opening a data set: in the given place, or in the usual places."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +27,8 @@ from recal.schema import Record, read_toml
 # Tiny-ImageNet's list of images and their classes
 ANNOTATIONS = "val_annotations.txt"
 DESCRIPTION = ".toml"
+# archives that cannot be read in place
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 
 
 class DataDescription(Record, frozen=True, kw_only=True):
@@ -71,7 +74,8 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
     if not folder.exists():
         raise InputError(f"{folder}: expected a folder of images, but it does not exist.")
     if not folder.is_dir() and folder.suffix.lower() not in FILES:
-        hint = " Unpack it and name the folder." if ".tar" in folder.name else ""
+        packed = folder.name.lower().endswith(COMPRESSED)
+        hint = " Unpack it and name the folder." if packed else ""
         raise InputError(
             f"{folder}: expected a folder of images, or a file of {', '.join(FILES)}, got another "
             f"file.{hint}"
@@ -87,7 +91,7 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
     raise InputError(
         f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
-        "images, or tar files of them."
+        f"images, or tar files of them.{compressed_in(folder) if folder.is_dir() else ''}"
     )
 
 
@@ -264,11 +268,55 @@ def _holds_sets(place: Path) -> bool:
 
 
 def named_places(data: Path | None, names: Sequence[str]) -> list[Path]:
-    """Return the folders and tar files that bear one of a data set's names: see `candidates`."""
+    """Return the folders and tar files that bear one of a data set's names: see `candidates`.
+
+    Exact names come first. Others are alike in their letters and digits: mirrors rename
+    `CIFAR-10-C-Bar` to `CIFAR10-c-bar`.
+    """
     places = [data] if data is not None else data_folders()
-    own = [data] if data is not None and data.name in names and data.is_dir() else []
+    own = [data] if data is not None and data.is_dir() and _alike(data.name, names) else []
     both = ((place / name, place / f"{name}{TAR_SUFFIX}") for place in places for name in names)
-    return [*own, *(path for pair in both for path in pair if path.is_dir() or is_tar(path))]
+    exact = [path for pair in both for path in pair if path.is_dir() or is_tar(path)]
+    near = [
+        path
+        for path in _entries_alike(places, names, ("", TAR_SUFFIX))
+        if path.is_dir() or is_tar(path)
+    ]
+    return list(dict.fromkeys([*own, *exact, *near]))
+
+
+def packed_places(data: Path | None, names: Sequence[str]) -> list[Path]:
+    """Return the compressed archives that bear one of a data set's names: they must be unpacked."""
+    return _entries_alike([data] if data is not None else data_folders(), names, COMPRESSED)
+
+
+def compressed_in(folder: Path) -> str:
+    """Return a sentence that asks to unpack the compressed archives in a folder, if it has any."""
+    found = [p.name for p in sorted(folder.iterdir()) if p.name.lower().endswith(COMPRESSED)]
+    return f" Unpack {listed(found)}." if found else ""
+
+
+def _entries_alike(places: Sequence[Path], names: Sequence[str], ends: Sequence[str]) -> list[Path]:
+    """Return what lies in the places under names that are alike, with one of the ends."""
+    return [
+        path
+        for place in places
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if any(
+            path.name.lower().endswith(end)
+            and _alike(path.name[: len(path.name) - len(end)], names)
+            for end in ends
+        )
+    ]
+
+
+def _alike(name: str, names: Sequence[str]) -> bool:
+    return _plain(name) in map(_plain, names)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def is_tar(path: Path) -> bool:

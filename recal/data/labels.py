@@ -1,5 +1,6 @@
 """Images with labels, and the order of their classes, from files of their own."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,7 +212,9 @@ def _filled(numbers: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[n
 
 def _keys(names: Iterable[str], table: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return what images and labels are matched by: the files' names, or paths if these repeat."""
-    paths = [[str(PurePosixPath(name).with_suffix("")) for name in part] for part in (names, table)]
+    stems = ([PurePosixPath(name).with_suffix("") for name in part] for part in (names, table))
+    # the hub's ImageNet adds the synset to the name of a validation image
+    paths = [[re.sub(r"(ILSVRC2012_val_\d{8})_n\d{8}$", r"\1", str(p)) for p in s] for s in stems]
     files = [[path.rpartition("/")[2] for path in part] for part in paths]
     unique = all(len(set(part)) == len(part) for part in files)
     own, known = files if unique else paths

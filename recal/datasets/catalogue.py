@@ -9,8 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from recal.errors import InputError
-from recal.files import data_folders, write_whole
+from recal.files import data_folders, read_text, write_whole
 from recal.schema import Record, read_json_file, read_toml, to_json
 
 SUMS = "SHA256SUMS"
@@ -138,12 +137,15 @@ def label_of(folder: Path) -> str | None:
 @cache
 def wnids(name: str) -> tuple[str, ...]:
     """Return the synsets of `imagenet`, `imagenet_a` or `imagenet_r` in the order of the logits."""
+    return tuple(read_text(timm_file(f"{name}_synsets.txt")).split())
+
+
+def timm_file(name: str) -> Path:
+    """Return the path of one of timm's files about ImageNet.
+
+    They are read without importing timm, which would import torch.
+    """
     spec = importlib.util.find_spec("timm")
     assert spec is not None
     assert spec.origin is not None
-    # timm's list, read without importing timm, which would import torch
-    path = Path(spec.origin).parent / "data" / "_info" / f"{name}_synsets.txt"
-    try:
-        return tuple(path.read_text(encoding="utf-8").split())
-    except OSError as error:
-        raise InputError(f"{path}: expected timm's list of classes, got none.") from error
+    return Path(spec.origin).parent / "data" / "_info" / name

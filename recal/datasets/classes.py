@@ -22,17 +22,19 @@ class ClassOrder:
     Attributes:
         count: Number of classes, K.
         names: Name of class n, for each n; None where class n is the n-th of the sorted names.
+        others: Names of classes whose images are left out.
         what: Phrase for what has these classes, for messages.
     """
 
     count: int
     names: tuple[str, ...] | None = None
+    others: frozenset[str] = frozenset()
     what: str
 
     def numbers(
         self, names: Sequence[str], where: Path, *, ordered: bool = False
     ) -> NDArray[np.int64]:
-        """Return the class of each name, int64 (len(names),).
+        """Return the class of each name, int64 (len(names),), or -1 for one of the others.
 
         Known names are found by name. Others are the classes in order if a list of all K classes
         gives them in order (`ordered`).
@@ -55,10 +57,11 @@ class ClassOrder:
             counted = all(name.isdecimal() for name in names)
             known = sorted(names, key=int if counted else None)
         place = {name: number for number, name in enumerate(known)}
+        place |= dict.fromkeys(self.others, -1)
         strangers = [f"'{name}'" for name in names if name not in place]
         if strangers:
             raise InputError(
-                f"{where}: expected class folders such as '{known[0]}' ({len(place)} classes of "
+                f"{where}: expected class folders such as '{known[0]}' ({len(known)} classes of "
                 f"{self.what}), got {listed(strangers, 1)}. A file classes.txt with the name of "
                 "each class, in the network's order, names them."
             )
@@ -79,8 +82,8 @@ def network_order(classes: int, names: Sequence[str] | None) -> ClassOrder:
 def class_answers(source: ImageSource, order: ClassOrder) -> NDArray[np.int64] | None:
     """Return the network's classes that are right for each image, int64 (N, A), rising.
 
-    A is 1 unless images have several right answers; rows are filled up. It is None for images
-    without labels.
+    A is 1 unless images have several right answers; rows are filled up. Images of classes that are
+    left out have -1. It is None for images without labels.
 
     Raises:
         InputError: Names or numbers of the data's classes do not fit the order.
@@ -91,7 +94,7 @@ def class_answers(source: ImageSource, order: ClassOrder) -> NDArray[np.int64] |
     if source.classes is not None:
         numbers = order.numbers(source.classes, source.where, ordered=source.ordered)
         answers = np.sort(numbers[answers], axis=1)
-    if answers.min() < 0 or answers.max() >= order.count:
+    if answers.min() < (-1 if order.others else 0) or answers.max() >= order.count:
         raise InputError(
             f"{source.where}: expected labels 0 to {order.count - 1} of {order.what}, got "
             f"{answers.min()} to {answers.max()}. Is this another data set?"

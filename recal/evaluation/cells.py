@@ -358,7 +358,7 @@ def _cell_keys(work: Work, cell: Cell, world: World) -> dict[str, str]:
         "cell": cell.name,
         "data": work.images.fingerprint(cell, hashes),
         "images": hashlib.sha256(indices).hexdigest(),
-        "logits": [work.suite.classes, work.suite.subset],
+        "logits": [work.suite.classes, *work.suite.kept],
         "execution": work.execution.identity,
     }
     return {

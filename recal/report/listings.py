@@ -57,7 +57,7 @@ def suites_blocks(found: Sequence[SuiteStatus]) -> list[Block]:
 def suite_blocks(found: SuiteStatus) -> list[Block]:
     """Return all that is known about one suite."""
     suite, corrupted, location = found.suite, found.suite.corrupted, found.location
-    subset = f", of which {suite.subset.replace('_', '-')}'s 200 count" if suite.subset else ""
+    subset = f", of which {len(suite.kept)} ({suite.subset}) count" if suite.kept else ""
     clean = f"{location.clean or 'not here'}, prepared by policy {suite.family}/clean"
     rows = [
         ("source", suite.source),

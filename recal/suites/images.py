@@ -21,7 +21,8 @@ from recal.errors import InputError
 from recal.machine import may_keep
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
-from recal.suites.sources import CleanImages, Published
+from recal.suites.clean import CleanImages
+from recal.suites.published import Published
 from recal.suites.suite import Cell, Suite
 
 

@@ -13,8 +13,9 @@ from recal.data.sampling import stratified_sample
 from recal.datasets.catalogue import catalogue
 from recal.errors import InputError, listed
 from recal.files import data_folders, read_text, shipped
+from recal.suites.clean import CleanImages, find_clean
 from recal.suites.images import ChosenImages, SuiteImages
-from recal.suites.sources import CleanImages, Published, find_clean, find_published
+from recal.suites.published import Published, find_published
 from recal.suites.suite import Cell, CleanSet, CorruptedSet, Suite
 
 
@@ -151,8 +152,9 @@ def choose_images(
 ) -> NDArray[np.int64]:
     """Return the indices of the images to use, int64 (n,), rising.
 
-    They are all images, the first ones or those that the suite lists, or a stratified sample of
-    `limit` of these. `names` are `<class folder>/<file>` of all, or None for rows of arrays.
+    They are all images of the suite's classes, the first ones or those that the suite lists, or a
+    stratified sample of `limit` of these. `names` are `<class folder>/<file>` of all, or None for
+    rows of arrays.
     """
     if suite.names:
         chosen = _in_list(suite, names, where)
@@ -165,6 +167,11 @@ def choose_images(
         chosen = np.arange(min(suite.first, len(labels)))
     else:
         chosen = np.arange(len(labels))
+    chosen = chosen[labels[chosen] >= 0]
+    if not len(chosen):
+        raise InputError(
+            f"{where}: expected images of the classes of suite {suite.name}, got none."
+        )
     return chosen[stratified_sample(labels[chosen], limit, seed)]
 
 

@@ -14,9 +14,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from recal.corruptions.parameters import ALL_CORRUPTIONS
+from recal.data.label_files import read_classes
 from recal.datasets.catalogue import catalogue, wnids
 from recal.datasets.classes import ClassOrder
-from recal.errors import UsageError, did_you_mean, pick, shown
+from recal.errors import InputError, UsageError, did_you_mean, listed, pick, shown
 from recal.files import read_text, shipped
 from recal.policies.families import family_names, usual_folders
 from recal.schema import Record, json_schema, parse_toml
@@ -47,8 +48,21 @@ class Cell:
 
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
 ErrorRate: TypeAlias = Annotated[float, Meta(gt=0, le=1, description="a fraction above 0")]
+LIST_ENDS = (".txt", ".json")
+CLASS_LIST = r"[^/\\]+\.(?:txt|json)"
+Order: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?:sorted|wnids|numbers|{CLASS_LIST})\Z",
+        description="one of 'sorted', 'wnids', 'numbers', or the name of a .txt or .json file",
+    ),
+]
 Subset: TypeAlias = Annotated[
-    Literal["", "imagenet_a", "imagenet_r"], Meta(description="one of imagenet_a, imagenet_r")
+    str,
+    Meta(
+        pattern=rf"^(?:|imagenet_a|imagenet_r|{CLASS_LIST})\Z",
+        description="one of 'imagenet_a', 'imagenet_r', or the name of a .txt or .json file",
+    ),
 ]
 ParameterName: TypeAlias = Annotated[
     Literal["", "cifar", "tiny", "imagenet"], Meta(description="one of cifar, tiny, imagenet")
@@ -63,12 +77,14 @@ class CleanSet(Record, frozen=True, kw_only=True):
         folders: Usual names of its folder; empty for those of the family.
         arrays: Names of the .npy files of images and labels, where it comes as these.
         images: Number of images as published; 0 if it is unknown.
+        answers: Right answers that override the labels: `imagenet_real` for ReaL's; empty for none.
     """
 
     data: str = ""
     folders: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
     images: Count = 0
+    answers: Literal["", "imagenet_real"] = ""
 
     def __post_init__(self) -> None:
         if self.data:
@@ -149,9 +165,9 @@ class SuiteFile(Record, frozen=True, kw_only=True):
         family: Family of policies; its clean policy prepares the clean images.
         classes: Number of logits of the networks that it is for.
         order: How folders name classes: `sorted` (the n-th name is class n), `wnids` (ImageNet's
-            1000 in their own order) or `numbers` (`0`, `1`, ...).
-        subset: The ImageNet classes that have images (`imagenet_a`, `imagenet_r`); the other logits
-            are left out. Empty for all.
+            1000 in their own order), `numbers` (`0`, `1`, ...), or a file with the name of each.
+        subset: The classes that count (`imagenet_a`, `imagenet_r`, or a file of their names); the
+            other logits, and images of other classes, are left out. Empty for all.
         first: Number of images to use, in the published order; 0 for all.
         names: A file that lists the images to use, `<class>/<file>` per line; empty for all.
         clean: The clean images.
@@ -163,7 +179,7 @@ class SuiteFile(Record, frozen=True, kw_only=True):
     source: str = ""
     family: str
     classes: Annotated[int, Meta(ge=1)]
-    order: Literal["sorted", "wnids", "numbers"] = "sorted"
+    order: Order = "sorted"
     subset: Subset = ""
     first: Count = 0
     names: str = ""
@@ -187,11 +203,34 @@ class Suite(SuiteFile, frozen=True, kw_only=True):
 
     Attributes:
         name: The file's name without `.toml`.
-        text: The file's text.
+        text: The file's text, followed by the files of classes that it names.
+        ordered: Name of each class of the networks, or empty if the order is `sorted`.
+        kept: Names of the classes that count, or empty for all.
     """
 
     name: str
     text: str
+    ordered: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        # the checks of the file were made when it was read
+        if self.ordered and len(self.ordered) != self.classes:
+            raise InputError(
+                f"suite {self.name}: order: expected {self.classes} classes, got "
+                f"{len(self.ordered)} in {self.order}."
+            )
+        if not self.ordered and self.kept:
+            raise InputError(
+                f"suite {self.name}: subset: expected the order of all classes beside it, got "
+                f"'{self.order}'. Set order to wnids, or to a file of classes."
+            )
+        strangers = sorted(set(self.kept) - set(self.ordered))
+        if strangers:
+            raise InputError(
+                f"suite {self.name}: subset: expected classes of order {self.order}, got "
+                f"{listed(strangers)}."
+            )
 
     def cells(self, corruptions: Sequence[str] = (), severities: Sequence[int] = ()) -> list[Cell]:
         """Return the corrupted cells of some corruptions and severities, in the suite's order.
@@ -247,12 +286,29 @@ def read_suite(path: Path) -> Suite:
     clean, corrupted = file.clean, file.corrupted
     folders = _with_own_name(clean.folders or usual_folders(file), clean.data)
     named = _with_own_name(corrupted.folders, corrupted.data)
+    ordered, kept = _classes(file.order, file, path), _classes(file.subset, file, path)
+    text += "".join(
+        "\n".join(names)
+        for names, word in ((ordered, file.order), (kept, file.subset))
+        if word.endswith(LIST_ENDS)
+    )
     content = {
         **msgspec.structs.asdict(file),
         "clean": msgspec.structs.replace(clean, folders=folders),
         "corrupted": msgspec.structs.replace(corrupted, folders=named),
     }
-    return Suite(name=path.stem, text=text, **content)
+    return Suite(name=path.stem, text=text, ordered=ordered, kept=kept, **content)
+
+
+def _classes(word: str, file: SuiteFile, path: Path) -> tuple[str, ...]:
+    """Return the names of the classes that a word for an order or subset stands for, in order."""
+    if word.endswith(LIST_ENDS):
+        return read_classes(path.parent / word)
+    if word == "numbers":
+        return tuple(map(str, range(file.classes)))
+    if word in ("", "sorted"):
+        return ()
+    return wnids("imagenet" if word == "wnids" else word)
 
 
 def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[np.int64]:
@@ -266,12 +322,14 @@ def class_numbers(folders: Sequence[str], suite: Suite, where: Path) -> NDArray[
 
 def class_order(suite: Suite) -> ClassOrder:
     """Return the order of a suite's classes; with a subset, of those within it."""
-    names: tuple[str, ...] | None = None
-    if suite.order == "numbers":
-        names = tuple(map(str, range(suite.classes)))
-    elif suite.order == "wnids":
-        names = wnids(suite.subset or "imagenet")
-    return ClassOrder(count=class_count(suite), names=names, what=f"suite {suite.name}")
+    names = suite.kept or suite.ordered or None
+    others: set[str] = set()
+    if names and (suite.subset or suite.order).endswith(LIST_ENDS):
+        # a part of the classes is evaluated on folders of all of them
+        others = {*suite.ordered, *wnids("imagenet")} - set(names)
+    return ClassOrder(
+        count=class_count(suite), names=names, others=frozenset(others), what=f"suite {suite.name}"
+    )
 
 
 def kept_logits(suite: Suite) -> NDArray[np.int64] | None:
@@ -279,15 +337,14 @@ def kept_logits(suite: Suite) -> NDArray[np.int64] | None:
 
     ImageNet-A and -R have images of 200 classes: the prediction is the largest of these 200 logits.
     """
-    if not suite.subset:
+    if not suite.kept:
         return None
-    order = wnids("imagenet")
-    return np.array([order.index(wnid) for wnid in wnids(suite.subset)], np.int64)
+    return np.array([suite.ordered.index(name) for name in suite.kept], np.int64)
 
 
 def class_count(suite: Suite) -> int:
     """Return the number of classes that a suite's labels can be of."""
-    return len(wnids(suite.subset)) if suite.subset else suite.classes
+    return len(suite.kept) or suite.classes
 
 
 def suite_schema() -> dict[str, Any]:

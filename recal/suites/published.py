@@ -1,10 +1,10 @@
-"""The sources of a suite's images: clean test images, and published corrupted ones.
+"""The published corrupted images of a suite, in the forms in which they are distributed.
 
 Files that are malformed, or that do not match what the suite declares, are an `InputError`.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,98 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.data.arrays import checked_labels, checked_source, open_array, tarred_arrays
-from recal.data.folders import candidates, is_tar, named_places, open_images, places_searched
-from recal.data.images import ArraySource, FileSource, ImageSource, is_image_name, numbered
-from recal.data.splits import TEST
+from recal.data.arrays import checked_labels, open_array, tarred_arrays
+from recal.data.folders import (
+    compressed_in,
+    is_tar,
+    named_places,
+    packed_places,
+)
+from recal.data.images import ArraySource, FileSource, is_image_name, numbered
 from recal.data.tars import TAR_SUFFIX, Member, TarSource, images_in
 from recal.datasets.catalogue import label_of
-from recal.datasets.classes import class_answers
 from recal.errors import InputError, did_you_mean
-from recal.suites.suite import Cell, Suite, class_count, class_numbers, class_order
+from recal.suites.suite import Cell, Suite, class_count, class_numbers
 
 LABELS = "labels"
 # images per class on average, from which on every class must have some
 EXPECTED_EACH = 10
 # ImageNet-C's tar files; some people unpack them into folders of these names
 TAR_FOLDERS = ("noise", "blur", "weather", "digital", "extra")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class CleanImages:
-    """A suite's clean test images.
-
-    Attributes:
-        source: The images.
-        labels: Label of each image in the suite's classes, int64 (N,).
-        answers: All right answers of each image, int64 (N, A), or None where there is one for each.
-        names: `<class folder>/<file>` of each image, or None if they are rows of arrays.
-        warnings: Warnings about the images, for the user.
-    """
-
-    source: ImageSource
-    labels: NDArray[np.int64]
-    answers: NDArray[np.int64] | None
-    names: tuple[str, ...] | None
-    warnings: tuple[str, ...]
-
-    @property
-    def where(self) -> Path:
-        """The folder or file that they were read from, for messages."""
-        return self.source.where
-
-
-def find_clean(suite: Suite, data: Path | None, corrupted: Path | None = None) -> CleanImages:
-    """Open a suite's clean test images, which must be there and have labels.
-
-    The search in `data`, or in the usual places, leaves out the place of the corrupted images.
-    """
-    if data is not None and not data.is_dir() and data != corrupted:
-        return _labelled(suite, open_images(data, TEST))
-    problem: InputError | None = None
-    for folder in candidates(data, suite.clean.folders):
-        if folder == corrupted:
-            continue
-        try:
-            if suite.clean.arrays:
-                images, labels = (folder / name for name in suite.clean.arrays)
-                source = checked_source(images, open_array(images), open_array(labels))
-                return _labelled(suite, source)
-            return _labelled(suite, open_images(folder, TEST))
-        except InputError as error:
-            # the first folder is the likeliest: its fault is the one to report
-            problem = problem or error
-    if data is not None and problem is not None:
-        raise problem
-    raise InputError(f"suite {suite.name}: expected images, got none. {places_searched(data)}")
-
-
-def _labelled(suite: Suite, source: ImageSource) -> CleanImages:
-    if source.labels is None:
-        raise InputError(
-            f"{source.where}: expected labelled test images (class folders), got plain images."
-        )
-    answers, names, warnings = class_answers(source, class_order(suite)), None, []
-    assert answers is not None
-    if source.classes is not None and source.names is not None:
-        files = (name.rpartition("/")[2] for name in source.names)
-        names = tuple(map("{}/{}".format, (source.classes[i] for i in source.labels), files))
-    highest = class_count(suite) - 1
-    classes = len(np.unique(answers))
-    if classes <= highest:
-        warnings.append(f"{source.where}: {classes:,} of the {highest + 1:,} classes have images.")
-    if suite.clean.images and len(source) != suite.clean.images:
-        warnings.append(
-            f"{source.where}: {len(source):,} images, where the published set has "
-            f"{suite.clean.images:,}."
-        )
-    return CleanImages(
-        source=source,
-        labels=answers[:, 0].copy(),
-        answers=answers if answers.shape[1] > 1 else None,
-        names=names,
-        warnings=tuple(warnings),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,41 +60,99 @@ class Published:
 
 
 def find_published(suite: Suite, data: Path | None, cells: Sequence[Cell]) -> Published | None:
-    """Open the published images of a suite, all of whose cells must be there, or return None."""
-    if not suite.corrupted.folders or not cells:
+    """Open the published images of a suite, all of whose cells must be there, or return None.
+
+    Raises:
+        InputError: A place of their name does not hold them as they should be, or is compressed.
+    """
+    names = suite.corrupted.folders
+    if not names or not cells:
         return None
     open_place = _open_arrays if suite.corrupted.layout == "arrays" else _open_files
-    places = named_places(data, suite.corrupted.folders)
-    for place in places if data is None else [*places, data]:
-        archives = [place] if is_tar(place) else sorted(place.glob(f"*{TAR_SUFFIX}"))
-        found = open_place(suite, place, archives, cells)
+    named, problem = named_places(data, names), None
+    for place in named if data is None else [*named, data]:
+        try:
+            found = open_place(suite, place, _archives_of(place), cells)
+        except InputError as error:
+            problem = problem or error
+            continue
         if found is not None:
             return found
+        if place in named:
+            problem = problem or InputError(
+                f"{place}: expected the published images of suite {suite.name}, such as "
+                f"{_example(suite)}, got none of them.{compressed_in(place)} Complete the folder, "
+                "or give it another name."
+            )
+    packed = packed_places(data, names)
+    if problem is None and packed:
+        problem = InputError(
+            f"{packed[0]}: expected the published images unpacked or in a .tar file, got a "
+            "compressed archive. Unpack it."
+        )
+    if problem is not None:
+        raise problem
     return None
+
+
+def _archives_of(place: Path) -> list[Path]:
+    """Return the tar files in a folder, and the one of its name beside it; or the tar file."""
+    if is_tar(place):
+        return [place]
+    beside = place.with_name(f"{place.name}{TAR_SUFFIX}")
+    return [*sorted(place.glob(f"*{TAR_SUFFIX}")), *([beside] if is_tar(beside) else [])]
+
+
+def _example(suite: Suite) -> str:
+    name = suite.corrupted.corruptions[0]
+    if suite.corrupted.layout == "arrays":
+        return f"{name}.npy"
+    return f"{name}/{suite.corrupted.severities[0]}/<class>/"
 
 
 def _open_arrays(
     suite: Suite, where: Path, archives: Sequence[Path], cells: Sequence[Cell]
 ) -> Published | None:
-    """Open a folder or a tar file of arrays, or return None if it holds none of the suite's."""
-    there: Mapping[str, Path | NDArray[Any]] = {path.stem: path for path in where.glob("*.npy")}
-    if not set(there) & set(suite.corrupted.corruptions):
-        if not archives:
-            return None
-        there = tarred_arrays(archives[0])
-    wanted = [*_corruptions_of(cells), LABELS]
-    _require_corruptions(suite, where, set(there), wanted, ".npy")
-    arrays = ((name, there[name]) for name in wanted)
+    """Open a folder or a tar file of arrays, or return None if it holds none of the suite's.
+
+    An array holds all severities of a corruption, or the one in its name: `fog_1.npy`. What the
+    folder lacks is looked for in the tar files.
+    """
+    there: dict[str, Path | NDArray[Any]] = {path.stem: path for path in where.glob("*.npy")}
+    if any(name is None for name in [*_array_names(there, cells).values(), there.get(LABELS)]):
+        for archive in archives:
+            there = {**tarred_arrays(archive), **there}
+    of_cells = _array_names(there, cells)
+    known = {name for name in of_cells.values() if name is not None}
+    if not known and not set(there) & set(suite.corrupted.corruptions) and not is_tar(where):
+        return None
+    complete = {str(cell.corruption) for cell in cells} - {
+        str(cell.corruption) for cell, name in of_cells.items() if name is None
+    }
+    found = {*there, *complete}
+    _require_corruptions(suite, where, found, [*_corruptions_of(cells), LABELS], ".npy")
+    arrays = ((name, there[name]) for name in sorted({*known, LABELS}))
     opened = {name: open_array(a) if isinstance(a, Path) else a for name, a in arrays}
     labels = _checked_arrays(suite, where, opened)
     rows, severities = len(labels), suite.corrupted.severities
 
     def source(cell: Cell) -> ArraySource:
         assert cell.severity is not None
-        begin = severities.index(cell.severity) * rows
-        return ArraySource(where, opened[str(cell.corruption)][begin : begin + rows], labels)
+        name = str(of_cells[cell])
+        begin = severities.index(cell.severity) * rows if name == cell.corruption else 0
+        return ArraySource(where, opened[name][begin : begin + rows], labels)
 
     return Published(where=where, names=None, labels=labels, source=source)
+
+
+def _array_names(there: Collection[str], cells: Sequence[Cell]) -> dict[Cell, str | None]:
+    """Return the name of the array of each cell among those that are there, or None."""
+    names: dict[Cell, str | None] = {}
+    for cell in cells:
+        name = str(cell.corruption)
+        spellings = (name, f"{name}_{cell.severity}", f"{name}-{cell.severity}")
+        names[cell] = next((spelling for spelling in spellings if spelling in there), None)
+    return names
 
 
 def _open_files(
@@ -177,20 +161,19 @@ def _open_files(
     """Open `<corruption>/<severity>/<class>/*`, or return None if there are none of the suite's.
 
     In a folder, the corruptions may be one level deeper, below `noise/` and the like. In tar files
-    they may be at any depth.
+    they may be at any depth. If the folder lacks cells, those in its tar files are read from them:
+    it may be half unpacked.
     """
-    places: Mapping[tuple[str, str], Path | TarSource]
     folders = _corruption_folders(where) if where.is_dir() else {}
     wanted, there = _corruptions_of(cells), set(folders)
-    if there & set(suite.corrupted.corruptions):
-        below = (
-            (name, path) for name in wanted if name in there for path in folders[name].iterdir()
-        )
-        places = {(name, path.name): path for name, path in below if path.is_dir()}
-    elif archives:
-        places = _cells_in_tars(suite, where, archives)
-        there = {corruption for corruption, _ in places}
-    else:
+    below = (path for name in wanted if name in there for path in folders[name].iterdir())
+    places: dict[tuple[str, str], Path | TarSource] = {
+        (path.parent.name, path.name): path for path in below if path.is_dir()
+    }
+    if archives and not all(_key(cell) in places for cell in cells):
+        places |= _cells_in_tars(suite, where, archives)
+        there |= {corruption for corruption, _ in places}
+    if not there & set(suite.corrupted.corruptions) and not is_tar(where):
         return None
     _require_corruptions(suite, where, there, wanted)
     _check_severities(suite, where, set(places), cells)
@@ -276,12 +259,20 @@ def _the_same_images(
                 f"not in {lacks.name}."
             )
     assert first is not None
-    folders, labels = numbered([name.partition("/")[0] for name in first[1]])
-    if exact and len(folders) != suite.classes:
+    folders, numbers = numbered([name.partition("/")[0] for name in first[1]])
+    labels = class_numbers(folders, suite, where)[numbers]
+    _require_classes(suite, where, labels, suite.corrupted.rows if exact else 0)
+    return first[1], labels
+
+
+def _require_classes(suite: Suite, where: Path, labels: NDArray[np.int64], rows: int) -> None:
+    """Refuse labels of fewer classes than the suite's, where so many images are of all of them."""
+    classes, expected = len(np.unique(labels[labels >= 0])), class_count(suite)
+    if classes < expected and rows >= EXPECTED_EACH * expected:
         raise InputError(
-            f"{where}: expected {suite.classes:,} class folders, got {len(folders):,}."
+            f"{where}: expected labels of {expected:,} classes, got {classes:,}. Is this another "
+            "data set?"
         )
-    return first[1], class_numbers(folders, suite, where)[labels]
 
 
 def _require_corruptions(
@@ -292,9 +283,10 @@ def _require_corruptions(
     if missing:
         strangers = sorted(there - set(suite.corrupted.corruptions))
         hint = did_you_mean(missing[0], strangers).replace("Did you mean", "Is it")
+        packed = compressed_in(where) if where.is_dir() else ""
         raise InputError(
             f"{where}: expected the published set, got one without "
-            f"{', '.join(name + suffix for name in missing)}.{hint} Complete it, or leave "
+            f"{', '.join(name + suffix for name in missing)}.{hint}{packed} Complete it, or leave "
             "corruptions out with --corruptions."
         )
 
@@ -319,11 +311,12 @@ def _checked_arrays(
 ) -> NDArray[np.int64]:
     """Return the labels of the rows of one severity, after checking all arrays."""
     place = where / f"{LABELS}.npy"
-    severities, rows = suite.corrupted.severities, suite.corrupted.rows
-    labels, count = arrays[LABELS], len(severities)
+    names, rows = suite.corrupted.corruptions, suite.corrupted.rows
+    labels, count = arrays[LABELS], len(suite.corrupted.severities)
     if not rows or label_of(where) is not None:
         # a regenerated set may have fewer images
-        rows = len(labels) // count if labels.ndim else 0
+        single = [len(a) for name, a in arrays.items() if name not in names and name != LABELS]
+        rows = single[0] if single else len(labels) // count if labels.ndim else 0
     if not rows or len(labels) not in (rows * count, rows):
         raise InputError(f"{place}: expected {rows * count} labels, got {labels.shape}.")
     checked = checked_labels(place, labels, len(labels))
@@ -338,15 +331,11 @@ def _checked_arrays(
             f"{place}: expected labels 0 to {suite.classes - 1}, got {checked.min()} to "
             f"{checked.max()}. Is this another data set?"
         )
-    classes = len(np.unique(checked))
-    if classes < suite.classes and rows >= EXPECTED_EACH * suite.classes:
-        raise InputError(
-            f"{place}: expected labels of {suite.classes} classes, got {classes}. Is this another "
-            "data set?"
-        )
+    _require_classes(suite, place, checked, rows)
     for name, array in arrays.items():
         side = suite.corrupted.size or (array.shape[1] if array.ndim == 4 else 0)
-        expected = (rows * count, side, side, 3)
+        whole = name in names  # and not of one severity
+        expected = (rows * count if whole else rows, side, side, 3)
         if name != LABELS and (array.dtype != np.uint8 or array.shape != expected):
             raise InputError(
                 f"{where / name}.npy: expected uint8 {expected}, got {array.dtype} {array.shape}."

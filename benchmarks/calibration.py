@@ -60,7 +60,7 @@ class Task:
 
     def _read(self, split: str, policy: str, most: int) -> torch.Tensor:
         source = open_images(self.data, split)
-        images = PreparedTogether(source, [load_policy("cifar", policy)], 0, self.spec.size)
+        images = PreparedTogether(source, [load_policy("cifar", policy)], 0, self.spec.preparation)
         batches = seeded_batches(len(source), most, 1000, 0)
         return torch.cat([batch for (batch,) in Batches(images, batches)])
 

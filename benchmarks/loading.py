@@ -110,7 +110,7 @@ class Bench:
     def load(self, policies: list[str], workers: int) -> Batches:
         """Return batches under policies."""
         chosen = [load_policy(self.family.name, name) for name in policies]
-        images = PreparedTogether(self.source, chosen, 0, self.family.size)
+        images = PreparedTogether(self.source, chosen, 0, self.family.preparation)
         return Batches(images, self.batches, workers=workers)
 
     def normalised(self, batch: torch.Tensor) -> torch.Tensor:

@@ -170,7 +170,7 @@ def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
         # draws are keyed by (seed, image), so the epoch is part of the seed
         seed = recipe.seed * 1_000_003 + epoch
         batches = seeded_batches(len(images), len(images), BATCH, seed)
-        both = PreparedTogether(images, [recipe.weak, recipe.strong], seed, family.size)
+        both = PreparedTogether(images, [recipe.weak, recipe.strong], seed, family.preparation)
         stream = Batches(both, batches, workers=workers)
         training.network.train()
         with Progress(*COLUMNS) as progress:
@@ -182,7 +182,7 @@ def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
         training.epoch = epoch
         training.save(state_file)
         policies = [load_policy(family.name, "clean")]
-        clean = PreparedTogether(test_images, policies, 0, family.size)
+        clean = PreparedTogether(test_images, policies, 0, family.preparation)
         accuracy = main_accuracy(training.network, clean, family, device)
         click.echo(f"epoch {epoch + 1}/{recipe.epochs}: main BN, clean test images: {accuracy:.2%}")
 

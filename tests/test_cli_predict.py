@@ -72,7 +72,7 @@ def test_bad_images_are_named(recal, model, class_folders, tmp_path):
     (tmp_path / "empty").mkdir()
     for path, message in (
         ("odd.png", "expected an image"),
-        ("large.png", "expected 32x32 pixels"),
+        ("large.png", "got 40x30 pixels: the network takes 32x32"),
         ("none.png", "but it does not exist"),
         ("empty", "expected images, got none"),
     ):

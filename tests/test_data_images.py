@@ -11,6 +11,7 @@ from recal.data.folders import open_images
 from recal.data.images import ArraySource, counting_broken, decode, without_broken
 from recal.errors import BrokenImageError, InputError
 from recal.policies.policy import Policy
+from recal.policies.preparation import Preparation
 from recal.policies.prepared import PreparedTogether
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -127,7 +128,7 @@ def test_the_error_names_the_first_few_and_counts_all(partly_broken):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_that_meets_one_says_so_without_a_traceback(partly_broken, workers):
     policy = Policy(name="as_is", summary="", text="")
-    images = PreparedTogether(partly_broken, [policy], 0, 9)
+    images = PreparedTogether(partly_broken, [policy], 0, Preparation(size=9))
     order = np.array([4, 3, 2, 1, 0, 16, 15, 14, 13, 12])
     with pytest.raises(BrokenImageError) as caught:
         list(Batches(images, np.split(order, 5), workers=workers))

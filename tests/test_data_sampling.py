@@ -7,13 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from recal.data.batches import Batches
 from recal.data.folders import open_images
 from recal.data.sampling import even_over_classes, keyed_draws, seeded_batches
 from recal.errors import InputError
+from recal.policies.families import load_family
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages, PreparedTogether
+
+CIFAR = load_family("cifar").preparation
 
 
 def draw():
@@ -50,7 +54,7 @@ def test_the_generators_go_on_as_if_nothing_had_been_drawn():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_augmented_batches_do_not_depend_on_workers(class_folders, workers):
     source = open_images(class_folders, "train")
-    images = PreparedTogether(source, [load_policy("cifar", "strong_noise")], seed=3, size=32)
+    images = PreparedTogether(source, [load_policy("cifar", "strong_noise")], 3, CIFAR)
     batches = seeded_batches(len(source), 20, 8, seed=1)
     here = [batch for (batch,) in Batches(images, batches)]
     there = [batch for (batch,) in Batches(images, batches, workers=workers)]
@@ -76,14 +80,14 @@ def test_several_policies_read_together_draw_as_each_does_alone(class_folders):
     policies = [load_policy("cifar", name) for name in names]
     indices = np.array([11, 3, 59, 0])
     torch.manual_seed(1)
-    together = PreparedTogether(Counted(), policies, 7, 32).batch_all(indices)
+    together = PreparedTogether(Counted(), policies, 7, CIFAR).batch_all(indices)
     assert reads == indices.tolist(), "each image is decoded once"
     after = draw()
     for policy, batch in zip(policies, together, strict=True):
-        alone = PreparedImages(source, policy, 7, 32)
+        alone = PreparedImages(source, policy, 7, CIFAR)
         assert np.array_equal(batch, np.stack([alone.read(int(i)) for i in indices]))
         assert np.array_equal(batch, alone.batch(indices[::-1])[::-1])
-    one = PreparedTogether(source, policies, 7, 32).batch_all([59])
+    one = PreparedTogether(source, policies, 7, CIFAR).batch_all([59])
     assert all(np.array_equal(a[0], b[2]) for a, b in zip(one, together, strict=True))
     torch.manual_seed(1)
     assert float(torch.rand(())) == after[2]
@@ -94,7 +98,7 @@ def test_weak_policy_is_a_shifted_window_of_the_reflected_image():
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     windows = [padded[y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     windows += [window[:, ::-1] for window in windows]
-    transform = load_policy("cifar", "weak").transform()
+    transform = load_policy("cifar", "weak").transform(CIFAR)
     seen = set()
     for key in range(200):
         with keyed_draws(key):
@@ -108,7 +112,7 @@ def test_gaussian_noise_has_the_declared_spread():
     from recal.policies.ops import GaussianNoise
 
     (noise,) = (op for op in policy.ops if isinstance(op, GaussianNoise))
-    transform = noise.transform()
+    transform = noise.transform(CIFAR)
     from PIL import Image
 
     grey = Image.fromarray(np.full((32, 32, 3), 128, np.uint8))
@@ -123,8 +127,10 @@ def test_gaussian_noise_has_the_declared_spread():
 
 def test_an_image_of_another_size_is_refused(class_folders):
     source = open_images(class_folders, "test")
-    images = PreparedImages(source, load_policy("cifar", "clean"), 0, size=64)
-    with pytest.raises(InputError, match=r"class0/0\.png: expected 64x64 .* got 32x32"):
+    images = PreparedImages(source, load_policy("cifar", "clean"), 0, replace(CIFAR, size=64))
+    with pytest.raises(
+        InputError, match=r"class0/0\.png: expected .* got 32x32 pixels: the network takes 64x64"
+    ):
         images.read(0)
 
 

@@ -11,6 +11,7 @@ from recal.data.batches import Batches
 from recal.data.folders import find_images, open_images
 from recal.data.tars import open_tars
 from recal.errors import InputError
+from recal.policies.families import load_family
 from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedTogether
 
@@ -129,7 +130,8 @@ def test_workers_read_a_tar_as_this_process_does(class_folders, tmp_path):
     path = tmp_path / "all.tar"
     with tarfile.open(path, "w") as tar:
         tar.add(class_folders, arcname="")
-    images = PreparedTogether(open_images(path, "train"), [load_policy("cifar", "weak")], 0, 32)
+    cifar = load_family("cifar").preparation
+    images = PreparedTogether(open_images(path, "train"), [load_policy("cifar", "weak")], 0, cifar)
     images.batch_all([0])
     batches = [np.arange(8), np.arange(8, 20), np.arange(20, 60)]
     here, there = (list(Batches(images, batches, workers=workers)) for workers in (0, 2))

@@ -18,6 +18,7 @@ from recal.runs.summary import read_summary
 from recal.suites.locate import open_suite_images
 from recal.suites.suite import Cell, load_suite
 from recal.variant.variant import save_variant
+from tests.saved_runs import MODEL
 
 PART = {"corruptions": ["contrast", "pixelate"], "severities": [2, 5]}
 
@@ -216,7 +217,7 @@ def test_changed_weights_labels_and_classes_never_reuse_a_cell(
 def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoint):
     suite, folder = published
     cells = suite.cells()
-    images = open_suite_images(suite, tmp_path, 32, cells)
+    images = open_suite_images(suite, tmp_path, MODEL, cells)
     assert images.clean is None
     assert images.provenance == "published files"
     everything = np.load(folder / "pixelate.npy")
@@ -233,7 +234,7 @@ def test_published_rows_are_read_by_severity(published, tmp_path, split_checkpoi
     )
     assert images.provenance == "regenerated: by somebody"
     # in the folder itself, too
-    assert open_suite_images(suite, folder, 32, cells).published.where == folder
+    assert open_suite_images(suite, folder, MODEL, cells).published.where == folder
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_targets_that_fail_are_named_and_the_others_go_on(
     [
         ({"classes": 7}, r"expected a network of 10 classes for suite cifar10, got 7"),
         ({"kind": TensorProto.DOUBLE}, "expected one float input"),
-        ({"side": 64}, "expected 64x64 pixels after the policy"),
+        ({"side": 64}, "the network takes 64x64"),
     ],
 )
 def test_onnx_files_of_other_classes_or_inputs_are_refused(class_folders, tmp_path, model, message):

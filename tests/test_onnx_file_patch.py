@@ -21,6 +21,7 @@ from recal.onnx_file.record import read_record
 from recal.onnx_file.session import OnnxNetwork
 from recal.policies.ops import CenterCrop, Pad, Resize
 from recal.policies.policy import load_policy
+from recal.policies.preparation import Preparation
 from recal.policies.prepared import PreparedImages
 from recal.variant.variant import branch_variant, load_variant, save_variant
 
@@ -171,7 +172,7 @@ def test_foreign_files_are_recalibrated_and_patched_too(checkpoint, tmp_path):
 
     model, spec = foreign_model(), checkpoint.spec
     source, policy = ArraySource(tmp_path, PIXELS, None), load_policy("cifar", "clean")
-    images = PreparedImages(source, policy, 0, spec.size)
+    images = PreparedImages(source, policy, 0, spec.preparation)
     variant = recalibrate(model, images, spec, samples=None, batch_size=32, where="foreign")
     x = (PIXELS / 255 - np.array(spec.mean)) / np.array(spec.std)
     padded = np.pad(x.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -203,5 +204,5 @@ def test_preparation_without_torch_is_torchvisions():
             (Resize(size=40, interpolation="bilinear"), v2.Resize(40)),
         ):
             np.testing.assert_array_equal(
-                np.asarray(own.transform()(image)), np.asarray(theirs(image))
+                np.asarray(own.transform(Preparation(size=32))(image)), np.asarray(theirs(image))
             )

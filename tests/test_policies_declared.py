@@ -26,7 +26,9 @@ def test_shipped_policy_gives_images_of_the_family_size(family, name):
     policy = load_policy(family, name)
     assert policy.summary.endswith(".")
     with keyed_draws(0, 0):
-        image = policy.transform()(np.full((side, side, 3), 90, np.uint8))
+        image = policy.transform(load_family(family).preparation)(
+            np.full((side, side, 3), 90, np.uint8)
+        )
     size = load_family(family).size
     assert image.shape == (size, size, 3)
     assert image.dtype == np.uint8
@@ -60,7 +62,7 @@ CROP = "summary = 'a'\n[[op]]\nname = 'random_crop'\n"
     [
         ("summary = 'a'\n[[op]]\nname = 'random_crop'\nsiz = 3", "got 'siz'. Did you mean 'size'?"),
         ("summary = 'a'\n[[op]]\nname = 'random_crp'", "Did you mean 'random_crop'?"),
-        ("summary = 'a'\n[[op]]\nname = 'random_crop'", "size missing"),
+        ("summary = 'a'\n[[op]]\nname = 'gaussian_noise'", "sigma missing"),
         (
             "summary = 'a'\n[[op]]\nname = 'random_crop'\nsize = 'big'",
             "expected an integer from 1 to 16384, got 'big'",

@@ -13,6 +13,7 @@ from PIL import Image
 from recal.data.folders import open_images
 from recal.data.sampling import keyed_draws
 from recal.errors import InputError
+from recal.policies.families import load_family
 from recal.policies.ops import (
     AnyOp,
     AugMix,
@@ -20,6 +21,7 @@ from recal.policies.ops import (
     CenterCrop,
     Cutout,
     Pad,
+    Prepare,
     RandAugment,
     RandomCrop,
     Resize,
@@ -29,6 +31,8 @@ from recal.policies.prepared import PreparedImages, PreparedTogether
 from recal.schema import convert
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 44, 3), dtype=np.uint8)
+CIFAR = load_family("cifar").preparation
+NETWORK = msgspec.structs.replace(CIFAR, crop_mode="center")
 LARGEST = 64  # sides and shifts, to be quick
 
 
@@ -38,6 +42,8 @@ def values(kind):
         return st.booleans()
     if typing.get_origin(kind) is typing.Literal:
         return st.sampled_from(typing.get_args(kind))
+    if msgspec.UnsetType in typing.get_args(kind):
+        return st.just(msgspec.UNSET) | values(typing.get_args(kind)[0])
     kind, meta = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         return st.tuples(*map(values, typing.get_args(kind)))
@@ -56,9 +62,9 @@ def ops(draw):
 def fits(op):
     # what depends on the image's size is said when the op meets it
     if isinstance(op, Cutout):
-        return op.size < 40
+        return (op.size or 16) < 40
     if isinstance(op, RandomCrop):
-        return op.size <= 40 and op.padding < 40
+        return (op.size or 32) <= 40 and op.padding < 40
     return True
 
 
@@ -69,9 +75,11 @@ def test_every_allowed_argument_gives_an_rgb_image(op, seed):
         return
     assert convert(msgspec.to_builtins(op), AnyOp, "op") == op
     with keyed_draws(seed):
-        out = op.transform()(Image.fromarray(PIXELS))
+        out = op.transform(NETWORK)(Image.fromarray(PIXELS))
     assert out.mode == "RGB"
     side = getattr(op, "size", None)
+    if isinstance(op, Prepare) or side is msgspec.UNSET:
+        side = 32
     if isinstance(op, Resize):
         assert min(out.size) == side
     elif side is not None and not isinstance(op, Cutout):
@@ -89,7 +97,7 @@ def test_randaugment_reaches_either_end_of_its_magnitudes(magnitude, increasing)
         AugMix(magnitude=magnitude, **common),
         AutoAugment(policy="v0", mstd=5.0, **common),
     ]
-    transforms = [op.transform() for op in ops]
+    transforms = [op.transform(CIFAR) for op in ops]
     for key in range(60):
         for transform in transforms:
             with keyed_draws(key):
@@ -98,12 +106,12 @@ def test_randaugment_reaches_either_end_of_its_magnitudes(magnitude, increasing)
 
 def test_ops_that_draw_nothing_are_known_as_such():
     fixed = {op for op in typing.get_args(AnyOp) if not op.random}
-    assert fixed == {Pad, Resize, CenterCrop}
-    for op in fixed:
+    assert fixed == {Prepare, Pad, Resize, CenterCrop}
+    for op in fixed - {Prepare}:
         results = []
         for key in range(2):
             with keyed_draws(key):
-                results.append(np.asarray(op(size=30).transform()(Image.fromarray(PIXELS))))
+                results.append(np.asarray(op(size=30).transform(CIFAR)(Image.fromarray(PIXELS))))
         assert np.array_equal(*results)
 
 
@@ -114,7 +122,7 @@ def test_autoaugment_as_learned_on_cifar10_is_torchvisions():
     (op,) = (op for op in load_policy("cifar", "autoaugment").ops if isinstance(op, AutoAugment))
     for key in range(20):
         torch.manual_seed(key)
-        mine = op.transform()(Image.fromarray(PIXELS))
+        mine = op.transform(CIFAR)(Image.fromarray(PIXELS))
         torch.manual_seed(key)
         peer = v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=list(op.fill))(
             Image.fromarray(PIXELS)
@@ -126,8 +134,8 @@ def test_prepared_images_survive_being_sent_to_a_process(class_folders):
     source = open_images(class_folders, "train")
     policies = [load_policy("cifar", name) for name in ("strong", "half_strong")]
     alone, together = (
-        PreparedImages(source, policies[0], 1, 32),
-        PreparedTogether(source, policies, 1, 32),
+        PreparedImages(source, policies[0], 1, CIFAR),
+        PreparedTogether(source, policies, 1, CIFAR),
     )
     for images in (alone, together):
         sent = pickle.loads(pickle.dumps(images))
@@ -141,6 +149,6 @@ def test_prepared_images_survive_being_sent_to_a_process(class_folders):
 
 def test_an_image_too_small_for_a_policy_is_refused_by_name(tmp_path):
     Image.fromarray(PIXELS[:9, :9]).save(tmp_path / "small.png")
-    images = PreparedImages(open_images(tmp_path, "train"), load_policy("cifar", "weak"), 0, 32)
+    images = PreparedImages(open_images(tmp_path, "train"), load_policy("cifar", "weak"), 0, CIFAR)
     with pytest.raises(InputError, match=r"small\.png: .*policy 'weak' .*got 9x9 pixels"):
         images.read(0)

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from recal import evaluate
@@ -13,8 +14,10 @@ from recal.errors import InputError
 from recal.suites.locate import check_pixels, open_suite_images
 from recal.suites.suite import Cell, load_suite, read_suite
 from tests.published_sets import SUITE, add_member, pack, pictures, write_folders, write_suite
+from tests.saved_runs import MODEL
 
 EVERY = np.arange(20)
+PHOTOS = replace(MODEL, family="imagenet", size=224, crop_mode="center", crop_share=0.875)
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def small(tmp_path):
 
 def opened(suite, data, **options):
     cells = suite.cells()
-    images = open_suite_images(suite, data, 32, cells, **options)
+    images = open_suite_images(suite, data, MODEL, cells, **options)
     check_pixels(images, cells)
     return images
 
@@ -125,7 +128,7 @@ def test_a_part_of_a_set_is_enough_for_a_part_of_the_cells(small, tmp_path):
     suite, folder = small
     shutil.rmtree(folder / "snow")
     cells = suite.cells(["fog"], [2])
-    assert open_suite_images(suite, folder, 32, cells).provenance == "published files"
+    assert open_suite_images(suite, folder, MODEL, cells).provenance == "published files"
 
 
 def test_rows_of_a_part_of_the_classes_are_enough(tmp_path):
@@ -316,7 +319,7 @@ def test_other_sets_in_a_usual_place_are_left_alone(tmp_path, monkeypatch):
     suite = load_suite("imagenetc")
     for data in (None, tmp_path):
         with pytest.raises(InputError, match="expected the published images"):
-            open_suite_images(suite, data, 224, suite.cells(["fog"]))
+            open_suite_images(suite, data, PHOTOS, suite.cells(["fog"]))
 
 
 def test_labels_that_differ_between_severities_are_refused(tmp_path):
@@ -353,7 +356,7 @@ def test_clean_images_in_another_order_keep_their_own_labels(tmp_path, split_che
 def test_clean_images_of_the_same_names_are_paired(small, tmp_path):
     suite, folder = small
     shutil.copytree(folder / "fog" / "1", tmp_path / "data" / "small")
-    images = open_suite_images(suite, tmp_path / "data", 32, suite.cells(), limit=10)
+    images = open_suite_images(suite, tmp_path / "data", MODEL, suite.cells(), limit=10)
     assert images.of_clean.indices.tolist() == images.of_corrupted.indices.tolist()
     assert not images.warnings
 
@@ -371,7 +374,7 @@ def test_clean_images_are_hashed_once_for_all_cells_that_are_made_of_them(
 
     monkeypatch.setattr(FileSource, "fingerprint", counted)
     suite = load_suite("cifar10c")
-    images = open_suite_images(suite, class_folders, 32, suite.cells())
+    images = open_suite_images(suite, class_folders, MODEL, suite.cells())
     found = {images.fingerprint(cell) for cell in [Cell(None, None), *suite.cells()]}
     assert len(found) == 76
     assert calls == [40]
@@ -391,8 +394,8 @@ def test_on_the_fly_images_are_those_that_generate_writes(tmp_path):
     generate("imagenetc", tmp_path / "imagenet", out, lambda *_: None, corruptions=["contrast"])
     suite = load_suite("imagenetc")
     cells = suite.cells(["contrast"])
-    written = open_suite_images(suite, tmp_path / "ImageNet-C", 224, cells)
-    here = open_suite_images(suite, tmp_path / "imagenet", 224, cells)
+    written = open_suite_images(suite, tmp_path / "ImageNet-C", PHOTOS, cells)
+    here = open_suite_images(suite, tmp_path / "imagenet", PHOTOS, cells)
     assert written.published is not None
     assert here.published is None
     for cell in cells:

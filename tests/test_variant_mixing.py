@@ -99,7 +99,7 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
         normalise(batch, spec.mean, spec.std, torch.device("cpu"))
         for part in parts
         for (batch,) in Batches(
-            PreparedTogether(part, [load_policy("cifar", "clean")], 0, 32),
+            PreparedTogether(part, [load_policy("cifar", "clean")], 0, spec.preparation),
             seeded_batches(30, 30, 30, 0),
         )
     ]

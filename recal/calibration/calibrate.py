@@ -254,7 +254,7 @@ def calibrate_matrix(
         source = open_family_images(spec, data, TRAIN)
     else:
         source = data
-    images = PreparedTogether(source, policies, settings.seed, spec.size)
+    images = PreparedTogether(source, policies, settings.seed, spec.preparation)
     networks = {key: built[key[0]] for key in keys}
     found = estimate(networks, images, settings, spec, progress=progress)
     # hashing reads every image's file: one process is enough
@@ -274,6 +274,7 @@ def calibrate_matrix(
             policy_sha256=policy.sha256,
             policy_text=policy.text,
             data_sha256=data_sha256,
+            whole=images.each[number].whole,
             images=len(found.used),
             skipped=found.skipped,
             batch_size=settings.batch_size,
@@ -285,5 +286,7 @@ def calibrate_matrix(
             errors=layer_errors(layers),
             layers_without_data=tuple(sorted(set(variant.layers) - set(layers))),
         )
-        variants[affine, policy.name] = replace(variant, tensors=tensors, statistics=statistics)
+        variants[affine, policy.name] = replace(
+            variant, tensors=tensors, statistics=statistics, spec=spec.prepared_by(policy)
+        )
     return variants

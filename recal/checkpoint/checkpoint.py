@@ -154,6 +154,10 @@ class Checkpoint:
         std: Sequence[float] | None = None,
         size: int | None = None,
         bn_act: bool | None = None,
+        crop_share: float | None = None,
+        interpolation: str | None = None,
+        crop_mode: str | None = None,
+        policy: str | None = None,
     ) -> Checkpoint:
         """Return this checkpoint with another description of its network than the file's.
 
@@ -169,6 +173,11 @@ class Checkpoint:
             size: Side of the square input, in pixels.
             bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d`
                 carries; false for a network that was trained without.
+            crop_share: Share of the resized side that the crop of test images keeps.
+            interpolation: Filter of resizing, such as `bicubic`.
+            crop_mode: How test images are resized and cropped: `center`, `squash`, `border` or
+                `none`.
+            policy: Text of a policy without random ops that prepares test images.
 
         Raises:
             InputError: A value is of the wrong type or out of its range.
@@ -176,7 +185,9 @@ class Checkpoint:
         """
         given = {
             "arch": arch, "classes": classes, "family": family,
-            "mean": mean, "std": std, "size": size, "bn_act": bn_act,
+            "mean": mean, "std": std, "size": size, "crop_share": crop_share,
+            "interpolation": interpolation, "crop_mode": crop_mode, "policy": policy,
+            "bn_act": bn_act,
         }  # fmt: skip
         overrides = convert(given, ModelOverrides, str(self.path))
         reading = replace(self.reading, model=overrides.over(self.overrides))

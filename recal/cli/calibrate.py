@@ -267,7 +267,7 @@ def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form
     )
     note(
         f"{path.name}: weight and bias of branch {branches}, statistics of {modes} images out of "
-        f"{len(images):,} in {images.where}.",
+        f"{len(images):,} in {images.where}. Input: {spec.how_prepared}.",
         form,
     )
     with progress_bar("images", hidden=not settings.world.leads) as bar:
@@ -339,7 +339,7 @@ def _recalibrate(
     with progress_bar("images") as bar:
         variant = recalibrate(
             read_model(path),
-            PreparedImages(source, policy, estimation.seed, spec.size),
+            PreparedImages(source, policy, estimation.seed, spec.preparation),
             spec,
             samples=estimation.samples or DEFAULT_SAMPLES,
             batch_size=estimation.batch_size,

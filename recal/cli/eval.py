@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from recal.cli.options import (
     output_option,
     packed,
     part_option,
+    policy_option,
+    prepared_by,
     reading_options,
     refuse_typed,
     seed_option,
@@ -102,6 +104,7 @@ def _submits() -> bool:
     shown="the clean suite of the network's family",
 )
 @data_option("Folder or tar file of the benchmark's images.", "$RECAL_DATA, ./data, ...")
+@policy_option
 @output_option("Folder of the run.", "runs/SUITE-HASH")
 @option("--checkpoint", "Checkpoint that holds the weights of branches and variants.", PATH)
 @option(
@@ -173,6 +176,7 @@ def eval_command(
     targets: tuple[str, ...],
     suite: str | None,
     data: Path | None,
+    policy: Path | None,
     output: Path | None,
     checkpoint: Path | None,
     corruptions: tuple[str, ...],
@@ -217,7 +221,7 @@ def eval_command(
             seed=seed,
             part=part,
             execution=execution,
-            reading=reading,
+            reading=replace(reading, model=prepared_by(reading.model, policy)),
         )
         if _submits() and not plan:
             _submit(targets, request, submission, form)

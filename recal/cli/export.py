@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from recal.cli.options import (
     option,
     output_option,
     packed,
+    prepared_by,
     reading_options,
 )
 from recal.errors import InputError, UsageError
@@ -79,7 +80,8 @@ class Int8Options:
 
     def check(self, *, used: bool) -> None:
         """Refuse options that would have no effect, or contradict each other."""
-        given = [name for name, value in vars(self).items() if value not in (None, False)]
+        # a policy prepares the images that any file is compared on
+        given = [n for n, v in vars(self).items() if n != "policy" and v not in (None, False)]
         if given and not used:
             raise UsageError(
                 f"--{given[0].replace('_', '-')}: expected --int8 too, which it belongs to. Add it."
@@ -178,7 +180,12 @@ def _graph_options(*, fixed_batch: int | None, **given: Any) -> GraphOptions:
         "Policy of the training images of --int8.",
         shown="the variant's own; clean for a branch",
     ),
-    option("--policy", "Policy file of your own, instead of --mode.", PATH),
+    option(
+        "--policy",
+        "Policy file that prepares the images, and is recorded; with --int8, instead of --mode.",
+        PATH,
+        shown="the variant's own preparation",
+    ),
 )
 @option("--class-names", "File of class names to record, one in each line.", PATH)
 @option("--run", "Run of `recal eval` whose accuracies are recorded.", PATH)
@@ -214,6 +221,8 @@ def export_command(
     form_name = form_options.name(run)
     int8_options.check(used=form_options.int8)
     checkpoint, data = checkpoint_or_sample(checkpoint, data)
+    model = prepared_by(reading.model, int8_options.policy, may_draw=form_options.int8)
+    reading = replace(reading, model=model)
     loaded = read_checkpoint(checkpoint, reading)
     names = form_options.switchable or (variant,)
     variants = {Path(name).stem: resolve_variant(name, loaded) for name in names}

@@ -21,6 +21,8 @@ from recal.cli.options import (
     model_options,
     option,
     output_option,
+    policy_option,
+    prepared_by,
     reading_options,
     refuse_typed,
 )
@@ -153,6 +155,7 @@ def patch_command(model: Path, variant: Path, output: Path | None) -> None:
     shown="the first",
 )
 @option("--threads", "Number of threads of each process.", COUNT, shown="all cores")
+@policy_option
 @format_option
 @model_options
 def predict_command(
@@ -161,6 +164,7 @@ def predict_command(
     top: int,
     variant: str | None,
     threads: int | None,
+    policy: Path | None,
     form: str,
     overrides: ModelOverrides,
 ) -> None:
@@ -168,17 +172,21 @@ def predict_command(
 
     Images are prepared as the file's record describes. Needs ONNX Runtime, not torch.
     """
-    from recal.onnx_file.predict import image_files, network_spec, predict
+    from recal.onnx_file.predict import image_files, network_spec, predict, prepared_files
     from recal.onnx_file.session import OnnxNetwork
+    from recal.policies.prepared import USED_WHOLE
     from recal.report.onnx_file import prediction_document, prediction_rows, prediction_sentence
 
     network = OnnxNetwork(model, threads or 0, variant=0 if variant is None else variant)
-    spec = network_spec(network, overrides, str(model))
+    spec = network_spec(network, prepared_by(overrides, policy), str(model))
     files = image_files(images)
+    prepared = prepared_files(files, spec)
+    if prepared.whole:
+        warn([USED_WHOLE])
     broken: list[BrokenImageError] = []
     # the lines that are printed show the progress on a terminal
     with progress_bar("images", hidden=form == "plain" and sys.stdout.isatty()) as bar:
-        found = predict(network, spec, files, top=top, on_broken=broken.append, progress=bar)
+        found = predict(network, prepared, spec, top=top, on_broken=broken.append, progress=bar)
         if form in MARKUPS:  # each prediction is printed as soon as it is there
             for prediction in found:
                 click.echo(f"{MARKUPS[form].bullet}{prediction_sentence(prediction)}")

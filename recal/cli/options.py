@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Decorator: TypeAlias = Callable[[Any], Any]
 
-MODEL_FIELDS = ("arch", "classes", "family", "mean", "std", "size")
+MODEL_FIELDS = (
+    "arch", "classes", "family", "mean", "std", "size", "crop_share", "interpolation", "crop_mode"
+)  # fmt: skip
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 
@@ -205,6 +207,21 @@ def _names_of(*options: Decorator) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in nothing.__click_params__)  # type: ignore[attr-defined]
 
 
+def prepared_by(
+    model: ModelOverrides, policy: Path | None, *, may_draw: bool = False
+) -> ModelOverrides:
+    """Return a description with the policy file of --policy: see `ModelOverrides.prepared_by`."""
+    from recal.policies.policy import read_policy
+
+    return model if policy is None else model.prepared_by(read_policy(policy), may_draw=may_draw)
+
+
+policy_option = option(
+    "--policy",
+    "Policy file, without random ops, that prepares the images.",
+    PATH,
+    shown="the network's own preparation",
+)
 device_option = option(
     "--device", "Device that computes: auto, cpu, cuda, cuda:1, mps, ...", default="auto"
 )
@@ -237,6 +254,22 @@ _MODEL = (
     option("--mean", "Mean of each channel of RGB images in [0, 1].", CHANNELS),
     option("--std", "Standard deviation of each channel of RGB images in [0, 1].", CHANNELS),
     option("--size", "Height and width of the network's input, in pixels.", COUNT),
+    option(
+        "--crop-share",
+        "Share of the resized side that the crop of test images keeps, such as 0.875.",
+        click.FloatRange(0.05, 1),
+    ),
+    option(
+        "--interpolation",
+        "Filter of resizing.",
+        click.Choice(("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")),
+    ),
+    option(
+        "--crop-mode",
+        "How test images get the network's size: center resizes the short side and crops, squash "
+        "resizes both sides, border resizes the long side and pads, none accepts no other size.",
+        click.Choice(("center", "squash", "border", "none")),
+    ),
 )
 model_options = packed("overrides", _model_overrides, *_MODEL)
 _READING = (

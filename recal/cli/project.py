@@ -19,7 +19,11 @@ NEVER = ("trust",)
 
 # tables that hold for all commands, and their keys
 SHARED_TABLES = {
-    "model": ("checkpoint", *MODEL_FIELDS, "layout", "roles", "ema", "prefix", "bn-act"),
+    "model": (
+        "checkpoint",
+        *(field.replace("_", "-") for field in MODEL_FIELDS),
+        *("layout", "roles", "ema", "prefix", "bn-act"),
+    ),
     "data": ("data", "workers"),
 }
 

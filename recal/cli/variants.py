@@ -19,6 +19,8 @@ from recal.cli.options import (
     next_command,
     option,
     output_option,
+    policy_option,
+    prepared_by,
     reading_options,
     refuse_typed,
     seed_option,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", required=False, type=PATH)
 @option("--plot", "Draw the distances between branches into this .png or .svg file.", PATH)
 @data_option("Folder of clean images on which to score each branch; needs the architecture.")
+@policy_option
 @option("--samples", "Maximum number of images of --data to use.", COUNT, 2000)
 @seed_option("the choice of images of --data")
 @format_option
@@ -48,6 +51,7 @@ def inspect_command(
     checkpoint: Path | None,
     plot: Path | None,
     data: Path | None,
+    policy: Path | None,
     samples: int,
     seed: int,
     form: str,
@@ -65,8 +69,12 @@ def inspect_command(
     from recal.report.statistics import distance_rows, inspection_blocks, inspection_document
 
     if data is None:
-        refuse_typed(("samples", "seed"), "expected --data too, whose images it chooses. Add it.")
+        refuse_typed(
+            ("samples", "seed", "policy"),
+            "expected --data too, to whose images it belongs. Add it.",
+        )
     checkpoint, _ = checkpoint_or_sample(checkpoint, data)
+    reading = replace(reading, model=prepared_by(reading.model, policy))
     loaded = read_checkpoint(checkpoint, reading)
     inspection = inspect_checkpoint(loaded)
     if plot is not None:

@@ -19,11 +19,19 @@ from recal.data.images import FileSource, ImageSource
 from recal.data.splits import TEST
 from recal.errors import InputError, RecalError
 from recal.files import whole_file
-from recal.policies.ops import CenterCrop, Resize
+from recal.policies.ops import Prepare
+from recal.policies.preparation import Preparation
 
 CHUNK = 64  # images of a task of folders
 STEP = 512  # images corrupted at a time in a task of arrays
 JPEG_QUALITY = 85
+# ImageNet-C's own: the short side to 256 pixels, then the middle 224
+GENERATOR = Preparation(
+    size=PARAMETER_SETS["imagenet"].side,
+    crop_share=0.875,
+    interpolation="bilinear",
+    crop_mode="center",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +82,8 @@ def read_prepared(source: ImageSource, index: int, family: str) -> NDArray[np.ui
     """
     image, side = source[index], PARAMETER_SETS[family].side
     if family == "imagenet":
-        picture = Image.fromarray(image)
-        for op in (Resize(size=256, interpolation="bilinear"), CenterCrop(size=side)):
-            picture = op.transform()(picture)
-        return np.asarray(picture)
+        prepare = Prepare().transform(GENERATOR)
+        return np.asarray(prepare(Image.fromarray(image)))
     if image.shape[:2] != (side, side):
         raise InputError(
             f"{source.where}: image {index}: expected {side}x{side} pixels, got "

@@ -90,6 +90,10 @@ def evaluate(
     mean: Sequence[float] | None = ...,
     std: Sequence[float] | None = ...,
     size: int | None = ...,
+    crop_share: float | None = ...,
+    interpolation: str | None = ...,
+    crop_mode: str | None = ...,
+    policy: str | None = ...,
     progress: Progress = ...,
     on_cell: OnCell = ...,
     world: World = ...,
@@ -126,6 +130,10 @@ def evaluate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: int | None = None,
+    crop_share: float | None = None,
+    interpolation: str | None = None,
+    crop_mode: str | None = None,
+    policy: str | None = None,
     progress: Progress = silent,
     on_cell: OnCell = drop_cell,
     world: World = ALONE,
@@ -172,6 +180,10 @@ def evaluate(
         mean: Mean of each channel of RGB images in [0, 1], if other than the files say.
         std: Standard deviation of each channel, if other than the files say.
         size: Side of the input in pixels, if other than the files say.
+        crop_share: Share of the resized side that the crop keeps, if other than the files say.
+        interpolation: Filter of resizing, if other than the files say.
+        crop_mode: `center`, `squash`, `border` or `none`, if other than the files say.
+        policy: Text of a policy without random ops that prepares test images.
         progress: Called with images of cells done and in total.
         on_cell: Called with each cell that is done and its columns by target name.
         world: The processes that share the work; only the leading one writes files.
@@ -187,6 +199,8 @@ def evaluate(
         raise TypeError(f"expected a module with batches, got {type(source).__name__}")
     overrides = {
         "arch": arch, "classes": classes, "family": family, "mean": mean, "std": std, "size": size,
+        "crop_share": crop_share, "interpolation": interpolation, "crop_mode": crop_mode,
+        "policy": policy,
     }  # fmt: skip
     request = EvaluationRequest(
         suite=suite,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ from recal.evaluation.targets import (
     resolve_targets,
 )
 from recal.inspection.activations import SCORED, compare_activations
+from recal.networks.spec import ModelSpec
 from recal.progress import Progress, silent
 from recal.runs.store import cell_file
 from recal.suites.images import SuiteImages
@@ -80,11 +82,9 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
                 f"{target.name}: expected a network of {suite.classes} classes for suite "
                 f"{suite.name}, got {target.spec.classes}."
             )
-        if target.spec.size != first.size:
-            raise InputError(
-                f"{target.name}: expected the input size of the first target ({first.size}), got "
-                f"{target.spec.size}. Evaluate them separately."
-            )
+    spec, warnings = _shared_preparation(targets)
+    if request.reading.model.policy:  # what the user gives now overrides what files declare
+        suite = msgspec.structs.replace(suite, policy=None)
     options = request.execution
     targets = adapted(targets, options.adaptation) if options.adaptation else targets
     execution = choose_execution(options, first.size)
@@ -95,13 +95,13 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
                 "onnxruntime only."
             )
     images = open_suite_images(
-        suite, request.data, first.size, cells,
+        suite, request.data, spec, cells,
         limit=request.limit, seed=request.seed, threads=execution.threads,
     )  # fmt: skip
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
     check_pixels(images, cells)
-    doubts = _doubts(suite, images, cells, targets)
+    doubts = [*warnings, *_doubts(suite, images, cells, targets)]
     images.warnings = (*images.warnings, *doubts, *_misfits(images, cells, targets))
     return Work(
         suite=suite,
@@ -136,6 +136,39 @@ def _doubts(
 
 def _spread(available: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
+
+
+def _shared_preparation(targets: Sequence[Target]) -> tuple[ModelSpec, list[str]]:
+    """Return the specification by which the images of all targets are prepared, and warnings.
+
+    Targets that accept no other size than the network's, or that record no policy, take what the
+    others record.
+    """
+    first = targets[0].spec
+    spec = next((t.spec for t in targets if t.spec.crop_mode != "none"), first)
+    policy = next((t.spec.policy for t in targets if t.spec.policy), "")
+    for target in targets:
+        own = target.spec
+        if own.size != first.size:
+            raise InputError(
+                f"{target.name}: expected the input size of the first target ({first.size}), got "
+                f"{own.size}. Evaluate them separately."
+            )
+        if own.crop_mode != "none" and own.preparation != spec.preparation:
+            raise InputError(
+                f"{target.name}: expected the preparation of the other targets "
+                f"({spec.preparation.words}), got {own.preparation.words}. Evaluate them "
+                "separately, or give --crop-share, --interpolation and --crop-mode for all."
+            )
+        if own.policy not in ("", policy):
+            raise InputError(
+                f"{target.name}: expected the policy that another target records for test images, "
+                "got another one. Evaluate them separately, or give --policy for all."
+            )
+    shared = msgspec.structs.replace(spec, policy=policy)
+    others = [t.label for t in targets if t.spec.how_prepared != shared.how_prepared]
+    told = f"{', '.join(others)}: images are prepared as the other targets record: "
+    return shared, [f"{told}{shared.how_prepared}."] if others else []
 
 
 def _misfits(images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Target]) -> list[str]:

@@ -45,7 +45,7 @@ class HeldOutImages:
     """Images by which an int8 file is judged.
 
     Attributes:
-        pixels: uint8 (N, size, size, 3), prepared as the family's clean images are.
+        pixels: uint8 (N, size, size, 3), prepared as test images are.
         answers: The classes that are right for each, int64 (N, A), or None if there are none that
             fit the network's classes.
         what: A description for people.
@@ -63,7 +63,7 @@ def variant_policy(spec: ModelSpec, statistics: Statistics) -> Policy:
         UsageError: The record does not hold the policy's text.
     """
     if not isinstance(statistics, EstimatedStatistics):
-        return load_policy(spec.family, "clean")
+        return spec.clean_policy
     name = statistics.policy
     try:
         shipped = shipped_policy(spec, name, statistics.policy_sha256)
@@ -117,7 +117,7 @@ def range_images(
         seed=seed,
         class_balanced=source.labels is not None,
     )
-    pixels = PreparedImages(source, policy, seed, spec.size).batch(indices)
+    pixels = PreparedImages(source, policy, seed, spec.preparation).batch(indices)
     return RangeImages(record=record, pixels=pixels, indices=indices, where=source.where)
 
 
@@ -145,7 +145,7 @@ def held_out_images(
             "got none. Take fewer with --int8-samples, or give more."
         )
     indices = left[spread(len(left), count)]
-    pixels = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size).batch(indices)
+    pixels = PreparedImages(source, spec.clean_policy, 0, spec.preparation).batch(indices)
     answers = _answers(source, spec)
     kind = "unlabelled" if answers is None else "labelled"
     return HeldOutImages(

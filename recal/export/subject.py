@@ -17,7 +17,6 @@ from recal.data.splits import TEST
 from recal.errors import InputError
 from recal.files import sample_images
 from recal.networks.spec import ModelSpec
-from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
 from recal.variant.build import build, build_with_own
 from recal.variant.statistics import BranchStatistics
@@ -126,7 +125,7 @@ def comparison_images(
         resized = [np.asarray(image.resize((spec.size, spec.size))) for image in chosen]
         return np.stack(resized), f"{len(resized)} bundled Fashion-MNIST images"
     source = open_images(data, TEST)
-    images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
+    images = PreparedImages(source, spec.clean_policy, 0, spec.preparation)
     read = images.batch(spread(len(source), count))
     return read, f"{len(read)} images of {source.where}"
 

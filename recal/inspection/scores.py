@@ -17,7 +17,6 @@ from recal.data.sampling import seeded_batches
 from recal.datasets.classes import class_answers, network_order
 from recal.inspection.activations import SCORED, compare_activations
 from recal.inspection.distances import gaussian_distances
-from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages, PreparedTogether
 from recal.progress import Progress, silent
 from recal.variant.build import build
@@ -69,7 +68,7 @@ def score_activations(
     if checkpoint.lost_activations is None:
         return None
     (chosen,) = seeded_batches(len(source), min(samples, SCORED), SCORED, seed)
-    images = PreparedImages(source, load_policy(spec.family, "clean"), seed, spec.size)
+    images = PreparedImages(source, spec.clean_policy, seed, spec.preparation)
     variants = {name: branch_variant(checkpoint, name) for name in checkpoint.branches}
     answers = class_answers(source, network_order(spec.classes, source.classes))
     if answers is None:
@@ -107,7 +106,7 @@ def score_branches(
     chosen = seeded_batches(len(source), samples, BATCH, seed)
     numbers = class_answers(source, network_order(spec.classes, source.classes))
     answers = None if numbers is None else torch.from_numpy(numbers)
-    images = PreparedTogether(source, [load_policy(spec.family, "clean")], seed, spec.size)
+    images = PreparedTogether(source, [spec.clean_policy], seed, spec.preparation)
     batches = Batches(images, chosen, keep=True)
     done, total = 0, sum(map(len, chosen)) * len(checkpoint.branches)
     scores = []

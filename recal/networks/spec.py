@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -13,13 +14,22 @@ from recal.errors import UsageError
 from recal.networks.detect import architecture_of
 from recal.networks.wrappers import Channels, strip_front
 from recal.policies.families import load_family
+from recal.policies.policy import Policy, load_policy
+from recal.policies.preparation import (
+    Colour,
+    CropMode,
+    CropShare,
+    Interpolation,
+    Preparation,
+    Side,
+)
 from recal.schema import Record, convert
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1, le=2**24)]
-Side = Annotated[int, Meta(ge=1, le=16384)]
 
 
 class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
@@ -34,6 +44,10 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         size: Side of the square input, in pixels.
         bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d` carries;
             false for a network that was trained without.
+        crop_share: Share of the resized side that the crop of test images keeps.
+        interpolation: Filter of resizing.
+        crop_mode: How test images are resized and cropped: see `Preparation`.
+        policy: Text of the policy that prepares test images; empty for the family's `clean`.
     """
 
     arch: str
@@ -43,6 +57,10 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
     std: Channels
     size: Side
     bn_act: bool = True
+    crop_share: CropShare = 1.0
+    interpolation: Interpolation = "bicubic"
+    crop_mode: CropMode = "none"
+    policy: str = ""
 
     def __post_init__(self) -> None:
         if not min(self.std) > 0:
@@ -53,11 +71,52 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
                     f"{name}: expected numbers of images in [0, 1], got {_numbers(values)}. Divide "
                     "them by 255."
                 )
+        if self.policy and self.clean_policy.draws:
+            raise ValueError("policy: expected one that prepares test images, got random ops.")
+
+    @property
+    def preparation(self) -> Preparation:
+        """How images become the network's input, as far as policies leave it open."""
+        return Preparation(
+            size=self.size,
+            crop_share=self.crop_share,
+            interpolation=self.interpolation,
+            crop_mode=self.crop_mode,
+            fill=self._padding if self.crop_mode == "border" else (0, 0, 0),
+            published=load_family(self.family).size,
+        )
+
+    @property
+    def _padding(self) -> Colour:
+        """The mean colour, with which timm pads."""
+        red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
+        return red, green, blue
+
+    @property
+    def clean_policy(self) -> Policy:
+        """The policy that prepares test images: the network's own, or the family's `clean`."""
+        if self.policy:
+            return Policy.from_text("own", self.policy)
+        return load_policy(self.family, "clean")
 
     @property
     def trusted(self) -> bool:
         """Whether the user named the architecture, so that it may be their own code (`python:`)."""
         return False
+
+    @property
+    def how_prepared(self) -> str:
+        """A few words on how test images are prepared, for messages."""
+        return self.clean_policy.summary.rstrip(".") if self.policy else self.preparation.words
+
+    def prepared_by(self, policy: Policy) -> ModelSpec:
+        """Return this specification with a policy of training images that prepares test images too.
+
+        It does so if it draws nothing at random.
+        """
+        if policy.text == self.clean_policy.text:
+            return self
+        return self.overridden(NOTHING_GIVEN.prepared_by(policy, may_draw=True))
 
     def overridden(self, overrides: ModelOverrides) -> ModelSpec:
         """Return this specification with the given fields replaced."""
@@ -102,11 +161,34 @@ class ModelOverrides(Record, frozen=True, kw_only=True):
     std: Channels | None = None
     size: Side | None = None
     bn_act: bool | None = None
+    crop_share: CropShare | None = None
+    interpolation: Interpolation | None = None
+    crop_mode: CropMode | None = None
+    policy: str | None = None
 
     def given(self) -> dict[str, object]:
         """Return the fields that are not None."""
         fields = msgspec.structs.asdict(self)
         return {name: value for name, value in fields.items() if value is not None}
+
+    def prepared_by(self, policy: Policy, *, may_draw: bool = False) -> ModelOverrides:
+        """Return these fields with a policy that prepares test images.
+
+        Args:
+            policy: The policy.
+            may_draw: Whether it may have random ops. Then it is for training images alone.
+
+        Raises:
+            UsageError: It has random ops.
+        """
+        if not policy.draws:
+            return msgspec.structs.replace(self, policy=policy.text)
+        if may_draw:
+            return self
+        raise UsageError(
+            f"--policy: expected a policy without random ops, which prepares test images, got "
+            f"'{policy.name}'. Leave them out."
+        )
 
     def over(self, others: ModelOverrides) -> ModelOverrides:
         """Return these fields, completed by those of `others` that are None here."""
@@ -116,34 +198,75 @@ class ModelOverrides(Record, frozen=True, kw_only=True):
 NOTHING_GIVEN = ModelOverrides()
 
 
-def usual_preprocessing(arch: str, family: str | None = None) -> ModelOverrides:
-    """Return family, mean, std and size that go with an architecture's name, as far as known.
+def usual_preprocessing(
+    arch: str, family: str | None = None, size: int | None = None
+) -> ModelOverrides:
+    """Return family and preprocessing that go with an architecture's name, as far as known.
 
     For timm they are those of its configuration, such as Inception's mean and std for
-    `tf_efficientnet_b0.ap_in1k`. They are ImageNet's, so a network of another family gets none.
+    `tf_efficientnet_b0.ap_in1k`, as `timm.data.resolve_data_config` resolves it; with its
+    `test_input_size` as `size`, its `test_crop_pct`. For torchvision they are those on which all
+    its weights of the name agree. They are ImageNet's: a network of another family gets none.
     """
     origin, _, name = arch.rpartition(":")
+    if origin in ("timm", "torchvision") and family not in (None, "imagenet"):
+        return NOTHING_GIVEN
     if origin == "timm":
-        return _timm(name) if family in (None, "imagenet") else NOTHING_GIVEN
+        return _timm(name, size)
     if origin == "torchvision":
-        return ModelOverrides(family="imagenet")
+        return _torchvision(name)
     if arch.startswith("robustbench:"):
         return _zoo(arch.removeprefix("robustbench:"))
     return ModelOverrides(family="cifar")
 
 
-def _timm(name: str) -> ModelOverrides:
+def _timm(name: str, size: int | None) -> ModelOverrides:
     import timm
+    from timm.data.config import resolve_data_config
 
-    config = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    try:
+        config = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError as error:
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        near = f" Use one of {', '.join(tags)}, or no tag." if tags else " Leave the tag out."
+        raise UsageError(f"--arch: timm has no weights '{name}'.{near}") from error
     if config is None:
         return ModelOverrides(family="imagenet")
+    tests = size is not None and config.test_input_size == (config.input_size[0], size, size)
+    content = config.to_dict()  # type: ignore[no-untyped-call]
+    found = resolve_data_config(pretrained_cfg=content, use_test_size=tests)  # type: ignore[no-untyped-call]
     return ModelOverrides(
         family="imagenet",
-        mean=config.mean if len(config.mean) == 3 else None,
-        std=config.std if len(config.std) == 3 else None,
-        size=config.input_size[-1],
+        mean=found["mean"] if len(found["mean"]) == 3 else None,
+        std=found["std"] if len(found["std"]) == 3 else None,
+        size=found["input_size"][-1],
+        crop_share=found["crop_pct"],
+        interpolation=found["interpolation"],
+        crop_mode=found["crop_mode"],
     )
+
+
+def _torchvision(name: str) -> ModelOverrides:
+    from torchvision import models
+
+    known = name in models.list_models(module=models)
+    presets = [w.transforms() for w in models.get_model_weights(name)] if known else []
+
+    def agreed(values: list[T]) -> T | None:
+        return values[0] if len(set(values)) == 1 else None
+
+    return ModelOverrides(
+        family="imagenet",
+        size=agreed([preset.crop_size[0] for preset in presets]),
+        crop_share=agreed([_share(p.crop_size[0], p.resize_size[0]) for p in presets]),
+        interpolation=agreed([preset.interpolation.value for preset in presets]),
+    )
+
+
+def _share(size: int, resized: int) -> float:
+    """Return the share that gives back, as `Prepare` rounds, the side that was resized to."""
+    share = size / resized
+    return share if math.floor(size / share) == resized else math.nextafter(share, 0)
 
 
 @functools.lru_cache
@@ -176,7 +299,7 @@ def complete_spec(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     known = overrides.over(facts)
     arch = overrides.arch or architecture_of(facts.arch, shapes)
-    known = known.over(usual_preprocessing(arch, known.family))
+    known = known.over(usual_preprocessing(arch, known.family, known.size))
     family = load_family(known.family or "cifar")
     # the rows of the last weight matrix, which is the classifier's by convention
     rows = [shape[0] for n, shape in shapes.items() if n.endswith(".weight") and len(shape) == 2]
@@ -193,6 +316,10 @@ def complete_spec(
         "std": known.std or family.std,
         "size": known.size or family.size,
         "bn_act": known.bn_act is not False,
+        "crop_share": known.crop_share or family.crop_share,
+        "interpolation": known.interpolation or family.interpolation,
+        "crop_mode": known.crop_mode or family.crop_mode,
+        "policy": known.policy or "",
     }
     return convert(content, TrustedSpec if overrides.arch else ModelSpec, where)
 

@@ -10,7 +10,6 @@ from recal.data.images import IMAGE_SUFFIXES, FileSource
 from recal.errors import BrokenImageError, InputError, UsageError
 from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
 from recal.onnx_file.session import OnnxNetwork
-from recal.policies.policy import load_policy
 from recal.policies.prepared import PreparedImages
 from recal.progress import Progress, silent
 
@@ -70,33 +69,37 @@ def network_spec(network: OnnxNetwork, overrides: ModelOverrides, where: str) ->
     return complete_spec(overrides.over(known), ModelOverrides(), {}, where)
 
 
+def prepared_files(files: Sequence[Path], spec: ModelSpec) -> PreparedImages:
+    """Return image files, prepared as the network's test images are."""
+    source = FileSource(Path(), tuple(files), None)
+    return PreparedImages(source, spec.clean_policy, 0, spec.preparation)
+
+
 def predict(
     network: OnnxNetwork,
+    images: PreparedImages,
     spec: ModelSpec,
-    files: Sequence[Path],
     *,
     top: int = 5,
     on_broken: Callable[[BrokenImageError], None] | None = None,
     progress: Progress = silent,
 ) -> Iterator[Prediction]:
-    """Classify images, prepared with the family's `clean` policy.
+    """Classify images.
 
     Args:
         network: The network.
+        images: The images, prepared.
         spec: Preprocessing.
-        files: The images.
         top: Largest number of classes per image.
         on_broken: Called with the error of each broken image, which is left out; None to raise it.
         progress: Called with the numbers of images done and in total.
 
     Raises:
-        InputError: An image cannot be decoded, or has another size and the family does not resize.
+        InputError: An image cannot be decoded, or is of another size where none is resized.
     """
-    source = FileSource(Path(), tuple(files), None)
-    images = PreparedImages(source, load_policy(spec.family, "clean"), 0, spec.size)
     names = network.record.classes if network.record else None
-    for start in range(0, len(files), BATCH):
-        end = min(start + BATCH, len(files))
+    for start in range(0, len(images), BATCH):
+        end = min(start + BATCH, len(images))
         read = {}
         for index in range(start, end):
             try:
@@ -105,7 +108,7 @@ def predict(
                 if on_broken is None:
                     raise
                 on_broken(error)
-        progress(end, len(files))
+        progress(end, len(images))
         if not read:
             continue
         logits = network.classify(np.stack(list(read.values())), spec.mean, spec.std)
@@ -114,7 +117,7 @@ def predict(
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         for index, row, chosen in zip(read, probabilities, order, strict=True):
             yield Prediction(
-                image=files[index],
+                image=Path(images.source.name(index)),
                 indices=tuple(int(i) for i in chosen),
                 names=tuple(names[i] if names else str(i) for i in chosen),
                 probabilities=tuple(float(row[i]) for i in chosen),

@@ -220,13 +220,14 @@ def recalibrate(
     return Variant(
         tensors={key: numpy_helper.to_array(tensors[name]) for key, name in names.items()},
         weights_sha256=record.weights_sha256 if record else weights_identity(model),
-        spec=spec,
+        spec=spec.prepared_by(policy),
         affine=record.variants[0].affine if record else "main",
         statistics=EstimatedStatistics(
             policy=policy.name,
             policy_sha256=policy.sha256,
             policy_text=policy.text,
             data_sha256=source.fingerprint(drawn.tolist()),
+            whole=images.whole,
             images=len(drawn),
             skipped=tuple(skipped),
             batch_size=batch_size,

@@ -12,6 +12,7 @@ from recal.data.images import ImageSource
 from recal.data.splits import TRAIN
 from recal.errors import pick
 from recal.files import shipped
+from recal.policies.preparation import CropMode, CropShare, Interpolation, Preparation, Side
 from recal.schema import Record, read_toml
 
 FAMILY_FILE = "family.toml"
@@ -27,7 +28,10 @@ class Family(Record, frozen=True, kw_only=True):
         name: The name of the file's folder, such as `cifar`.
         mean: Mean of each channel of RGB images in [0, 1].
         std: Standard deviation of each channel of RGB images in [0, 1].
-        size: Side of the network's square input, in pixels.
+        size: Side of the network's square input, in pixels; that of published prepared images too.
+        crop_share: Share of the resized side that the crop keeps.
+        interpolation: Filter of resizing.
+        crop_mode: How test images are resized and cropped: see `Preparation`.
         classes: Number of classes, or None where the family's data sets differ in it.
         folders: Usual folder names of its data sets, by their number of classes.
     """
@@ -35,9 +39,23 @@ class Family(Record, frozen=True, kw_only=True):
     name: str = ""
     mean: Triple
     std: Triple
-    size: Count
+    size: Side
+    crop_share: CropShare = 1.0
+    interpolation: Interpolation = "bicubic"
+    crop_mode: CropMode
     classes: Count | None = None
     folders: dict[int, tuple[str, ...]]
+
+    @property
+    def preparation(self) -> Preparation:
+        """How test images become the input of the family's usual networks."""
+        return Preparation(
+            size=self.size,
+            crop_share=self.crop_share,
+            interpolation=self.interpolation,
+            crop_mode=self.crop_mode,
+            published=self.size,
+        )
 
 
 class OfFamily(Protocol):

@@ -17,7 +17,8 @@ from PIL import Image
 from recal.errors import InputError, pick, shown
 from recal.files import read_text, shipped
 from recal.policies.families import FAMILY_FILE
-from recal.policies.ops import AnyOp
+from recal.policies.ops import AnyOp, Prepare
+from recal.policies.preparation import Preparation
 from recal.schema import Record, json_schema, parse_toml
 
 Apply: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -105,15 +106,24 @@ class Policy:
         """Whether anything in it is random."""
         return bool(self.parts) or any(op.random for op in self.ops)
 
-    def transform(self) -> Apply:
-        """Build the transform, uint8 (H, W, 3) -> uint8 (H', W', 3).
+    @property
+    def prepares(self) -> bool:
+        """Whether it resizes and crops as the network's preparation says."""
+        own = any(isinstance(op, Prepare) for op in self.ops)
+        return own or any(part.prepares for part, _ in self.parts)
+
+    def keeps(self, network: Preparation) -> bool:
+        """Return whether images of the network's size stay as they are, and others are refused."""
+        as_they_are = network.crop_mode == "none" and all(isinstance(o, Prepare) for o in self.ops)
+        return as_they_are and not self.parts
+
+    def transform(self, network: Preparation) -> Apply:
+        """Build the transform for a network, uint8 (H, W, 3) -> uint8 (H', W', 3).
 
         It draws from the global generators: call it inside `recal.data.sampling.keyed_draws`.
         """
-        if not self.ops and not self.parts:
-            return lambda pixels: pixels
-        transforms = [op.transform() for op in self.ops]
-        parts = [policy.transform() for policy, _ in self.parts]
+        transforms = [op.transform(network) for op in self.ops]
+        parts = [policy.transform(network) for policy, _ in self.parts]
         shares = [share for _, share in self.parts]
 
         def draw(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -11,6 +11,12 @@ from recal.data.images import ImageSource
 from recal.data.sampling import seed_draws, undisturbed_draws
 from recal.errors import InputError, UsageError
 from recal.policies.policy import Policy
+from recal.policies.preparation import Preparation
+
+USED_WHOLE = (
+    "all images have the size of prepared ones, and are used whole. To resize and crop them again, "
+    "give a --policy that does."
+)
 
 
 class PreparedImages:
@@ -21,13 +27,16 @@ class PreparedImages:
         policy: The policy. A random one needs torch, because its ops are torchvision's and timm's;
             if torch is not installed, a `UsageError` is raised.
         seed: Key of the random draws, together with an image's index.
-        size: Side of the network's input, in pixels.
+        network: How images become the network's input; it is fitted to the source.
     """
 
-    def __init__(self, source: ImageSource, policy: Policy, seed: int, size: int) -> None:
-        self.source, self.policy, self.seed, self.size = source, policy, seed, size
+    def __init__(
+        self, source: ImageSource, policy: Policy, seed: int, network: Preparation
+    ) -> None:
+        self.source, self.policy, self.seed = source, policy, seed
+        self.network, self.size = network.fitted(source), network.size
         try:
-            self._transform = policy.transform()
+            self._transform = policy.transform(self.network)
             if policy.draws:
                 import torch  # noqa: F401
         except ImportError as error:
@@ -39,9 +48,14 @@ class PreparedImages:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the images were cropped before, so that the policy keeps all of each."""
+        return self.network.published is None and self.policy.prepares
+
     def __reduce__(self) -> tuple[Any, ...]:
         # the transform is built anew where loaders start their workers with pickles
-        return type(self), (self.source, self.policy, self.seed, self.size)
+        return type(self), (self.source, self.policy, self.seed, self.network)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return image `index`, uint8 (size, size, 3): see `batch`."""
@@ -53,28 +67,31 @@ class PreparedImages:
         (images,) = _read_all(self.source, [self], indices)
         return images
 
-    def prepare(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return image `index` from its decoded pixels, uint8 (H, W, 3).
+    def apply(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return image `index` under the policy, of any size, from its decoded pixels, uint8.
 
         Random policies seed the global generators, which `undisturbed_draws` restores.
         """
         if self.policy.draws:
             seed_draws(self.seed, index)
         try:
-            image = self._transform(pixels)
+            return self._transform(pixels)
         except ValueError as error:  # torchvision's, of a crop larger than the image and the like
             height, width = pixels.shape[:2]
             raise InputError(
                 f"{self.source.name(index)}: expected an image that the policy "
-                f"'{self.policy.name}' can be applied to, got {width}x{height} pixels ({error}). "
-                "Choose a family or policy that suits it."
+                f"'{self.policy.name}' can be applied to, got {width}x{height} pixels: {error}."
             ) from error
+
+    def prepare(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return image `index` in the network's size, as `apply` does."""
+        image = self.apply(index, pixels)
         if image.shape != (self.size, self.size, 3):
             height, width = image.shape[:2]
             raise InputError(
                 f"{self.source.name(index)}: expected {self.size}x{self.size} pixels after "
                 f"the policy '{self.policy.name}', got {width}x{height}. Set --size, or "
-                "choose a family or policy that resizes."
+                "leave sizes out of the policy, so that they are the network's."
             )
         return image
 
@@ -87,10 +104,10 @@ class PreparedTogether:
     """
 
     def __init__(
-        self, source: ImageSource, policies: Sequence[Policy], seed: int, size: int
+        self, source: ImageSource, policies: Sequence[Policy], seed: int, network: Preparation
     ) -> None:
-        self.source, self.size = source, size
-        self.each = tuple(PreparedImages(source, policy, seed, size) for policy in policies)
+        self.source, self.size, fitted = source, network.size, network.fitted(source)
+        self.each = tuple(PreparedImages(source, policy, seed, fitted) for policy in policies)
 
     def __len__(self) -> int:
         return len(self.source)

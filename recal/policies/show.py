@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from recal.data.contact_sheet import write_sheet
 from recal.data.folders import open_images
-from recal.data.sampling import keyed_draws, seeded_batches
+from recal.data.sampling import seeded_batches, undisturbed_draws
 from recal.data.splits import TRAIN
 from recal.files import sample_images
-from recal.policies.families import nearest_family
+from recal.policies.families import load_family, nearest_family
 from recal.policies.policy import Policy, load_policy, resolve_policy
 from recal.policies.prepared import PreparedImages
 
@@ -55,14 +57,18 @@ def show_policy(
     if family is None:
         family = "sample" if data is None else nearest_family(min(first.shape[:2]))
     policy = resolve_policy(name, family)
-    with keyed_draws(seed, chosen[0]):
-        size = max(policy.transform()(first).shape[:2])
-    drawn = [PreparedImages(source, policy, seed + draw, size) for draw in range(DRAWS)]
-    clean = load_policy(family, "clean").transform()
+    network = load_family(family).preparation
+    with undisturbed_draws():
+        shown = PreparedImages(source, policy, seed, network).apply(chosen[0], first)
+    network = replace(network, size=max(shown.shape[:2]))
+    drawn = [PreparedImages(source, policy, seed + draw, network) for draw in range(DRAWS)]
+    # a policy without random ops is itself how images are prepared
+    prepares = load_policy(family, "clean") if policy.draws else policy
+    clean = PreparedImages(source, prepares, seed, network)
     rows = [
         (
             source.name(index).removeprefix(f"{source.where}/"),
-            [clean(source[index]), *(images.read(index) for images in drawn)],
+            [clean.read(index), *(images.read(index) for images in drawn)],
         )
         for index in chosen
     ]

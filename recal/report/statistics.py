@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recal.errors import listed
+from recal.policies.prepared import USED_WHOLE
 from recal.report.blocks import Block, Facts, Grid
 from recal.variant.statistics import Bound, BranchStatistics, EstimatedStatistics
 
@@ -166,11 +167,13 @@ def matrix_blocks(variants: Mapping[Path, Variant], tolerance: float | None) -> 
 
 
 def calibration_warnings(variants: Sequence[Variant], tolerance: float | None) -> list[str]:
-    """Return warnings about images left out, layers without data, and a tolerance out of reach."""
+    """Return warnings about images, layers without data, and a tolerance out of reach."""
     variants = _estimated(variants)
     if not variants:
         return []
     statistics, found, warnings = variants[0].estimated, _largest(variants), []
+    if any(variant.estimated.whole for variant in variants):
+        warnings.append(USED_WHOLE)
     if skipped := statistics.skipped:
         warnings.append(
             f"{len(skipped):,} images cannot be decoded and were left out: {listed(skipped)}."

@@ -19,8 +19,11 @@ from recal.datasets.catalogue import REGENERATED, label_of
 from recal.datasets.regenerate import JPEG_QUALITY, read_prepared
 from recal.errors import InputError
 from recal.machine import may_keep
-from recal.policies.policy import load_policy
-from recal.policies.prepared import PreparedImages
+from recal.policies.ops import Prepare, Transform
+from recal.policies.policy import Policy
+from recal.policies.preparation import Preparation
+from recal.policies.prepared import USED_WHOLE, PreparedImages
+from recal.schema import to_json
 from recal.suites.clean import CleanImages
 from recal.suites.published import Published
 from recal.suites.suite import Cell, Suite
@@ -30,14 +33,14 @@ class RegeneratedImages:
     """Corrupted images, equal to those that `recal data generate` writes for the same seed.
 
     CIFAR's are clean images under corruptions. The larger sets are published as JPEG files, of
-    images that the benchmark's generator has prepared: both is done here in the same way.
-    `clean` are the clean images under the family's clean policy.
+    images that the benchmark's generator has prepared: both is done here in the same way. They have
+    the published size, whatever the network's. `clean` are the clean images as test images.
     """
 
     def __init__(self, suite: Suite, clean: PreparedImages, seed: int) -> None:
         self._suite, self._clean, self._seed = suite, clean, seed
         self._as_clean = suite.corrupted.parameters == "cifar"
-        # a clean image that is ready to be corrupted, by its index, uint8 (size, size, 3)
+        # a clean image that is ready to be corrupted, by its index, uint8 (H, W, 3)
         self.read = clean.read if self._as_clean else self._read
 
     @property
@@ -48,20 +51,12 @@ class RegeneratedImages:
         return f"{images.parameters} {images.layout} {self._seed} {prepared}"
 
     def _read(self, index: int) -> NDArray[np.uint8]:
-        source, side = self._clean.source, self._clean.size
-        image = read_prepared(source, index, self._suite.corrupted.parameters)
-        if image.shape != (side, side, 3):
-            raise InputError(
-                f"{source.where}: image {index}: expected {side}x{side} pixels, which the networks "
-                f"take, got {image.shape[1]}x{image.shape[0]}, which the corruptions are defined "
-                "for."
-            )
-        return image
+        return read_prepared(self._clean.source, index, self._suite.corrupted.parameters)
 
     def corrupt(
         self, cell: Cell, images: NDArray[np.uint8], indices: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        """Return images under a cell's corruption, uint8 (N, size, size, 3)."""
+        """Return images under a cell's corruption, uint8 (N, H, W, 3)."""
         assert cell.corruption is not None
         assert cell.severity is not None
         corrupted = corruptions.corrupt(
@@ -121,7 +116,8 @@ class SuiteImages:
         suite: The suite.
         clean: The clean test images, or None if there are none.
         published: The published corrupted images, or None to corrupt clean ones on the fly.
-        size: Side of the network's input, in pixels.
+        network: How images become the networks' input.
+        policy: The policy that prepares the clean images.
         seed: Seed of corruptions made on the fly.
         of_clean: The images of the clean cell that are used; None if there is no clean cell.
         of_corrupted: The images of every corrupted cell that are used, or None. Cells whose indices
@@ -133,7 +129,8 @@ class SuiteImages:
     suite: Suite
     clean: CleanImages | None
     published: Published | None
-    size: int
+    network: Preparation
+    policy: Policy
     seed: int
     of_clean: ChosenImages | None
     of_corrupted: ChosenImages | None
@@ -146,7 +143,7 @@ class SuiteImages:
         self._sources: dict[Cell, ImageSource] = {}
         self._kept: dict[Callable[[int], NDArray[np.uint8]], dict[int, NDArray[np.uint8]]] = {}
         used = 0 if self.of_clean is None else len(self.of_clean.indices)
-        self._keeps = used > 0 and may_keep(used * self.size**2 * 3)
+        self._keeps = used > 0 and may_keep(used * self.network.size**2 * 3)
 
     @property
     def provenance(self) -> str | None:
@@ -177,10 +174,8 @@ class SuiteImages:
     def read(self, cell: Cell, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return some of a cell's images, uint8 (n, size, size, 3), all of the network's size."""
         source = self.source(cell)
-        clean, published = cell.corruption is None, self.published is not None
-        as_they_are = not self._prepared.policy.ops if clean else published
-        if isinstance(source, ArraySource) and as_they_are and source.images.ndim == 4:
-            images = self._checked(cell, source.images[batch], batch[0])
+        if isinstance(source, ArraySource) and self._keeps_arrays(cell, source):
+            images = source.images[batch]
             forget_pages(source.images)
             return images
         parts = np.split(batch, range(READ, len(batch), READ))
@@ -190,9 +185,23 @@ class SuiteImages:
         """Read a cell's first image, before it is corrupted, or raise the error of `read`."""
         first = self.chosen(cell).indices[:1]
         if cell.corruption is not None and self.published is None:
-            self._each(self._regenerated.read, first)
+            (image,) = self._each(self._regenerated.read, first)
+            self._whole(cell, int(first[0]), image)
         else:
             self.read(cell, first)
+
+    def resizings(self, cells: Sequence[Cell]) -> list[str]:
+        """Return warnings about images that were cropped before, or that are resized again."""
+        side, own = self.network.size, self.suite.corrupted.size
+        warnings = []
+        if self.of_clean is not None and self._prepared.whole:
+            warnings.append(f"{self._prepared.source.where}: {USED_WHOLE}")
+        if own not in (0, side) and any(cell.corruption is not None for cell in cells):
+            warnings.append(
+                f"suite {self.suite.name}: corrupted images are defined at {own}x{own} pixels, and "
+                f"are resized to the networks' {side}x{side} ({self.network.interpolation})."
+            )
+        return warnings
 
     def fingerprints(self, cell: Cell, part: slice = slice(None)) -> list[str]:
         """Return hashes of the images and labels of a cell that are used, one for each 512.
@@ -221,9 +230,9 @@ class SuiteImages:
 
         `hashes` is the result of `fingerprints` for the cell, if it is known.
         """
-        words = [*(self.fingerprints(cell) if hashes is None else hashes), str(self.size)]
+        words = [*(self.fingerprints(cell) if hashes is None else hashes), to_json(self.network)]
         if cell.corruption is None:
-            words.append(self._prepared.policy.sha256)
+            words.append(self.policy.sha256)
         elif self.published is None:
             words += [cell.name, self._regenerated.identity]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
@@ -239,10 +248,13 @@ class SuiteImages:
         if cell.corruption is None:
             return self._each(self._prepared.read, part)
         if self.published is None:
-            images = self._each(self._regenerated.read, part)
-            return self._regenerated.corrupt(cell, images, part)
-        source = self.source(cell)
-        return np.concatenate([self._checked(cell, source[i][None], i) for i in part.tolist()])
+            clean = self._each(self._regenerated.read, part)
+            corrupted = [*self._regenerated.corrupt(cell, clean, part)]
+        else:
+            source = self.source(cell)
+            corrupted = [source[index] for index in part.tolist()]
+        pairs = zip(part.tolist(), corrupted, strict=True)
+        return np.stack([self._whole(cell, index, image) for index, image in pairs])
 
     def _each(
         self, read: Callable[[int], NDArray[np.uint8]], part: NDArray[np.int64]
@@ -253,21 +265,39 @@ class SuiteImages:
             kept.update(zip(part.tolist(), images, strict=True))
         return np.stack(images)
 
-    def _checked(self, cell: Cell, images: NDArray[np.uint8], first: int) -> NDArray[np.uint8]:
-        if images.shape[1:] != (self.size, self.size, 3):
-            height, width = images.shape[1:3]
+    def _keeps_arrays(self, cell: Cell, source: ArraySource) -> bool:
+        """Tell whether the rows of a source's array are a cell's images as they are."""
+        side = self.network.size
+        if source.images.shape[1:] != (side, side, 3):
+            return False
+        if cell.corruption is None:
+            return self.policy.keeps(self._prepared.network)
+        return self.published is not None
+
+    def _whole(self, cell: Cell, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a corrupted image, which was cropped before, in the networks' size."""
+        side, own = self.network.size, self.suite.corrupted.size
+        if image.shape == (side, side, 3):
+            return image
+        height, width = image.shape[:2]
+        if self.network.crop_mode == "none" or height != width or own not in (0, height):
+            expected = f"{own}x{own}" if own else "square images of"
             raise InputError(
-                f"{self.source(cell).where}: {cell.name}, image {first}: expected "
-                f"{self.size}x{self.size} pixels, which the networks take, got {width}x{height}. "
-                "These images are used as they are: evaluate networks of their size, or set --size."
+                f"{self.source(cell).where}: {cell.name}, image {index}: expected "
+                f"{side}x{side} pixels, which the networks take, got {width}x{height}. Evaluate "
+                "networks of their size, or set --size; with --crop-mode center, images of "
+                f"{expected} pixels are resized."
             )
-        return images
+        return np.asarray(self._resize(Image.fromarray(image)))
+
+    @cached_property
+    def _resize(self) -> Transform:
+        return Prepare().transform(self.network.whole)
 
     @cached_property
     def _prepared(self) -> PreparedImages:
         assert self.clean is not None
-        policy = load_policy(self.suite.family, "clean")
-        return PreparedImages(self.clean.source, policy, 0, self.size)
+        return PreparedImages(self.clean.source, self.policy, 0, self.network)
 
     @cached_property
     def _regenerated(self) -> RegeneratedImages:

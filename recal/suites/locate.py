@@ -13,6 +13,8 @@ from recal.data.sampling import stratified_sample
 from recal.datasets.catalogue import catalogue
 from recal.errors import InputError, listed
 from recal.files import data_folders, read_text, shipped
+from recal.networks.spec import ModelSpec
+from recal.policies.policy import load_policy
 from recal.suites.clean import CleanImages, find_clean
 from recal.suites.images import ChosenImages, SuiteImages
 from recal.suites.published import Published, find_published
@@ -70,7 +72,7 @@ def how_to_get(images: CleanSet | CorruptedSet) -> str:
 def open_suite_images(
     suite: Suite,
     data: Path | None,
-    size: int,
+    spec: ModelSpec,
     cells: Sequence[Cell],
     *,
     limit: int | None = None,
@@ -82,7 +84,7 @@ def open_suite_images(
     Args:
         suite: The suite.
         data: The user's folder or file, or None to look in the usual places.
-        size: Side of the network's input, in pixels.
+        spec: The networks' preparation; what a suite declares for its clean images overrides it.
         cells: The corrupted cells to open; published files must hold all of them.
         limit: Size of a stratified sample of the images; None uses all of them.
         seed: Seed of that sample, and of corruptions made on the fly.
@@ -111,11 +113,13 @@ def open_suite_images(
             )
     elif cells and not suite.corrupted.parameters:
         raise _none_found(suite, data, None)
+    own = spec.clean_policy if spec.policy else load_policy(suite.family, "clean")
     return SuiteImages(
         suite=suite,
         clean=clean,
         published=published,
-        size=size,
+        network=spec.preparation,
+        policy=suite.policy or own,
         seed=seed,
         of_clean=of_clean,
         of_corrupted=of_corrupted,
@@ -125,11 +129,15 @@ def open_suite_images(
 
 
 def check_pixels(images: SuiteImages, cells: Sequence[Cell]) -> None:
-    """Read one image of each cell, or raise an error that names the cell and image."""
+    """Read one image of each cell, or raise an error that names the cell and image.
+
+    Warnings are added about images that are used in another way than a user may expect.
+    """
     corrupted = [cell for cell in cells if cell.corruption is not None]
     # cells that are corrupted here are made of the same clean images
     for cell in cells if images.published is not None else [*cells[:1], *corrupted[:1]]:
         images.check(cell)
+    images.warnings = (*images.warnings, *images.resizings(cells))
 
 
 def _choose(

@@ -20,6 +20,7 @@ from recal.datasets.classes import ClassOrder
 from recal.errors import InputError, UsageError, did_you_mean, listed, pick, shown
 from recal.files import read_text, shipped
 from recal.policies.families import family_names, usual_folders
+from recal.policies.policy import Policy, read_policy
 from recal.schema import Record, json_schema, parse_toml
 
 
@@ -76,6 +77,8 @@ class CleanSet(Record, frozen=True, kw_only=True):
         data: The data set's name for `recal data fetch`; empty for none.
         folders: Usual names of its folder; empty for those of the family.
         arrays: Names of the .npy files of images and labels, where it comes as these.
+        policy: File of the policy that prepares them, relative to the suite's; empty for the
+            networks' own preparation.
         images: Number of images as published; 0 if it is unknown.
         answers: Right answers that override the labels: `imagenet_real` for ReaL's; empty for none.
     """
@@ -83,6 +86,7 @@ class CleanSet(Record, frozen=True, kw_only=True):
     data: str = ""
     folders: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
+    policy: str = ""
     images: Count = 0
     answers: Literal["", "imagenet_real"] = ""
 
@@ -162,7 +166,7 @@ class SuiteFile(Record, frozen=True, kw_only=True):
     Attributes:
         title: One line for people.
         source: The publication.
-        family: Family of policies; its clean policy prepares the clean images.
+        family: Family of policies; its clean policy prepares the clean images by default.
         classes: Number of logits of the networks that it is for.
         order: How folders name classes: `sorted` (the n-th name is class n), `wnids` (ImageNet's
             1000 in their own order), `numbers` (`0`, `1`, ...), or a file with the name of each.
@@ -206,12 +210,14 @@ class Suite(SuiteFile, frozen=True, kw_only=True):
         text: The file's text, followed by the files of classes that it names.
         ordered: Name of each class of the networks, or empty if the order is `sorted`.
         kept: Names of the classes that count, or empty for all.
+        policy: The policy that prepares the clean images, if the suite names one.
     """
 
     name: str
     text: str
     ordered: tuple[str, ...]
     kept: tuple[str, ...]
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         # the checks of the file were made when it was read
@@ -297,7 +303,23 @@ def read_suite(path: Path) -> Suite:
         "clean": msgspec.structs.replace(clean, folders=folders),
         "corrupted": msgspec.structs.replace(corrupted, folders=named),
     }
-    return Suite(name=path.stem, text=text, ordered=ordered, kept=kept, **content)
+    return Suite(
+        name=path.stem,
+        text=text,
+        ordered=ordered,
+        kept=kept,
+        policy=_clean_policy(path, clean.policy),
+        **content,
+    )
+
+
+def _clean_policy(suite: Path, name: str) -> Policy | None:
+    policy = read_policy(suite.parent / name) if name else None
+    if policy is not None and policy.draws:
+        raise InputError(
+            f"{suite}: clean: policy: expected a policy without random ops, got {shown(name)}."
+        )
+    return policy
 
 
 def _classes(word: str, file: SuiteFile, path: Path) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class EstimatedStatistics(Record, frozen=True, kw_only=True, tag_field="source",
         policy_sha256: SHA-256 of the policy's text.
         policy_text: The policy's text.
         data_sha256: Fingerprint of the images.
+        whole: Whether the images were cropped before, so that the policy kept all of each.
         images: Number of images.
         skipped: Names of images that cannot be decoded and were left out.
         batch_size: Images per batch.
@@ -96,6 +97,7 @@ class EstimatedStatistics(Record, frozen=True, kw_only=True, tag_field="source",
     policy_sha256: str
     policy_text: str
     data_sha256: str
+    whole: bool = False
     images: Size
     skipped: tuple[str, ...] = ()
     batch_size: Size

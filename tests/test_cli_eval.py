@@ -70,15 +70,17 @@ def test_adapted_targets_are_marked_in_every_format(recal, split_checkpoint, cla
     for form in ("plain", "markdown", "csv", "json"):
         _, out, _ = recal(*request, "--format", form)
         assert "(saw test data)" in out
-        assert "batches of 20, prior 16" in out
+        assert "prior 16 (Schneider et al. 2020), batches of 20" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prior", 3], "--prior: expected --adapt batch with it"),
-        (["--adapt", "ema", "--prior", 3], "--prior: expected --adapt batch with it"),
-        (["--adapt", "batch", "--momentum", 0.1], "--momentum: expected --adapt ema with it"),
+        (["--prior", 3], "--prior: expected --adapt with it"),
+        (["--adapt", "ema", "--prior", 3], "--prior: expected --adapt batch, got ema"),
+        (["--adapt", "batch", "--momentum", 0.1], "--momentum: expected --adapt ema, got batch"),
+        (["--continual", "fog-5"], "--continual: expected --adapt with it"),
+        (["--adapt", "batch", "--samples", 32], "--samples: expected --adapt cell, got batch"),
     ],
 )
 def test_options_that_belong_to_adaptation_are_refused_without(

@@ -163,7 +163,7 @@ PASSES = "import sys; sys.argv[0] = 'recal'; from recal.cli.main import main; ma
 # the other process is killed while it works on the third cell
 DIES = (
     "import os, signal, sys; sys.argv[0] = 'recal'\n"
-    "from recal.evaluation.cells import Scorer\n"
+    "from recal.evaluation.scoring import Scorer\n"
     "real, calls = Scorer.score, []\n"
     "def score(*arguments):\n"
     "    calls.append(1)\n"

@@ -52,8 +52,7 @@ def _execution(
     batch_size: int | None,
     threads: int | None,
     adapt: str | None,
-    prior: float | None,
-    momentum: float | None,
+    **of_adaptation: Any,
 ) -> ExecutionOptions:
     """Return how networks are run; with --adapt, the batch size is that of the adaptation."""
     import torch
@@ -61,17 +60,18 @@ def _execution(
     from recal.evaluation.adaptation import Adaptation
     from recal.evaluation.execution import ExecutionOptions
 
-    for name, value, kind in (("prior", prior, "batch"), ("momentum", momentum, "ema")):
-        if value is not None and adapt != kind:
-            raise click.UsageError(
-                f"--{name}: expected --adapt {kind} with it. Add it, or leave --{name} out."
-            )
+    given = {name: value for name, value in of_adaptation.items() if value not in (None, ())}
     adaptation = None
     if adapt is not None:
-        given = {"batch": batch_size, "prior": prior, "momentum": momentum}
-        known: Any = {name: value for name, value in given.items() if value is not None}
+        if batch_size is not None:
+            given["batch"] = batch_size
         seed = click.get_current_context().params["seed"]
-        adaptation, batch_size = Adaptation(kind=adapt, seed=seed, **known), None
+        adaptation, batch_size = Adaptation(kind=adapt, seed=seed, **given), None
+    elif given:
+        name = next(iter(given))
+        raise click.UsageError(
+            f"--{name}: expected --adapt with it. Add it, or leave --{name} out."
+        )
     return ExecutionOptions(
         backend=backend,
         # parts find their own devices
@@ -150,9 +150,9 @@ def _submits() -> bool:
     autocast_option,
     option(
         "--adapt",
-        "Test-time adaptation: normalise by statistics of the test images, either of each batch or "
-        "as an exponential moving average over batches.",
-        click.Choice(("batch", "ema")),
+        "Test-time adaptation: normalise by statistics of the test images, either of each batch, "
+        "as the average or exponential moving average of the batches so far, or of the whole cell.",
+        click.Choice(("batch", "cumulative", "ema", "cell")),
     ),
     option(
         "--prior",
@@ -161,10 +161,42 @@ def _submits() -> bool:
         shown="0",
     ),
     option(
+        "--alpha",
+        "Weight of the batch's statistics in --adapt batch, against the network's own.",
+        click.FloatRange(0, 1),
+        shown="1",
+    ),
+    option(
+        "--only",
+        "Statistics that --adapt batch takes from the batch; the others stay the network's own.",
+        click.Choice(("means", "variances")),
+        shown="both",
+    ),
+    option(
         "--momentum",
         "Weight of each new batch in --adapt ema.",
         click.FloatRange(0, 1, min_open=True),
         shown="0.1",
+    ),
+    option(
+        "--samples",
+        "Number of images of each cell that --adapt cell estimates statistics on.",
+        COUNT,
+        shown="all",
+    ),
+    option(
+        "--order",
+        "Order of the images of a cell with --adapt.",
+        click.Choice(("shuffled", "as-is", "by-class")),
+        shown="shuffled",
+    ),
+    option(
+        "--continual",
+        "Cells that follow each other without a reset in --adapt cumulative or ema, in this order, "
+        "such as fog-5,snow-5; or all of the suite.",
+        NAMES,
+        (),
+        shown="every cell starts anew",
     ),
 )
 @part_option("the cells", "cell")

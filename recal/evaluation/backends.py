@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from recal.calibration.hooks import autocasting
 from recal.errors import RecalError, reason
-from recal.evaluation.adaptation import adapt_layers
+from recal.evaluation.adaptation import AdaptedNetwork
 from recal.evaluation.execution import Batch, Execution
 from recal.evaluation.targets import OnnxTarget, Target, VariantTarget
 from recal.export.trace import to_onnx
+from recal.networks.spec import ModelSpec
 from recal.onnx_file.editing import with_arrays
 from recal.onnx_file.session import OnnxNetwork, check_any_batch
 from recal.variant.build import build
@@ -49,6 +51,23 @@ class Predictors:
         PyTorch starts when the function is called. It raises a RecalError for a network that cannot
         be built, which is tried once; the other ones can be used.
         """
+        made = self._get(sha256)
+        return partial(_raise, made) if isinstance(made, RecalError) else made.begin(images)
+
+    def begin_cell(self, sha256: str, images: Iterable[Batch]) -> None:
+        """Set an adapted network back to its own statistics, or to those of a cell's images.
+
+        Other networks are left as they are. `images` are all batches of the cell, in order, and
+        can be read again.
+
+        Raises:
+            RecalError: The network cannot be adapted; its other cells may be possible.
+        """
+        made = self._get(sha256)
+        if isinstance(made, _TorchPredictor):
+            made.begin_cell(images)
+
+    def _get(self, sha256: str) -> _OnnxPredictor | _TorchPredictor | RecalError:
         if sha256 not in self._made:
             try:
                 self._made[sha256] = self._make(self._targets[sha256])
@@ -57,14 +76,7 @@ class Predictors:
             except (RuntimeError, ValueError, TypeError) as error:
                 text = f"the network cannot be built ({reason(error)})."
                 self._made[sha256] = RecalError(text)
-        made = self._made[sha256]
-        return partial(_raise, made) if isinstance(made, RecalError) else made.begin(images)
-
-    def begin_cell(self) -> None:
-        """Set adapted networks back to their own statistics, as each cell does."""
-        for predictor in self._made.values():
-            if isinstance(predictor, _TorchPredictor):
-                predictor.reset()
+        return self._made[sha256]
 
     def _make(self, target: Target) -> _OnnxPredictor | _TorchPredictor:
         if isinstance(target, OnnxTarget):
@@ -131,12 +143,17 @@ class _TorchPredictor:
         check_independence(network, (3, side, side), target.spec.arch)
         network = network.to(self._device)
         self._network = network.to(memory_format=torch.channels_last)
-        adaptation = execution.adaptation
-        self._adapted = [] if adaptation is None else adapt_layers(self._network, adaptation)
+        self._adaptation, self._adapted = execution.adaptation, None
+        if self._adaptation is not None:
+            self._adapted = AdaptedNetwork(self._network, self._adaptation, self._autocast)
 
-    def reset(self) -> None:
-        for layer in self._adapted:
-            layer.reset()
+    def begin_cell(self, images: Iterable[Batch]) -> None:
+        if self._adapted is None:
+            return
+        assert self._adaptation is not None
+        self._adapted.reset()
+        if self._adaptation.kind == "cell":
+            self._adapted.estimate(_OnDevice(images, self._spec, self._device))
 
     def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
         """Return a function that computes the logits of a batch."""
@@ -145,7 +162,23 @@ class _TorchPredictor:
     @torch.inference_mode()
     def _logits(self, images: Batch) -> NDArray[np.float32]:
         batch = images.on_device(self._spec.mean, self._spec.std, self._device)
-        with autocasting(self._device, self._autocast):
-            result = self._network(batch)
+        if self._adapted is not None:
+            result = self._adapted(batch)
+        else:
+            with autocasting(self._device, self._autocast):
+                result = self._network(batch)
         logits: NDArray[np.float32] = result.float().cpu().numpy()
         return logits
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """The normalised batches of a cell, which can be iterated several times."""
+
+    images: Iterable[Batch]
+    spec: ModelSpec
+    device: torch.device
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self.images:
+            yield batch.on_device(self.spec.mean, self.spec.std, self.device)

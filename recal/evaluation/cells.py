@@ -1,26 +1,21 @@
 """Finding the cells of a run, or computing and writing them: alone or by several processes."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from recal.data.sampling import in_batches
 from recal.distributed import ALONE, WHOLE, Part, World
-from recal.errors import InputError, RecalError, reason
-from recal.evaluation.backends import Predictors
-from recal.evaluation.execution import Batch, Execution
+from recal.errors import InputError, RecalError
+from recal.evaluation.execution import Execution
+from recal.evaluation.scoring import Scorer, Share
 from recal.evaluation.targets import Target
 from recal.progress import Progress, silent
-from recal.runs.metrics import score
 from recal.runs.store import (
     Columns,
     ImageDigests,
@@ -33,13 +28,12 @@ from recal.runs.store import (
 )
 from recal.schema import to_json
 from recal.suites.images import SuiteImages
-from recal.suites.suite import Cell, Suite, class_count, kept_logits
+from recal.suites.suite import Cell, Suite, class_count
 from recal.version import __version__
 
 # part of every cell's key: increase it when a change of this code changes a number
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 
-T = TypeVar("T")
 OnCell = Callable[[Cell, dict[str, Columns]], None]
 """Called with each cell that is done and its columns by target name, which are then dropped."""
 
@@ -105,20 +99,13 @@ class Work:
             first.setdefault(target.sha256, target)
         return first
 
+    def scorer(self) -> Scorer:
+        """Return a scorer of the cells' images by these networks."""
+        return Scorer(self.suite, [*self.networks.values()], self.images, self.execution)
+
     def count(self, cell: Cell) -> int:
         """Return the number of images of a cell."""
         return len(self.images.chosen(cell).indices)
-
-
-@dataclass
-class Share:
-    """What one process has computed of a cell, which it sends to the leading process."""
-
-    # by identity of the network and number of the batch
-    columns: dict[tuple[str, int], Columns] = field(default_factory=dict)
-    # why networks failed, by identity, and why images could not be read
-    wrong: dict[str, str] = field(default_factory=dict)
-    unreadable: str = ""
 
 
 @dataclass
@@ -127,105 +114,6 @@ class Outcome:
 
     held: dict[str, list[str]]
     failures: list[str] = field(default_factory=list)
-
-
-class Scorer:
-    """Reads images of cells and scores them by several networks."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._predictors = Predictors([*work.networks.values()], work.execution)
-        self._preparations = {(target.spec.mean, target.spec.std) for target in work.targets}
-        self._kept = kept_logits(work.suite)
-
-    def batches(self, cell: Cell) -> list[NDArray[np.int64]]:
-        """Return the indices of a cell's images, cut into batches."""
-        indices, execution = self._work.images.chosen(cell).indices, self._work.execution
-        if execution.adaptation:
-            return execution.adaptation.batches(indices)
-        return in_batches(indices, execution.batch_size)
-
-    def score(
-        self,
-        cell: Cell,
-        networks: Sequence[str],
-        batches: Mapping[int, NDArray[np.int64]],
-        progress: Callable[[int], None] = lambda _images: None,
-    ) -> Share:
-        """Score batches, by their number, of a cell; a network that fails is left out from then on.
-
-        `progress` is called with the number of images that are done.
-        """
-        share, done = Share(), 0
-        self._predictors.begin_cell()
-        chosen = self._work.images.chosen(cell)
-        try:
-            for number, batch, started in self._started(cell, networks, batches):
-                for network, logits_of in started.items():
-                    if network in share.wrong:
-                        continue
-                    try:
-                        logits = self._checked(logits_of(), batch)
-                    except (RecalError, RuntimeError, MemoryError) as error:
-                        known = isinstance(error, RecalError)
-                        share.wrong[network] = str(error) if known else reason(error)
-                        continue
-                    share.columns[network, number] = {
-                        "index": batch.astype(np.int32),
-                        "label": chosen.labels[batch].astype(np.int32),
-                        **score(logits, chosen.right(logits, batch)),
-                    }
-                done += len(batch)
-                progress(done)
-        except InputError as error:
-            share.unreadable = str(error)
-        return share
-
-    def _checked(
-        self, logits: NDArray[np.float32], batch: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Return the logits of the classes that count."""
-        shape = (len(batch), self._work.suite.classes)
-        if logits.shape != shape:
-            raise InputError(f"expected logits {shape}, got {logits.shape}.")
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            raise InputError(f"NaN or infinite logits, first for image {batch[~finite][0]}.")
-        return logits if self._kept is None else logits[:, self._kept]
-
-    def _started(
-        self, cell: Cell, networks: Sequence[str], batches: Mapping[int, NDArray[np.int64]]
-    ) -> Iterator[tuple[int, NDArray[np.int64], dict[str, Callable[[], NDArray[np.float32]]]]]:
-        """Yield batches and, by network, what waits for logits.
-
-        While one is in use, the next one is started, and the one after that is read.
-        """
-
-        def begun(images: Batch) -> dict[str, Callable[[], NDArray[np.float32]]]:
-            return {network: self._predictors.begin(network, images) for network in networks}
-
-        with ThreadPoolExecutor(1) as pool:
-            read = (
-                (n, some, pool.submit(self._prepare, cell, some)) for n, some in batches.items()
-            )
-            yield from _one_late((n, some, begun(of.result())) for n, some, of in _one_late(read))
-
-    def _prepare(self, cell: Cell, batch: NDArray[np.int64]) -> Batch:
-        images = Batch(self._work.images.read(cell, batch))
-        if self._work.execution.device == "cpu":
-            for mean, std in self._preparations:
-                images.normalised(mean, std)
-        return images
-
-
-def _one_late(items: Iterator[T]) -> Iterator[T]:
-    """Yield each item after the next one has been taken."""
-    for first in items:
-        held = first
-        for following in items:
-            yield held
-            held = following
-        yield held
 
 
 def compute_cells(
@@ -248,10 +136,13 @@ def compute_cells(
     Raises:
         RecalError: Every cell failed, the disk is full, or another process died.
     """
+    adaptation = work.execution.adaptation
     cells = part.share(work.cells)
     run = _Run(work, sum(map(work.count, cells)), progress, on_cell, world)
     for cell in cells:
         run.do(cell)
+        if run.outcome.failures and adaptation and cell.name in adaptation.continual:
+            break  # the cells after it would start with other statistics
     # no process leaves before the leading one has written everything
     world.wait()
     if world.leads and run.outcome.failures and not any(run.outcome.held.values()):
@@ -265,13 +156,20 @@ class _Run:
     ) -> None:
         self.outcome = Outcome(held={target.name: [] for target in work.targets})
         self._work, self._progress, self._on_cell, self._world = work, progress, on_cell, world
-        self._scorer = Scorer(work)
+        self._scorer = work.scorer()
         self._done, self._total = 0, images
+        # of a continual sequence: the cells so far, the key of the last one by identity of the
+        # network, and the networks whose statistics are those after the last one
+        self._sequence: list[Cell] = []
+        self._last: dict[str, str] = {}
+        self._moved: set[str] = set()
 
     def do(self, cell: Cell) -> None:
         """Find or compute a cell for all targets; its columns are not kept."""
+        adaptation = self._work.execution.adaptation
+        continual = adaptation is not None and cell.name in adaptation.continual
         try:
-            keys = _cell_keys(self._work, cell, self._world)
+            keys = _cell_keys(self._work, cell, self._world, self._last if continual else {})
         except InputError as error:
             self.outcome.failures.append(f"{cell.name}: {error}")
             self._total -= self._work.count(cell)
@@ -281,8 +179,16 @@ class _Run:
             files = {sha256: cell_file(self._work.folder, sha256, cell) for sha256 in keys}
             read = {sha256: read_cell(path, keys[sha256]) for sha256, path in files.items()}
             columns = {sha256: found for sha256, found in read.items() if found is not None}
-        missing = [sha256 for sha256 in self._work.networks if sha256 not in columns]
+        missing = [
+            sha256
+            for sha256 in self._work.networks
+            if sha256 not in columns or (continual and sha256 in self._moved)
+        ]
         missing = self._world.gather(missing)[0]
+        if continual:
+            self._catch_up(missing)
+            self._sequence.append(cell)
+            self._last = keys
         if missing:
             shares = self._world.gather(self._computed(cell, missing))
             if self._world.leads:
@@ -296,6 +202,13 @@ class _Run:
             for target in targets:
                 self.outcome.held[target.name].append(cell.name)
             self._on_cell(cell, {target.name: columns[target.sha256] for target in targets})
+
+    def _catch_up(self, networks: Sequence[str]) -> None:
+        """Let networks see the cells of the sequence that they have skipped, as they were found."""
+        behind = [sha256 for sha256 in networks if sha256 not in self._moved]
+        for earlier in self._sequence if behind else []:
+            self._scorer.score(earlier, behind, dict(enumerate(self._scorer.batches(earlier))))
+        self._moved |= set(behind)
 
     def _computed(self, cell: Cell, networks: Sequence[str]) -> Share:
         rank, size, total = self._world.rank, self._world.size, self._total
@@ -337,10 +250,11 @@ def _joined(shares: Sequence[Share], network: str) -> Columns:
     return {name: np.concatenate([piece[name] for piece in ordered])[order] for name in ordered[0]}
 
 
-def _cell_keys(work: Work, cell: Cell, world: World) -> dict[str, str]:
+def _cell_keys(work: Work, cell: Cell, world: World, last: Mapping[str, str]) -> dict[str, str]:
     """Return the hash of everything that a cell depends on, by identity of the network.
 
-    Processes share the hashing of the images; an InputError of one of them is raised in all.
+    `last` are the keys of the cell that this one continues. Processes share the hashing of the
+    images; an InputError of one of them is raised in all.
     """
     fault, mine = "", list[str]()
     try:
@@ -362,6 +276,8 @@ def _cell_keys(work: Work, cell: Cell, world: World) -> dict[str, str]:
         "execution": work.execution.identity,
     }
     return {
-        sha256: hashlib.sha256(to_json({**common, "target": sha256}).encode()).hexdigest()
+        sha256: hashlib.sha256(
+            to_json({**common, "target": sha256, "after": last.get(sha256)}).encode()
+        ).hexdigest()
         for sha256 in work.networks
     }

@@ -243,9 +243,15 @@ def run_evaluation(
 ) -> Run:
     """Evaluate targets as `evaluate` does, with most of its arguments as one object."""
     adaptation = request.execution.adaptation
-    if adaptation and adaptation.kind == "ema" and world.size > 1:
+    if adaptation and adaptation.kind != "batch" and world.size > 1:
         raise UsageError(
-            f"--adapt ema: expected one process, got {world.size}. Its batches follow each other."
+            f"--adapt {adaptation.kind}: expected one process, got {world.size}. Its statistics "
+            "are not those of one batch."
+        )
+    if adaptation and adaptation.continual and request.part:
+        raise UsageError(
+            "--continual: expected no --part, got one. Its cells follow each other: they are one "
+            "job."
         )
     work = prepare_work(given, request)
     record = work.record

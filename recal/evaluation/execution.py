@@ -67,7 +67,7 @@ class Execution(ExecutionOptions):
         if self.backend == "onnxruntime":
             return "onnxruntime"
         kind = self.device.partition(":")[0]
-        adapted = f" {self.adaptation.text}" if self.adaptation else ""
+        adapted = f" {self.adaptation.identity}" if self.adaptation else ""
         half = f" autocast {self.autocast}" if self.autocast else ""
         return f"torch {kind} {self.batch_size}{half}{adapted}"
 

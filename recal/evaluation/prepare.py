@@ -6,7 +6,7 @@ first, then targets, then data.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.distributed import Part
-from recal.errors import InputError, RecalError, UsageError
-from recal.evaluation.cells import Scorer, Work
+from recal.errors import InputError, RecalError, UsageError, pick
+from recal.evaluation.adaptation import ALL_CELLS
+from recal.evaluation.cells import Work
 from recal.evaluation.execution import ExecutionOptions, choose_execution
+from recal.evaluation.scoring import Scorer
 from recal.evaluation.targets import (
     Given,
     OnnxTarget,
@@ -86,6 +88,10 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     if request.reading.model.policy:  # what the user gives now overrides what files declare
         suite = msgspec.structs.replace(suite, policy=None)
     options = request.execution
+    if options.adaptation and options.adaptation.continual:
+        cells = _in_sequence(cells, suite, request, options.adaptation.continual)
+        names = tuple(cell.name for cell in cells)
+        options = replace(options, adaptation=replace(options.adaptation, continual=names))
     targets = adapted(targets, options.adaptation) if options.adaptation else targets
     execution = choose_execution(options, first.size)
     for target in targets:
@@ -111,6 +117,26 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
         execution=execution,
         output=request.output,
     )
+
+
+def _in_sequence(
+    cells: list[Cell], suite: Suite, request: EvaluationRequest, names: tuple[str, ...]
+) -> list[Cell]:
+    """Return the corrupted cells in the order in which a continual adaptation sees them."""
+    if not suite.corrupted.corruptions:
+        raise UsageError(f"--continual: expected a suite of several cells, got {suite.name}.")
+    if names == ALL_CELLS:
+        return cells
+    if request.corruptions or request.severities:
+        raise UsageError(
+            "--continual: expected no --corruptions or --severities with the names of cells, which "
+            "say which ones and in which order. For the suite's order, give --continual all."
+        )
+    known = {cell.name: cell for cell in suite.cells()}
+    found = [known[pick(name, known, f"--continual (suite {suite.name})")] for name in names]
+    if len({*found}) < len(found):
+        raise UsageError("--continual: expected each cell once, got one twice.")
+    return found
 
 
 def _doubts(
@@ -241,7 +267,7 @@ def make_plan(work: Work, *, processes: int = 1, progress: Progress = silent) ->
     groups: dict[str, list[Cell]] = {}
     for cell in work.cells:
         groups.setdefault(cell.corruption or "clean", []).append(cell)
-    scorer = Scorer(work)
+    scorer = work.scorer()
     rates: dict[str, float] = {}
     faults: dict[str, str] = {}
     for number, (name, cells) in enumerate(groups.items(), start=1):

@@ -103,7 +103,7 @@ def adapted(targets: Sequence[Target], adaptation: Adaptation) -> list[Target]:
         replace(
             target,
             label=f"{target.label} ({SAW_TEST_DATA})",
-            sha256=hashlib.sha256(f"{target.sha256} {adaptation.text}".encode()).hexdigest(),
+            sha256=hashlib.sha256(f"{target.sha256} {adaptation.identity}".encode()).hexdigest(),
         )
         for target in targets
     ]

@@ -21,7 +21,8 @@ PARAMETERS = {
     "cifar_resnet34": 21.28, "cifar_resnet50": 23.52, "cifar_resnet20": 0.27,
     "cifar_resnet56": 0.85, "cifar_resnet110": 1.73, "preactresnet18": 11.17,
     "preactresnet50": 23.50, "preactresnet18_bn": 11.17, "resnext29_4x32": 6.81,
-    "resnext29_2x64": 9.13, "resnext29_32x4": 4.77,
+    "resnext29_2x64": 9.13, "resnext29_32x4": 4.77, "allconv": 1.41, "densenet40_12": 1.06,
+    "acl_resnet18": 11.17, "acl_resnet50": 23.52,
 }  # fmt: skip
 
 
@@ -152,6 +153,43 @@ class TestPythonCode:
         )
         assert make("make").out_features == 5
         assert str(tmp_path) not in sys.path
+
+    def test_file_of_a_repository_imports_from_its_root(self, tmp_path, monkeypatch):
+        """Its scripts run in the root, where `utils` is another one than beside the file."""
+        (tmp_path / "models" / "cifar").mkdir(parents=True)
+        for name, text in {
+            "utils.py": "WIDTH = 6",
+            "models/utils.py": "OTHER = 1",
+            "models/cifar/dual.py": "from torch import nn\nclass Dual(nn.Linear): pass",
+            "models/cifar/net.py": "from models.cifar.dual import Dual\n"
+            "def make():\n  from models.late import BIAS\n  return Dual(1, 2, bias=BIAS)",
+            "models/late.py": "BIAS = False",
+            "models/wide.py": "from torch import nn\nfrom utils import WIDTH\n"
+            "def make(): return nn.Linear(1, WIDTH)",
+        }.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        before = list(sys.path)
+        network = create_network("python:models/cifar/net.py:make", 3, trusted=True)
+        assert network.bias is None
+        assert create_network("python:models/wide.py:make", 3, trusted=True).out_features == 6
+        assert create_network("python:models.wide:make", 3, trusted=True).out_features == 6
+        assert sys.path == before
+
+    def test_neighbours_of_equal_name_are_each_files_own(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for width in (4, 5):
+            folder = tmp_path / str(width)
+            folder.mkdir()
+            (folder / "sizes_beside.py").write_text(f"WIDTH = {width}", encoding="utf-8")
+            text = (
+                "from torch import nn\nfrom sizes_beside import WIDTH\n"
+                "def make(): return nn.Linear(1, WIDTH)"
+            )
+            (folder / "net.py").write_text(text, encoding="utf-8")
+        for width in (4, 5, 4):
+            network = create_network(f"python:{width}/net.py:make", 3, trusted=True)
+            assert network.out_features == width
 
     def test_module_of_an_installed_package_works(self):
         network = create_network("python:torchvision.models:resnet18", 6, trusted=True)

@@ -150,7 +150,9 @@ def plain_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Return the shapes without counters, and with each instance-batch norm as one BatchNorm."""
     result: dict[str, tuple[int, ...]] = {}
     for key, shape in shapes.items():
-        if key.endswith(COUNTER) or ".IN." in key:
+        pair, instance_norm, _ = key.rpartition(".IN.")
+        beside = bool(instance_norm) and f"{pair}.BN.weight" in shapes
+        if key.endswith(COUNTER) or beside:
             continue
         parent, mark, leaf = key.rpartition(".BN.")
         instance = shapes.get(f"{parent}.IN.weight") if mark else None
@@ -196,6 +198,24 @@ def _resnexts(shapes: Shapes) -> list[str]:
     if not inner or len(inner) != 4 or not inner[1]:
         return []
     return [f"resnext29_{inner[0] // inner[1]}x{inner[1]}"]
+
+
+def _augmix_networks(shapes: Shapes) -> list[str]:
+    """Propose AllConv and DenseNet of AugMix's repository."""
+    if shapes.get("features.0.weight") == (96, 3, 3, 3):
+        return ["allconv"]
+    layers = _stages(shapes, r"dense(\d)\.\d+\.conv1\.weight")
+    growth = shapes.get("dense1.0.conv1.weight", (0,))[0]
+    return [f"densenet{3 * layers[0] + 4}_{growth}"] if len(layers) == 3 else []
+
+
+def _acl_resnets(shapes: Shapes) -> list[str]:
+    """Propose ACL's ResNets, whose shortcuts have names of their own."""
+    if "layer2.0.downsample.conv.weight" not in shapes:
+        return []
+    deep = "layer1.0.conv3.weight" in shapes
+    depth = DEPTHS.get((_stages(shapes, r"layer(\d)\.\d+\.conv1\.weight"), deep))
+    return [] if depth is None else [f"acl_resnet{depth}"]
 
 
 def _imagenet_resnets(shapes: Shapes) -> list[str]:
@@ -246,6 +266,8 @@ PROPOSALS: tuple[Callable[[Shapes], list[str]], ...] = (
     _wide_resnets,
     _cifar_resnets,
     _resnexts,
+    _augmix_networks,
+    _acl_resnets,
     _imagenet_resnets,
     _efficientnets,
     _torchvision_features,

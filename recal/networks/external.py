@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from recal.errors import UsageError, did_you_mean, pick
+from recal.networks.neighbours import importing_from, search_orders
 
 # names of the parameter for the number of classes
 CLASSES = ("num_classes", "classes", "n_classes", "nb_classes")
@@ -38,13 +39,7 @@ def user_network(target: str, classes: int) -> nn.Module:
             f"{where}: expected python:FILE.py:CALLABLE or python:PACKAGE.MODULE:CALLABLE."
         )
     try:
-        if place.endswith(".py"):
-            module = _from_file(Path(place), where)
-        else:
-            with _import_path(Path.cwd()):
-                module = importlib.import_module(place)
-        maker = _attribute(module, name, where)
-        network = maker(**_arguments(maker, classes))
+        network = _call(place, name, classes, where)
     except UsageError:
         raise
     except Exception as error:  # the user's code can raise any error
@@ -57,10 +52,25 @@ def user_network(target: str, classes: int) -> nn.Module:
     return network
 
 
-def _from_file(path: Path, where: str) -> types.ModuleType:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise UsageError(f"{where}: expected a file, got nothing at {path}.")
+def _call(place: str, name: str, classes: int, where: str) -> Any:
+    """Import a file or module, with its neighbours, and return what its callable returns."""
+    file = Path(place).expanduser().resolve() if place.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise UsageError(f"{where}: expected a file, got nothing at {file}.")
+    orders = search_orders(file)
+    for folders in orders:
+        try:
+            with importing_from(folders):
+                module = _from_file(file) if file else importlib.import_module(place)
+                maker = _attribute(module, name, where)
+                return maker(**_arguments(maker, classes))
+        except ImportError:
+            if folders == orders[-1]:
+                raise
+    return None
+
+
+def _from_file(path: Path) -> types.ModuleType:
     # the name depends on the path, so that two files named model.py are two modules
     name = f"_recal_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -68,18 +78,8 @@ def _from_file(path: Path, where: str) -> types.ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    with _import_path(path.parent):  # so that the file can import its neighbours
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
-
-
-@contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _attribute(module: types.ModuleType, name: str, where: str) -> Callable[..., Any]:

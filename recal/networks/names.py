@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FORMS = (
     "wrn<depth>_<widen>, cifar_resnet<depth>, preactresnet<depth>, resnext29_<groups>x<width>, "
+    "allconv, densenet<depth>_<growth>, acl_resnet<depth>, "
     "timm:NAME, torchvision:NAME, robustbench:DATASET/THREAT/NAME, python:FILE.py:CALLABLE"
 )
 # the only origins that a name found in a file may have
@@ -83,6 +84,12 @@ def _cifar() -> Any:
     return cifar
 
 
+def _published() -> Any:
+    from recal.networks import published
+
+    return published
+
+
 def _timm(name: str, classes: int) -> nn.Module:
     import timm
 
@@ -127,6 +134,9 @@ OWN: dict[str, Callable[..., nn.Module]] = {
     r"preactresnet(\d{2,3})": lambda *numbers: _cifar().preact_resnet(*numbers, final_bn=False),
     r"preactresnet(\d{2,3})_bn": lambda *numbers: _cifar().preact_resnet(*numbers, final_bn=True),
     r"resnext29_(\d{1,2})x(\d{1,3})": lambda *numbers: _cifar().ResNeXt29(*numbers),
+    r"allconv": lambda *numbers: _published().AllConv(*numbers),
+    r"densenet(\d{1,3})_(\d{1,2})": lambda *numbers: _published().DenseNet(*numbers),
+    r"acl_resnet(\d{2,3})": lambda *numbers: _published().acl_resnet(*numbers),
 }
 ORIGINS: dict[str, Callable[[str, int], nn.Module]] = {
     "": _own,

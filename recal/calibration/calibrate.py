@@ -1,25 +1,35 @@
 """Calibration: from a checkpoint, policies and images to variants."""
 
 import copy
+import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from recal.calibration.consistent import consistent
-from recal.calibration.estimators import CONSISTENT, layer_errors, one_pass
+from recal.calibration.estimators import CONSISTENT, Estimate, layer_errors, one_pass
 from recal.calibration.hooks import device_of, set_statistics
-from recal.calibration.rounds import DEFAULT_BATCH, Settings, check_finite, estimate
+from recal.calibration.rounds import (
+    DEFAULT_BATCH,
+    Estimation,
+    Key,
+    Settings,
+    check_finite,
+    estimate,
+)
 from recal.checkpoint.checkpoint import Checkpoint
-from recal.data.images import MIN_IMAGES, ImageSource
+from recal.data.images import MIN_IMAGES, ImageSource, image_hashes
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.data.splits import TRAIN
-from recal.distributed import ALONE, World
+from recal.distributed import ALONE, WHOLE, Part, World
 from recal.errors import InputError, RecalWarning, listed
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, resolve_policy
@@ -245,48 +255,120 @@ def calibrate_matrix(
     Raises:
         UsageError, InputError: The same faults as for `calibrate`.
     """
-    settings, spec = settings or Settings(), checkpoint.spec
+    plan = prepare_calibration(checkpoint, affines, modes, data, settings or Settings())
+    found = plan.estimate(progress=progress)
+    used = np.concatenate(found.batches)
+    # hashing reads every image's file: one process is enough
+    hashes = plan.settings.world.ask_leader(lambda: image_hashes(plan.images.source, used))
+    return {
+        (draft.affine, draft.estimated.policy): with_estimates(
+            draft, found.layers[key], hashes, found.skipped, found.passes[key]
+        )
+        for key, draft in plan.drafts.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A calibration that is ready to be computed.
+
+    Attributes:
+        images: The images under their policies.
+        networks: The networks on the device, by affine and number of the policy.
+        drafts: The variants to make: with stored statistics, but the record of the estimated ones.
+        settings: How to estimate.
+    """
+
+    images: PreparedTogether
+    networks: dict[Key, nn.Module]
+    drafts: dict[Key, Variant]
+    settings: Settings
+
+    def estimate(self, *, part: Part = WHOLE, progress: Progress = silent) -> Estimation:
+        """Estimate the statistics of all variants, or the moments of a part of the batches."""
+        spec = next(iter(self.drafts.values())).spec
+        return estimate(
+            self.networks, self.images, self.settings, spec, part=part, progress=progress
+        )
+
+
+def prepare_calibration(
+    checkpoint: Checkpoint,
+    affines: Sequence[str],
+    modes: Sequence[str | Path | Policy],
+    data: str | Path | ImageSource | None,
+    settings: Settings,
+) -> Calibration:
+    """Open the images and build the networks of a calibration, as `calibrate_matrix` needs them."""
+    spec = checkpoint.spec
     policies = [resolve_policy(mode, spec.family) for mode in modes]
     stored = {affine: initial_variant(checkpoint, affine) for affine in affines}
     built = {a: build(checkpoint, variant).to(settings.device) for a, variant in stored.items()}
-    keys = [(affine, number) for affine in affines for number in range(len(policies))]
     if data is None or isinstance(data, (str, Path)):
-        source = open_family_images(spec, data, TRAIN)
-    else:
-        source = data
-    images = PreparedTogether(source, policies, settings.seed, spec.preparation)
-    networks = {key: built[key[0]] for key in keys}
-    found = estimate(networks, images, settings, spec, progress=progress)
-    # hashing reads every image's file: one process is enough
-    data_sha256 = settings.world.ask_leader(lambda: source.fingerprint(found.used))
-    variants = {}
-    for affine, number in keys:
-        variant, policy, layers = stored[affine], policies[number], found.layers[affine, number]
+        data = open_family_images(spec, data, TRAIN)
+    images = PreparedTogether(data, policies, settings.seed, spec.preparation)
+    networks: dict[Key, nn.Module] = {}
+    drafts: dict[Key, Variant] = {}
+    for affine, variant in stored.items():
         tensors = dict(variant.tensors)
-        for name, layer in layers.items():
-            tensors[f"{name}.running_mean"] = layer.mean.float().cpu().numpy()
-            tensors[f"{name}.running_var"] = layer.variance.float().cpu().numpy()
-        for name in set(checkpoint.missing) - set(layers):
+        for name in checkpoint.missing:
             for leaf in STATISTICS:  # no number may stand for statistics that nobody knows
                 tensors[f"{name}.{leaf}"] = np.full_like(tensors[f"{name}.{leaf}"], np.nan)
-        statistics = EstimatedStatistics(
-            policy=policy.name,
-            policy_sha256=policy.sha256,
-            policy_text=policy.text,
-            data_sha256=data_sha256,
-            whole=images.each[number].whole,
-            images=len(found.used),
-            skipped=found.skipped,
-            batch_size=settings.batch_size,
-            estimator=settings.estimator,
-            passes=found.passes[affine, number],
-            seed=settings.seed,
-            tolerance=settings.tolerance,
-            autocast=None if settings.autocast is None else str(settings.autocast),
-            errors=layer_errors(layers),
-            layers_without_data=tuple(sorted(set(variant.layers) - set(layers))),
-        )
-        variants[affine, policy.name] = replace(
-            variant, tensors=tensors, statistics=statistics, spec=spec.prepared_by(policy)
-        )
-    return variants
+        for number, policy in enumerate(policies):
+            statistics = EstimatedStatistics(
+                policy=policy.name,
+                policy_sha256=policy.sha256,
+                policy_text=policy.text,
+                data_sha256="",
+                whole=images.each[number].whole,
+                images=1,
+                batch_size=settings.batch_size,
+                estimator=settings.estimator,
+                passes=1,
+                seed=settings.seed,
+                tolerance=settings.tolerance,
+                autocast=None if settings.autocast is None else str(settings.autocast),
+                errors={},
+            )
+            networks[affine, number] = built[affine]
+            drafts[affine, number] = replace(
+                variant, tensors=tensors, statistics=statistics, spec=spec.prepared_by(policy)
+            )
+    return Calibration(
+        images=images,
+        networks=networks,
+        drafts=drafts,
+        settings=settings,
+    )
+
+
+def with_estimates(
+    draft: Variant,
+    layers: Mapping[str, Estimate],
+    hashes: NDArray[np.uint8],
+    skipped: Sequence[str],
+    passes: int = 1,
+) -> Variant:
+    """Return a variant of `Calibration` with its statistics.
+
+    Args:
+        draft: The variant without them.
+        layers: The statistics of every layer that saw data.
+        hashes: Hashes of the images used, in order, as `image_hashes` returns them.
+        skipped: Names of images that were left out.
+        passes: Number of passes over the images.
+    """
+    tensors = dict(draft.tensors)
+    for name, layer in layers.items():
+        tensors[f"{name}.running_mean"] = layer.mean.float().cpu().numpy()
+        tensors[f"{name}.running_var"] = layer.variance.float().cpu().numpy()
+    statistics = msgspec.structs.replace(
+        draft.estimated,
+        data_sha256=hashlib.sha256(hashes.tobytes()).hexdigest(),
+        images=len(hashes),
+        skipped=tuple(skipped),
+        passes=passes,
+        errors=layer_errors(layers),
+        layers_without_data=tuple(sorted(set(draft.layers) - set(layers))),
+    )
+    return replace(draft, tensors=tensors, statistics=statistics)

@@ -24,7 +24,7 @@ from recal.data.batches import Batches, PolicyBatches
 from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
 from recal.data.normalise import normalise
 from recal.data.sampling import DEFAULT_SAMPLES
-from recal.distributed import ALONE, World
+from recal.distributed import ALONE, WHOLE, Part, World
 from recal.errors import InputError, UsageError, pick
 from recal.networks.spec import ModelSpec
 from recal.policies.prepared import PreparedTogether
@@ -70,13 +70,13 @@ class Estimation:
 
     Attributes:
         layers: For each key, the statistics of every layer that saw data, by path.
-        used: Indices of the images used, in order.
+        batches: Indices of the images used by all parts, in order, cut into batches.
         skipped: Names of images that cannot be decoded and were left out, relative to the source.
         passes: For each key, the number of passes of the images through the network.
     """
 
     layers: dict[Key, dict[str, Estimate]]
-    used: list[int]
+    batches: list[NDArray[np.int64]]
     skipped: tuple[str, ...]
     passes: dict[Key, int]
 
@@ -87,6 +87,7 @@ def estimate(
     settings: Settings,
     spec: ModelSpec,
     *,
+    part: Part = WHOLE,
     progress: Progress = silent,
 ) -> Estimation:
     """Estimate the statistics of several networks under several policies in one reading.
@@ -101,6 +102,7 @@ def estimate(
         images: The images under their policies.
         settings: How to estimate.
         spec: The networks' preprocessing.
+        part: Part of the batches to read; the result is then of these alone.
         progress: Called with the numbers of image passes done and expected; while broken images are
             searched for, with the numbers of images tried and in total.
 
@@ -112,8 +114,12 @@ def estimate(
         min_images=settings.min_images, skip_broken=settings.skip_broken,
         ask_once=settings.world.ask_leader, progress=progress,
     )  # fmt: skip
+    if part.number > len(batches):
+        raise UsageError(
+            f"--part: expected at most {len(batches)} parts, the number of batches, got {part}."
+        )
     drawn = np.concatenate(batches)
-    task = _Task(networks, images, settings, spec, progress)
+    task = _Task(networks, images, settings, spec, part, progress)
     rounds = _Layerwise(task) if settings.estimator == CONSISTENT else _OneReading(task)
     size, tolerance, end = settings.batch_size, settings.tolerance, len(batches)
     if tolerance is not None:
@@ -130,8 +136,7 @@ def estimate(
             break
         wanted = -(-int(MARGIN * images_needed(end * size, reached, tolerance)) // size)
         end = min(len(batches), max(end + 1, min(wanted, MOST_GROWTH * end)))
-    used = [int(index) for batch in batches[:end] for index in batch]
-    return Estimation(layers=layers, used=used, skipped=skipped, passes=passes)
+    return Estimation(layers=layers, batches=batches[:end], skipped=skipped, passes=passes)
 
 
 def bound(errors: Mapping[str, LayerError]) -> float:
@@ -155,12 +160,14 @@ class _Task:
     images: PreparedTogether
     settings: Settings
     spec: ModelSpec
+    part: Part
     progress: Progress
 
     def own(self, batches: Sequence[NDArray[np.int64]], start: int = 0) -> range:
         """Return the numbers of the batches of this process, from `start` on."""
-        world = self.settings.world
-        return range(start + (world.rank - start) % world.size, len(batches), world.size)
+        world, part = self.settings.world, self.part
+        first, step = world.rank * part.count + part.number - 1, world.size * part.count
+        return range(start + (first - start) % step, len(batches), step)
 
     def read(self, batches: Sequence[NDArray[np.int64]], *, keep: bool) -> Batches:
         return Batches(self.images, batches, workers=self.settings.workers, keep=keep)

@@ -193,6 +193,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelOverrid
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # the reader raises several kinds of error for a damaged file
         raise InputError(f"{path}: expected a whole safetensors file, got {error}.") from error
+    if "recal.part" in metadata:
+        raise InputError(
+            f"{path}: expected a checkpoint, got a part of a calibration. `recal merge` makes a "
+            "variant of all parts."
+        )
     if "recal" in metadata:
         raise InputError(
             f"{path}: expected a checkpoint, got a variant (BatchNorm tensors alone). Name the "

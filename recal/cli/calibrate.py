@@ -27,11 +27,12 @@ from recal.cli.options import (
     option,
     output_option,
     packed,
+    part_option,
     reading_options,
     refuse_typed,
     seed_option,
 )
-from recal.distributed import World, joined, local_device
+from recal.distributed import Part, World, joined, local_device
 from recal.errors import InputError, UsageError
 from recal.machine import cores_of_this_process
 from recal.report.blocks import Block
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from recal.variant.variant import Variant
 
 MATRIX_MODES = ("clean", "weak", "strong")
-NOT_IN_ONNX = ("matrix", "statistics", "tolerance", "device", "workers", "autocast")
+NOT_IN_ONNX = ("matrix", "statistics", "part", "tolerance", "device", "workers", "autocast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class Estimation:
         )
 
 
-NOT_WITH_STATISTICS = ("mode", "policy", "data", "matrix", *Estimation.__dataclass_fields__)
+NOT_WITH_STATISTICS = ("mode", "policy", "data", "matrix", "part", *Estimation.__dataclass_fields__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ class Request:
     affine: tuple[str, ...]
     matrix: bool
     statistics: str | None
+    part: Part | None
 
     @property
     def modes(self) -> tuple[str | Path, ...]:
@@ -148,7 +150,7 @@ def _several(option: str, given: tuple[str, ...]) -> click.UsageError:
     option("--policy", "Policy file of your own, instead of --mode.", PATH),
     data_option("Folder of images; labels are not needed.", "$RECAL_DATA, ./data, ..."),
     output_option(
-        "Variant file to write; with --matrix, a folder of them.",
+        "Variant file to write; with --matrix, a folder of them; with --part, a folder of parts.",
         "CHECKPOINT-AFFINE-MODE.safetensors",
     ),
     option(
@@ -166,6 +168,7 @@ def _several(option: str, given: tuple[str, ...]) -> click.UsageError:
         "--statistics",
         "Branch whose stored statistics are combined with --affine; nothing is estimated.",
     ),
+    part_option("the batches", "part"),
 )
 @packed(
     "estimation",
@@ -211,7 +214,8 @@ def calibrate_command(
     Writes a variant: the BatchNorm tensors alone, bound to the checkpoint by a hash. Without a
     CHECKPOINT, the bundled sample is used. CHECKPOINT may be a patchable ONNX file: then ONNX
     Runtime computes, without torch if --mode is clean, and `recal patch` puts the variant into the
-    file. Under torchrun, the processes share the images.
+    file. Under torchrun, the processes share the images. With --part, jobs of their own write the
+    moments of a part of the batches each into a folder, from which `recal merge` makes the variant.
     """
     if request.policy is not None:
         refuse_typed(("mode",), "expected it instead of --policy, got both. Leave one out.")
@@ -241,12 +245,13 @@ def _combine(checkpoint: Checkpoint, request: Request, statistics: str, form: st
     (affine,) = request.affines or ("main",)
     variant = branch_variant(checkpoint, affine, statistics=statistics)
     output = request.output or Path(f"{checkpoint.path.stem}-{affine}-{statistics}.safetensors")
-    _finish({output: variant}, [], form, f"Wrote {output}: {variant.label}.")
+    finish_variants({output: variant}, [], form, f"Wrote {output}: {variant.label}.")
 
 
 def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form: str) -> None:
     """Write one variant; with --matrix, one for each pair of affine and statistics."""
     from recal.calibration.calibrate import calibrate_matrix, usual_affine
+    from recal.calibration.parts import calibrate_part
     from recal.data.splits import TRAIN
     from recal.policies.families import open_family_images
     from recal.policies.policy import resolve_policy
@@ -271,6 +276,14 @@ def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form
         form,
     )
     with progress_bar("images", hidden=not settings.world.leads) as bar:
+        if request.part is not None:
+            parts = request.output or Path(f"{path.stem}-parts")
+            written = calibrate_part(
+                checkpoint, affines, policies, request.part, parts,
+                data=images, settings=settings, progress=bar,
+            )  # fmt: skip
+            note(f"Wrote {written}. When all parts are there: recal merge {parts}", form)
+            return
         found = calibrate_matrix(
             checkpoint, affines, policies, data=images, settings=settings, progress=bar
         )
@@ -296,7 +309,7 @@ def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form
         files, blocks = {output: variant}, estimation_blocks(variant, tolerance)
         way = ("--checkpoint",) if checkpoint.missing else ()
         last = f"Wrote {output}. {next_command('eval', *way, path, output, *data)}"
-    _finish(files, blocks, form, last, tolerance)
+    finish_variants(files, blocks, form, last, tolerance)
 
 
 def _test_images_of(folder: Path | None, used: ImageSource) -> tuple[str | Path, ...]:
@@ -351,10 +364,10 @@ def _recalibrate(
     output = request.output or Path(f"{path.stem}-{policy.name}.safetensors")
     blocks = [*estimation_blocks(variant), "Computed by ONNX Runtime."]
     last = f"Wrote {output}. {next_command('patch', path, output, how_it_is_read=False)}"
-    _finish({output: variant}, blocks, form, last)
+    finish_variants({output: variant}, blocks, form, last)
 
 
-def _finish(
+def finish_variants(
     variants: Mapping[Path, Variant],
     blocks: Sequence[Block],
     form: str,

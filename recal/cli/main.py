@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     "policies": ("policies", "List the augmentation policies; draw what one does."),
     "calibrate": ("calibrate", "Estimate BatchNorm statistics on your images; write a variant."),
+    "merge": ("variants", "Make a variant from the parts of a calibration."),
     "mix": ("variants", "Interpolate variants, or blend statistics with a prior."),
     "suites": ("runs", "List the benchmark suites, and which are available locally."),
     "eval": ("eval", "Evaluate variants on a clean or corrupted benchmark."),

@@ -1,13 +1,15 @@
-"""`recal inspect`, `recal mix` and `recal convert`."""
+"""`recal inspect`, `recal mix`, `recal convert` and `recal merge`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from recal.cli.calibrate import finish_variants
 from recal.cli.console import console, note, print_results, progress_bar, warn
 from recal.cli.options import (
     COUNT,
@@ -25,7 +27,7 @@ from recal.cli.options import (
     refuse_typed,
     seed_option,
 )
-from recal.errors import UsageError
+from recal.errors import UsageError, listed
 
 if TYPE_CHECKING:
     from recal.checkpoint.layouts import ReadingOptions
@@ -207,3 +209,34 @@ def convert_command(checkpoint: Path, variant: str, output: Path, reading: Readi
     console.print(f"Wrote {output}: {variant} of {checkpoint}.")
     for line in notes:
         console.print(f"  {line}")
+
+
+@click.command(
+    "merge",
+    epilog=examples("recal merge model-parts", "recal merge model-parts -o weak.safetensors"),
+)
+@click.argument("parts", nargs=-1, required=True, type=PATH)
+@output_option(
+    "Variant file to write; for several variants, a folder of them.",
+    "PARTS/AFFINE-MODE.safetensors",
+)
+@format_option
+def merge_command(parts: tuple[Path, ...], output: Path | None, form: str) -> None:
+    """Make the variant of a calibration from the PARTS that `recal calibrate --part` wrote.
+
+    PARTS are their folder or their files; all of them are needed. The variant is that of one
+    process.
+    """
+    from recal.calibration.parts import SUFFIX, merge_parts
+    from recal.report.statistics import estimation_blocks, matrix_blocks
+
+    found = [sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path] for path in parts]
+    variants = merge_parts([*chain.from_iterable(found)])
+    folder = output or (parts[0] if parts[0].is_dir() else parts[0].parent)
+    files = {folder / f"{a}-{mode}.safetensors": v for (a, mode), v in variants.items()}
+    blocks = matrix_blocks(files, None)
+    if len(variants) == 1:
+        ((path, variant),) = files.items()
+        files = {path if output is None or output.is_dir() else output: variant}
+        blocks = estimation_blocks(variant)
+    finish_variants(files, blocks, form, f"Wrote {listed(files)}.")

@@ -199,6 +199,12 @@ def fingerprint_files(
     return digest.hexdigest()
 
 
+def image_hashes(source: ImageSource, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the hash of each of these images, uint8 (n, 32): of its name, content and label."""
+    hashes = [bytes.fromhex(source.fingerprint([index])) for index in indices.tolist()]
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+
+
 # images that are decoded between two reports of progress
 DECODED_AT_ONCE = 512
 

@@ -1,6 +1,7 @@
 """Re-estimating BatchNorm statistics inside an ONNX file, with ONNX Runtime and NumPy alone."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
+from recal.data.images import MIN_IMAGES, counting_broken, image_hashes, usable_batches
 from recal.data.normalise import normalise_array
 from recal.errors import InputError
 from recal.machine import may_keep
@@ -226,7 +227,7 @@ def recalibrate(
             policy=policy.name,
             policy_sha256=policy.sha256,
             policy_text=policy.text,
-            data_sha256=source.fingerprint(drawn.tolist()),
+            data_sha256=hashlib.sha256(image_hashes(source, drawn).tobytes()).hexdigest(),
             whole=images.whole,
             images=len(drawn),
             skipped=tuple(skipped),

@@ -79,7 +79,7 @@ class EstimatedStatistics(Record, frozen=True, kw_only=True, tag_field="source",
         policy: Name of the policy that was applied to the images.
         policy_sha256: SHA-256 of the policy's text.
         policy_text: The policy's text.
-        data_sha256: Fingerprint of the images.
+        data_sha256: SHA-256 of the hashes of all images used, in order.
         whole: Whether the images were cropped before, so that the policy kept all of each.
         images: Number of images.
         skipped: Names of images that cannot be decoded and were left out.

@@ -74,7 +74,7 @@ def test_a_slip_in_the_project_file_is_refused(recal, tmp_path, text, message):
     [
         (["--mode", "wek"], 2, "Did you mean 'weak'?"),
         (["--mean", "124,116,104"], 3, "Divide them by 255"),
-        (["--mean", "1,2"], 2, "expected three numbers"),
+        (["--mean", "1,2"], 3, "expected 3 numbers, one for each channel"),
         (["--std", "0,0.2,0.2"], 3, "expected positive numbers"),
         (["--arch", "wrn11_1"], 2, "depth is 6 n + 4"),
         (["--arch", "wrn16_1"], 3, "weights and architecture do not fit: missing block1.layer.1"),

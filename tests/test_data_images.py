@@ -147,7 +147,7 @@ def test_arrays_have_nothing_to_decode(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 8, 8, 4), np.uint8), r"got uint8 \(3, 8, 8, 4\)"),
+        (np.zeros((3, 4, 8, 8), np.uint8), r"got uint8 \(3, 4, 8, 8\)"),
         (np.zeros((3, 3, 8, 8), np.uint8), "channels last: images.transpose"),
         (np.zeros((8, 8, 3), np.uint8), r"If that is one image, add an axis"),
         (np.linspace(0, 1, 192).reshape(1, 8, 8, 3), r"float64 \(1, 8, 8, 3\) of 0 to 1\. Make"),

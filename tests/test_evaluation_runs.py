@@ -527,5 +527,5 @@ def test_wrong_targets_are_reported_before_missing_data(split_checkpoint, tmp_pa
 def test_a_misspelt_argument_is_named(split_checkpoint):
     with pytest.raises(TypeError, match="unexpected keyword argument 'severity'"):
         evaluate([split_checkpoint], severity=3)
-    with pytest.raises(InputError, match=r"evaluate: std: expected a list of 3 items"):
+    with pytest.raises(InputError, match=r"std: expected 3 numbers, one for each channel"):
         evaluate([split_checkpoint], std=(0.1, 0.2))

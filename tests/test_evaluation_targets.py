@@ -254,7 +254,7 @@ def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(
             raise RuntimeError("no such operator\nand more")
         return build(checkpoint, variant)
 
-    monkeypatch.setattr(backends, "build", build_or_not)
+    monkeypatch.setattr(backends, "build_classifier", build_or_not)
     run = evaluate(
         [str(split_checkpoint), f"{split_checkpoint}:aux0"], suite="cifar10c", data=class_folders,
         corruptions=["contrast"], severities=[1, 2], output=tmp_path / "run",

@@ -14,7 +14,7 @@ from recal.export.forms import Patchable
 from recal.export.subject import make_subjects
 from recal.networks.names import create_network
 from recal.onnx_file.session import OnnxNetwork
-from recal.variant.build import build, build_with_own
+from recal.variant.build import build, build_classifier
 from recal.variant.comparison import computes_the_same, normalises
 from recal.variant.plain import PlainBatchNorm, batch_norms
 from recal.variant.variant import branch_variant
@@ -234,7 +234,7 @@ def make():
             with pytest.raises(InputError, match="expected the network with plain BatchNorm"):
                 build(checkpoint)
             continue
-        pair = build_with_own(checkpoint)
+        pair = build_classifier(checkpoint)
         x = torch.randn(2, 3, 8, 8)
         torch.testing.assert_close(pair.network(x), network(x * network.std + network.mean))
         torch.testing.assert_close(pair.own(x), pair.network(x))

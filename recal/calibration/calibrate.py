@@ -35,7 +35,7 @@ from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, resolve_policy
 from recal.policies.prepared import PreparedTogether
 from recal.progress import Progress, silent
-from recal.variant.build import build
+from recal.variant.build import build_runnable
 from recal.variant.plain import statistics_owners
 from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import STATISTICS, Variant, initial_variant
@@ -117,7 +117,7 @@ def calibrate(
 
     Args:
         source: A module, or a `Checkpoint` as `load_checkpoint` returns it.
-        batches: With a module, batches of float images (N, 3, H, W), alone or before their labels,
+        batches: With a module, batches of float images (N, C, H, W), alone or before their labels,
             as loaders return them. `consistent` may read them several times.
         mode: Policy that is applied to the images: its name in the network's family, a .toml file,
             or a `Policy`; by default `weak`.
@@ -303,7 +303,10 @@ def prepare_calibration(
     spec = checkpoint.spec
     policies = [resolve_policy(mode, spec.family) for mode in modes]
     stored = {affine: initial_variant(checkpoint, affine) for affine in affines}
-    built = {a: build(checkpoint, variant).to(settings.device) for a, variant in stored.items()}
+    built = {
+        affine: build_runnable(checkpoint, variant).to(settings.device)
+        for affine, variant in stored.items()
+    }
     if data is None or isinstance(data, (str, Path)):
         data = open_family_images(spec, data, TRAIN)
     images = PreparedTogether(data, policies, settings.seed, spec.preparation)

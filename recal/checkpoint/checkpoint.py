@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +18,9 @@ from recal.errors import InputError, RecalError, UsageError, did_you_mean, liste
 from recal.networks.activations import layers_with_activation, looks_like_timms
 from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
 from recal.schema import convert
+
+# layers whose scale and shift are computed from a further input of the network
+CONDITION = re.compile(r"(^|\.)film\w*\.", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +162,7 @@ class Checkpoint:
         interpolation: str | None = None,
         crop_mode: str | None = None,
         policy: str | None = None,
+        channels: int | None = None,
     ) -> Checkpoint:
         """Return this checkpoint with another description of its network than the file's.
 
@@ -168,8 +173,8 @@ class Checkpoint:
             arch: Name of the architecture: `wrn16_1`, `timm:resnet50`, `python:FILE.py:CALLABLE`.
             classes: Number of classes, K.
             family: Family of policies that suits the network, such as `cifar`.
-            mean: Mean of each channel of RGB images in [0, 1], 3 numbers.
-            std: Standard deviation of each channel, 3 numbers.
+            mean: Mean of each channel of images in [0, 1].
+            std: Standard deviation of each channel.
             size: Side of the square input, in pixels.
             bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d`
                 carries; false for a network that was trained without.
@@ -178,6 +183,7 @@ class Checkpoint:
             crop_mode: How test images are resized and cropped: `center`, `squash`, `border` or
                 `none`.
             policy: Text of a policy without random ops that prepares test images.
+            channels: Number of channels of the images, C.
 
         Raises:
             InputError: A value is of the wrong type or out of its range.
@@ -187,7 +193,7 @@ class Checkpoint:
             "arch": arch, "classes": classes, "family": family,
             "mean": mean, "std": std, "size": size, "crop_share": crop_share,
             "interpolation": interpolation, "crop_mode": crop_mode, "policy": policy,
-            "bn_act": bn_act,
+            "bn_act": bn_act, "channels": channels,
         }  # fmt: skip
         overrides = convert(given, ModelOverrides, str(self.path))
         reading = replace(self.reading, model=overrides.over(self.overrides))
@@ -311,4 +317,15 @@ def _doubts(
             f"{listed(matrices)}",
             follows="If they are a part of the network, such as its classifier, give a network "
             "that has them with --arch python:FILE.py:CALLABLE.",
+        )
+    conditions = [key for key in found.weights if CONDITION.search(key)]
+    if len(found.branches) > 1 and conditions:
+        yield Finding(
+            kind="branch-input",
+            layers=tuple(conditions),
+            what=f"{listed(conditions)} show a network with a further input (FiLM), which goes "
+            "with the branch",
+            follows="In once-for-all training, main belongs with lambda 0 and aux0 with lambda "
+            "above 0. Use each branch with a class of its own as --arch (docs/checkpoints.md has "
+            "examples): with one class for both, one of them gives wrong outputs.",
         )

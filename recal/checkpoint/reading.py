@@ -25,9 +25,9 @@ STRAY_PARTS = ("criterion.", "loss.", "loss_fn.", "metrics.", "train_metrics.", 
 
 FACTS: dict[str, tuple[type, ...]] = {
     "arch": (str,), "family": (str,), "classes": (int,), "bn_act": (bool,), "mean": (list, tuple),
-    "std": (list, tuple), "size": (int,),
+    "std": (list, tuple), "size": (int,), "channels": (int,),
 }  # fmt: skip
-LARGEST = {"classes": 10**6, "size": 4096}
+LARGEST = {"classes": 10**6, "size": 4096, "channels": 1024}
 # names of the same facts among the arguments of training scripts
 ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("img_size",),
              "mean": ("mean",), "std": ("std",)}  # fmt: skip
@@ -111,7 +111,8 @@ def _is_fact(name: str, value: Any) -> bool:
     if not isinstance(value, FACTS[name]) or isinstance(value, bool):
         return FACTS[name] == (bool,) and isinstance(value, bool)
     if isinstance(value, (list, tuple)):
-        return len(value) == 3 and all(isinstance(v, int | float) and -1e6 < v < 1e6 for v in value)
+        numbers = all(isinstance(v, int | float) and -1e6 < v < 1e6 for v in value)
+        return 1 <= len(value) <= LARGEST["channels"] and numbers
     if isinstance(value, str):
         return len(value) < 200 and value.isprintable()
     return isinstance(value, int) and 0 < value <= LARGEST[name]

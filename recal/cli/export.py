@@ -136,7 +136,7 @@ def _graph_options(*, fixed_batch: int | None, **given: Any) -> GraphOptions:
     "graph",
     _graph_options,
     option("--opset", "ONNX operator set of the graph.", click.IntRange(13, 20), 18),
-    flag("--uint8", "Input is pixels, uint8 (N, H, W, 3), which the graph normalises."),
+    flag("--uint8", "Input is pixels, uint8 (N, H, W, C), which the graph normalises."),
     flag("--softmax", "Output is probabilities instead of logits."),
     option(
         "--fixed-batch", "Number of images of each batch, fixed in the graph.", COUNT, shown="any"
@@ -207,7 +207,7 @@ def export_command(
 ) -> None:
     """Write a variant of CHECKPOINT as an ONNX file; without a CHECKPOINT, of the bundled sample.
 
-    The file takes normalised images, `input` (batch, 3, size, size), and returns `logits`. It is
+    The file takes normalised images, `input` (batch, C, size, size), and returns `logits`. It is
     written only if ONNX Runtime returns the variant's logits, and not those of another branch. With
     --int8 it is judged by the predictions that stay the same.
     """

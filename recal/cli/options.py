@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Decorator: TypeAlias = Callable[[Any], Any]
 
 MODEL_FIELDS = (
-    "arch", "classes", "family", "mean", "std", "size", "crop_share", "interpolation", "crop_mode"
+    "arch", "classes", "family", "mean", "std", "size", "crop_share", "interpolation", "crop_mode",
+    "channels",
 )  # fmt: skip
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
@@ -69,9 +70,7 @@ def counts(minimum: int = 1) -> Listed:
 
 
 NAMES = Listed("a,b,...", str)
-CHANNELS = Listed(
-    "r,g,b", float, "three numbers such as 0.485,0.456,0.406", lambda found: len(found) == 3
-)
+CHANNELS = Listed("r,g,b", float, "numbers such as 0.485,0.456,0.406, one for each channel")
 
 
 def examples(*lines: str) -> str:
@@ -251,8 +250,8 @@ _MODEL = (
     flag("--trust", "Run the code that recal.toml names as architecture."),
     option("--classes", "Number of classes.", COUNT),
     option("--family", "Family of policies and preprocessing: cifar, imagenet, sample or tiny."),
-    option("--mean", "Mean of each channel of RGB images in [0, 1].", CHANNELS),
-    option("--std", "Standard deviation of each channel of RGB images in [0, 1].", CHANNELS),
+    option("--mean", "Mean of each channel of images in [0, 1].", CHANNELS),
+    option("--std", "Standard deviation of each channel of images in [0, 1].", CHANNELS),
     option("--size", "Height and width of the network's input, in pixels.", COUNT),
     option(
         "--crop-share",
@@ -270,6 +269,7 @@ _MODEL = (
         "resizes both sides, border resizes the long side and pads, none accepts no other size.",
         click.Choice(("center", "squash", "border", "none")),
     ),
+    option("--channels", "Number of channels of the network's input, such as 1 for grey.", COUNT),
 )
 model_options = packed("overrides", _model_overrides, *_MODEL)
 _READING = (

@@ -90,14 +90,17 @@ def _refusing_bad_arrays(path: Path) -> Iterator[None]:
 def checked_source(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> ArraySource:
     """Return images and integer labels (N,) as a source, or raise an error that shows what to do.
 
-    Images are uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey.
+    Images are uint8 (N, H, W, C), or (N, H, W) for grey. Channels in front of the sides of square
+    images are refused.
     """
     shape = images.shape
-    fits = images.ndim in (3, 4) and shape[3:] in ((), (1,), (3,))
+    fits = images.ndim in (3, 4)
+    if images.ndim == 4 and shape[3] not in (1, 3):
+        fits = not (shape[2] == shape[3] != shape[1] and shape[1] < shape[2])
     one_in_colour = images.ndim == 3 and shape[2] == 3
     if images.dtype != np.uint8 or not fits or one_in_colour:
         raise InputError(
-            f"{path}: expected images of uint8 (N, H, W, 3) or (N, H, W), "
+            f"{path}: expected images of uint8 (N, H, W, C) or (N, H, W), "
             f"got {images.dtype} {shape}{_range(images)}.{_conversion(images)}"
         )
     if labels is not None:
@@ -143,7 +146,7 @@ def _conversion(images: NDArray[Any]) -> str:
             " Make them uint8, which for images in [0, 1] is (images * 255).round()"
             '.astype("uint8"), and leave out what is not finite.'
         )
-    if images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3:
+    if images.dtype == np.uint8 and images.ndim == 4:
         return " Put the channels last: images.transpose(0, 2, 3, 1)."
     if images.dtype == np.uint8 and images.ndim == 3:
         return " If that is one image, add an axis: images[None]."

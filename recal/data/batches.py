@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from recal.errors import RecalError
 from recal.machine import may_keep
 
-# one uint8 (N, size, size, 3) tensor for each policy
+# one uint8 (N, size, size, C) tensor for each policy
 PolicyBatches = tuple[torch.Tensor, ...]
 
 
@@ -19,13 +19,14 @@ class ReadsBatches(Protocol):
     """Images under one or several policies, such as `PreparedTogether`."""
 
     size: int
+    channels: int
 
     @property
     def policy_count(self) -> int:
         """The number of policies."""
 
     def batch_all(self, indices: Iterable[int]) -> list[NDArray[np.uint8]]:
-        """Return some images under every policy, each uint8 (N, size, size, 3)."""
+        """Return some images under every policy, each uint8 (N, size, size, C)."""
 
 
 class _BatchDataset(Dataset[PolicyBatches | RecalError]):
@@ -51,7 +52,7 @@ class _BatchDataset(Dataset[PolicyBatches | RecalError]):
 class Batches:
     """Batches of images under one or several policies; read again, they are the same.
 
-    Iterating yields for each batch a tuple of one uint8 (N, size, size, 3) tensor per policy.
+    Iterating yields for each batch a tuple of one uint8 (N, size, size, C) tensor per policy.
 
     Args:
         images: The images under their policies.
@@ -71,7 +72,8 @@ class Batches:
     ) -> None:
         self._batches = _BatchDataset(images, batches)
         self._workers = min(workers, len(batches))
-        size = sum(map(len, batches)) * images.size**2 * 3 * images.policy_count
+        values = images.size**2 * images.channels * images.policy_count
+        size = sum(map(len, batches)) * values
         self._keeps = keep and may_keep(size)
         self._kept: list[PolicyBatches] = []
 

@@ -54,7 +54,7 @@ class ImageSource(Protocol):
         """Return the number of images, N."""
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Return image `index`, uint8 (H, W, 3)."""
+        """Return image `index`, uint8 (H, W, 3), or of an array's own number of channels."""
 
     def name(self, index: int) -> str:
         """Return the name of image `index` in messages."""
@@ -65,7 +65,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images in one array or memory map, uint8 (N, H, W, 3), or (N, H, W) for grey."""
+    """Images in one array or memory map, uint8 (N, H, W, C), or (N, H, W) for grey."""
 
     where: Path
     images: NDArray[np.uint8]
@@ -127,6 +127,28 @@ class FileSource:
         paths = [self.paths[index] for index in indices]
         names = [path.relative_to(self.where).as_posix() for path in paths]
         return fingerprint_files(names, map(Path.read_bytes, paths), self.labels, indices)
+
+
+def with_channels(image: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
+    """Return an image, uint8 (H, W, C'), with the number of channels that a network takes.
+
+    Colour becomes grey as Pillow makes it (0.299 R + 0.587 G + 0.114 B, ITU-R 601), which leaves
+    the values of grey images in RGB as they are. Grey becomes RGB by repetition.
+
+    Raises:
+        InputError: The image has another number of channels, and is neither grey nor RGB.
+    """
+    own = image.shape[2]
+    if own == channels:
+        return image
+    if own == 3 and channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+    if own == 1 and channels == 3:
+        return np.repeat(image, 3, axis=2)
+    raise InputError(
+        f"{name}: expected {channels} channels, which the network takes, got {own}. Give arrays, "
+        f"uint8 (N, H, W, {channels}) in an .npy or .npz file."
+    )
 
 
 def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

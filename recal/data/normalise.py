@@ -18,12 +18,12 @@ def normalise_array(
     """Normalise an array of images.
 
     Args:
-        images: uint8 (N, H, W, 3) in 0 to 255.
+        images: uint8 (N, H, W, C) in 0 to 255.
         mean: Mean of each channel of images in [0, 1].
         std: Standard deviation of each channel of images in [0, 1].
 
     Returns:
-        float32 (N, 3, H, W), contiguous.
+        float32 (N, C, H, W), contiguous.
     """
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
     planes /= np.float32(255.0)

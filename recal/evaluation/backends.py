@@ -22,7 +22,7 @@ from recal.export.trace import to_onnx
 from recal.networks.spec import ModelSpec
 from recal.onnx_file.editing import with_arrays
 from recal.onnx_file.session import OnnxNetwork, check_any_batch
-from recal.variant.build import build
+from recal.variant.build import build_classifier
 from recal.variant.independence import check_independence
 
 # values that one thread of ONNX Runtime works on at a time: those of 8 images of 32 pixels
@@ -91,8 +91,9 @@ class Predictors:
     def _model(self, target: VariantTarget) -> onnx.ModelProto:
         key = (target.checkpoint.weights_sha256, target.spec.arch)
         if key not in self._traced:
-            network = build(target.checkpoint, target.variant)
-            self._traced[key] = to_onnx(network, target.spec.size, fold=False)
+            network = build_classifier(target.checkpoint, target.variant).network
+            spec = target.spec
+            self._traced[key] = to_onnx(network, spec.size, fold=False, channels=spec.channels)
         model = self._traced[key]
         # what the graph lacks belongs to layers that the network never uses
         held = {tensor.name for tensor in model.graph.initializer}
@@ -119,7 +120,8 @@ class _OnnxPredictor:
         self._network = network
         self._mean, self._std = target.spec.mean, target.spec.std
         self._pool = pool
-        self._piece = max(SMALLEST_PIECE, PIECE_VALUES // (3 * target.spec.size**2))
+        values = target.spec.channels * target.spec.size**2
+        self._piece = max(SMALLEST_PIECE, PIECE_VALUES // values)
 
     def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
         """Pass the pieces of a batch to the threads; return a function that waits for logits."""
@@ -138,9 +140,8 @@ class _TorchPredictor:
     def __init__(self, target: VariantTarget, execution: Execution) -> None:
         self._spec, self._device = target.spec, torch.device(execution.device)
         self._autocast = execution.autocast
-        network = build(target.checkpoint, target.variant)
-        side = target.spec.size
-        check_independence(network, (3, side, side), target.spec.arch)
+        network = build_classifier(target.checkpoint, target.variant).network
+        check_independence(network, target.spec.input_shape, target.spec.arch)
         network = network.to(self._device)
         self._network = network.to(memory_format=torch.channels_last)
         self._adaptation, self._adapted = execution.adaptation, None

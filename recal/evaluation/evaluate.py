@@ -23,6 +23,7 @@ from recal.evaluation.parts import compute_part, refuse_parts_at_work
 from recal.evaluation.prepare import EvaluationRequest, prepare_work
 from recal.evaluation.targets import Given
 from recal.files import locked
+from recal.networks.calling import logits_place
 from recal.networks.spec import ModelOverrides
 from recal.progress import Progress, silent
 from recal.runs.metrics import Metrics, metrics_of, score
@@ -94,6 +95,7 @@ def evaluate(
     interpolation: str | None = ...,
     crop_mode: str | None = ...,
     policy: str | None = ...,
+    channels: int | None = ...,
     progress: Progress = ...,
     on_cell: OnCell = ...,
     world: World = ...,
@@ -134,6 +136,7 @@ def evaluate(
     interpolation: str | None = None,
     crop_mode: str | None = None,
     policy: str | None = None,
+    channels: int | None = None,
     progress: Progress = silent,
     on_cell: OnCell = drop_cell,
     world: World = ALONE,
@@ -151,7 +154,7 @@ def evaluate(
         source: A module, or targets: each `CHECKPOINT`, `CHECKPOINT:BRANCH`, a branch of
             `checkpoint`, a variant file, an .onnx file, or in memory a `Checkpoint` (its main
             branch) or `Variant`. An empty sequence stands for every branch of `checkpoint`.
-        batches: With a module, pairs of normalised images, float32 (N, 3, H, W), and labels, int64
+        batches: With a module, pairs of normalised images, float32 (N, C, H, W), and labels, int64
             (N,).
         suite: Name of a suite, a .toml file or a `Suite`; by default the clean one of the network's
             family.
@@ -177,13 +180,14 @@ def evaluate(
         arch: Architecture, if other than the files say.
         classes: Number of classes, if other than the files say.
         family: Family of policies, if other than the files say.
-        mean: Mean of each channel of RGB images in [0, 1], if other than the files say.
+        mean: Mean of each channel of images in [0, 1], if other than the files say.
         std: Standard deviation of each channel, if other than the files say.
         size: Side of the input in pixels, if other than the files say.
         crop_share: Share of the resized side that the crop keeps, if other than the files say.
         interpolation: Filter of resizing, if other than the files say.
         crop_mode: `center`, `squash`, `border` or `none`, if other than the files say.
         policy: Text of a policy without random ops that prepares test images.
+        channels: Number of channels of the images, if other than the files say.
         progress: Called with images of cells done and in total.
         on_cell: Called with each cell that is done and its columns by target name.
         world: The processes that share the work; only the leading one writes files.
@@ -201,6 +205,7 @@ def evaluate(
         "arch": arch, "classes": classes, "family": family, "mean": mean, "std": std, "size": size,
         "crop_share": crop_share, "interpolation": interpolation, "crop_mode": crop_mode,
         "policy": policy,
+        "channels": channels,
     }  # fmt: skip
     request = EvaluationRequest(
         suite=suite,
@@ -295,10 +300,12 @@ def _evaluate_module(module: nn.Module, batches: Iterable[Sequence[torch.Tensor]
     training, device = {m: m.training for m in module.modules()}, device_of([module])
     module.eval()
     try:
-        scored = [
-            score(module(images.to(device)).float().cpu().numpy(), labels.cpu().numpy())
-            for images, labels in batches
-        ]
+        scored = []
+        for images, labels in batches:
+            output = module(images.to(device))
+            place = logits_place(output, None, "evaluate")
+            logits = output if place is None else place[0](output)
+            scored.append(score(logits.float().cpu().numpy(), labels.cpu().numpy()))
     finally:
         for m, mode in training.items():
             m.training = mode

@@ -80,7 +80,7 @@ class Execution(ExecutionOptions):
 
 
 class Batch:
-    """Images, uint8 (N, H, W, 3), for several networks: equal preparations are made once."""
+    """Images, uint8 (N, H, W, C), for several networks: equal preparations are made once."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
@@ -88,7 +88,7 @@ class Batch:
         self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-        """Return float32 (N, 3, H, W), (x / 255 - mean) / std."""
+        """Return float32 (N, C, H, W), (x / 255 - mean) / std."""
         key = tuple(mean), tuple(std)
         if key not in self._arrays:
             self._arrays[key] = normalise_array(self.pixels, mean, std)

@@ -84,6 +84,12 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
                 f"{target.name}: expected a network of {suite.classes} classes for suite "
                 f"{suite.name}, got {target.spec.classes}."
             )
+    for target in targets:
+        if target.spec.channels != first.channels:
+            raise InputError(
+                f"{target.name}: expected images of {first.channels} channels, as the first target "
+                f"takes, got {target.spec.channels}. Evaluate them separately."
+            )
     spec, warnings = _shared_preparation(targets)
     if request.reading.model.policy:  # what the user gives now overrides what files declare
         suite = msgspec.structs.replace(suite, policy=None)

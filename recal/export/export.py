@@ -54,10 +54,10 @@ def export_onnx(
         variant: A variant or the name of a branch; for a switchable file several variants, by
             name, in the order of the numbers that its input takes.
         path: The file to write.
-        images: Images to compare outputs on, uint8 (N, size, size, 3); by default the bundled ones.
+        images: Images to compare outputs on, uint8 (N, size, size, C); by default the bundled ones.
         form: One of the forms in `recal.export.forms`, by default `Float32()`.
         opset: ONNX operator set, 13 to 20.
-        uint8: Whether the file takes pixels, uint8 (N, H, W, 3), and normalises them in the graph.
+        uint8: Whether the file takes pixels, uint8 (N, H, W, C), and normalises them in the graph.
         softmax: Whether the file gives `probabilities` instead of `logits`.
         batch: A fixed number of images, or None for any number.
         any_size: Whether the file takes any height and width, as far as the network allows.

@@ -241,7 +241,8 @@ FLOAT_FORMS: dict[FormName, Form] = {
 
 
 def _traced(subject: Subject, options: GraphOptions, *, fold: bool) -> onnx.ModelProto:
-    model = to_onnx(subject.network, subject.spec.size, fold=fold, options=options)
+    spec = subject.spec
+    model = to_onnx(subject.network, spec.size, fold=fold, channels=spec.channels, options=options)
     held = {tensor.name for tensor in model.graph.initializer}
     fixed = (held & subject.variant.tensors.keys()) - layer_tensors(model.graph).keys()
     if fixed and not fold:
@@ -255,7 +256,7 @@ def _traced(subject: Subject, options: GraphOptions, *, fold: bool) -> onnx.Mode
 def _ranges(
     graph: onnx.ModelProto, subject: Subject, pixels: NDArray[np.uint8], options: GraphOptions
 ) -> Ranges:
-    """Return the lowest and highest value of each tensor on pixels (N, size, size, 3)."""
+    """Return the lowest and highest value of each tensor on pixels (N, size, size, C)."""
     spec, size = subject.spec, options.batch or BATCH
     parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
     batches = (

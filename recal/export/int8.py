@@ -57,7 +57,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
 
 
 def activation_ranges(model: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> Ranges:
-    """Run batches (N, 3, H, W) and return the lowest and highest value of every float tensor.
+    """Run batches (N, C, H, W) and return the lowest and highest value of every float tensor.
 
     Raises:
         InputError: There are no images, or values that are not finite.

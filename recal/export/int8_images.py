@@ -29,7 +29,7 @@ class RangeImages:
 
     Attributes:
         record: Policy, data and seed of the images.
-        pixels: uint8 (N, size, size, 3), after the policy.
+        pixels: uint8 (N, size, size, C), after the policy.
         indices: Numbers of the images in the data set, int64 (N,).
         where: The folder or file that they were read from.
     """
@@ -45,7 +45,7 @@ class HeldOutImages:
     """Images by which an int8 file is judged.
 
     Attributes:
-        pixels: uint8 (N, size, size, 3), prepared as test images are.
+        pixels: uint8 (N, size, size, C), prepared as test images are.
         answers: The classes that are right for each, int64 (N, A), or None if there are none that
             fit the network's classes.
         what: A description for people.

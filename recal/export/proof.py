@@ -40,7 +40,7 @@ def hostile_inputs(
 
     Args:
         network: The network whose gradients are used; in eval mode, on the CPU.
-        pixels: Images, uint8 (N, size, size, 3).
+        pixels: Images, uint8 (N, size, size, C).
         spec: Normalisation of the images.
         takes_pixels: Whether the file takes uint8 pixels.
         half: Whether to leave out what float16 cannot hold.
@@ -56,7 +56,7 @@ def hostile_inputs(
             (logits.logsumexp(dim=1) - logits.amax(dim=1)).sum().backward()
     signs = np.zeros_like(images) if inputs.grad is None else inputs.grad.sign().numpy()
     if not takes_pixels:
-        step = (LEVELS / 255 / np.asarray(spec.std, np.float32)).reshape(1, 3, 1, 1)
+        step = (LEVELS / 255 / np.asarray(spec.std, np.float32)).reshape(1, -1, 1, 1)
         scaled = [images[:2] * np.float32(scale) for scale in (HALF_SCALES if half else SCALES)]
         return [images + step.astype(np.float32) * signs, *scaled]
     moved = pixels + LEVELS * signs.transpose(0, 2, 3, 1).astype(np.int16)
@@ -67,16 +67,40 @@ def hostile_inputs(
     return [np.clip(moved, 0, 255).astype(np.uint8), plain, noise, 255 - pixels]
 
 
-def in_float64(
-    network: torch.nn.Module, images: NDArray[np.float32], *, softmax: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return outputs (N, K) in float64, and for every image PyTorch's own float32 error, (N,).
+def widest(network: torch.nn.Module, images: NDArray[np.float32]) -> torch.nn.Module:
+    """Return a copy of a network in float64, or the network if its code is bound to float32.
 
-    A network may amplify rounding, and one run may be exact by luck. So the images (N, 3, H, W)
+    Such code makes float32 tensors, as `torch.full` does. It is tried on the first image.
+    """
+    wide = copy.deepcopy(network).double()
+    try:
+        run_torch(wide, images[:1].astype(np.float64), softmax=False)
+    except RuntimeError:  # of operands of different types
+        return network
+    return wide
+
+
+def exact_outputs(
+    network: torch.nn.Module,
+    reference: torch.nn.Module,
+    images: NDArray[np.float32],
+    *,
+    softmax: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a reference's outputs (N, K), and for every image PyTorch's own float32 error, (N,).
+
+    A network may amplify rounding, and one run may be exact by luck. So the images (N, C, H, W)
     also run four times with every value moved by one rounding, up or down, and the largest
     relative error of the five runs counts.
+
+    Args:
+        network: The network in float32.
+        reference: What `widest` returned for it.
+        images: Normalised images.
+        softmax: Whether the outputs are probabilities.
     """
-    exact = run_torch(copy.deepcopy(network).double(), images.astype(np.float64), softmax=softmax)
+    numbers = np.float32 if reference is network else np.float64
+    exact = run_torch(reference, images.astype(numbers), softmax=softmax).astype(np.float64)
     rng = np.random.default_rng(0)
     errors = []
     for number in range(1 + MOVES):
@@ -141,6 +165,7 @@ def prove(
     """
     network, spec, where = subject.reference, subject.spec, subject.where
     session = OnnxNetwork(model, variant=number)
+    reference = widest(network, normalise_array(subject.images[:1], spec.mean, spec.std))
     softmax, takes_pixels = session.gives_probabilities, session.takes_pixels
     count = max(len(subject.images), sum(BATCHES))
     pixels = np.resize(subject.images, (count, *subject.images.shape[1:]))
@@ -154,7 +179,8 @@ def prove(
     groups = hostile_inputs(network, pixels, spec, takes_pixels=takes_pixels, half=half)
     hostile = np.concatenate(groups)
     normalised = normalise_array(hostile, spec.mean, spec.std) if takes_pixels else hostile
-    exact, rounding = in_float64(network, np.concatenate([few, normalised]), softmax=softmax)
+    both = np.concatenate([few, normalised])
+    exact, rounding = exact_outputs(network, reference, both, softmax=softmax)
     own_error = SLACK * float(rounding[: len(few)].max())
     relative = max(allowed.images, min(own_error, LOOSEST))
     tolerance = relative * max(1.0, float(np.abs(own).max()))
@@ -194,6 +220,7 @@ def prove(
         images=len(pixels), batches=BATCHES if session.batch is None else (session.batch,),
         difference=difference, tolerance=tolerance, hostile_inputs=compared,
         hostile_difference=worst, rivals=rivals, indistinct=tuple(indistinct),
+        reference="float32" if reference is network else "float64",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from recal.errors import InputError
 from recal.files import sample_images
 from recal.networks.spec import ModelSpec
 from recal.policies.prepared import PreparedImages
-from recal.variant.build import build, build_with_own
+from recal.variant.build import build_classifier
 from recal.variant.statistics import BranchStatistics
 from recal.variant.variant import Variant, branch_variant
 
@@ -36,7 +36,7 @@ class Subject:
         reference: The network that the file is compared with: that of the architecture's own code
             where recal replaced layers of it; in eval mode, on the CPU.
         rivals: Networks of the same shape that the file must not be, by name.
-        images: Images to compare outputs on, uint8 (N, size, size, 3).
+        images: Images to compare outputs on, uint8 (N, size, size, C).
         where: What is examined, for messages: `export`, or a file's name.
     """
 
@@ -68,7 +68,7 @@ def make_subjects(
     Args:
         checkpoint: The weights.
         variants: The variants, by name, in the order of the file.
-        images: Images to compare outputs on, uint8 (N, size, size, 3).
+        images: Images to compare outputs on, uint8 (N, size, size, C).
         where: What is examined, for messages.
 
     Raises:
@@ -81,17 +81,19 @@ def make_subjects(
                 f"{name}: expected the preprocessing of the other variants, {first.spec}, got "
                 f"{variant.spec}."
             )
-    side = first.spec.size
-    if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, 3):
+    channels, side, _ = first.spec.input_shape
+    if images.dtype != np.uint8 or not len(images) or images.shape[1:] != (side, side, channels):
         raise InputError(
-            f"{where}: expected images uint8 (N, {side}, {side}, 3), got {images.dtype} "
+            f"{where}: expected images uint8 (N, {side}, {side}, {channels}), got {images.dtype} "
             f"{images.shape}."
         )
-    built = {name: build_with_own(checkpoint, variant) for name, variant in variants.items()}
+    built = {name: build_classifier(checkpoint, variant) for name, variant in variants.items()}
     rivals = {name: pair.network for name, pair in built.items()}
     if len(built) == 1 and not checkpoint.missing:
         rivals = {
-            name: build(checkpoint, branch_variant(checkpoint, name, spec=first.spec))
+            name: build_classifier(
+                checkpoint, branch_variant(checkpoint, name, spec=first.spec)
+            ).network
             for name in checkpoint.branches
             if (first.affine, first.statistics) != (name, BranchStatistics(branch=name))
         }
@@ -112,18 +114,22 @@ def make_subjects(
 def comparison_images(
     spec: ModelSpec, data: Path | None, count: int = IMAGES
 ) -> tuple[NDArray[np.uint8], str]:
-    """Return images spread evenly over a data set, uint8 (n, size, size, 3), and a description.
+    """Return images spread evenly over a data set, uint8 (n, size, size, C), and a description.
 
     Args:
-        spec: Preparation and size of the images.
+        spec: Preparation, size and channels of the images.
         data: The user's folder, or None for the bundled images, resized to the network's input.
+            These are grey: with other than 3 channels, each channel is another image.
         count: Largest number of images.
     """
     if data is None:
         source = open_images(sample_images(), TEST)
         chosen = [Image.fromarray(source[int(i)]) for i in spread(len(source), count)]
-        resized = [np.asarray(image.resize((spec.size, spec.size))) for image in chosen]
-        return np.stack(resized), f"{len(resized)} bundled Fashion-MNIST images"
+        read = np.stack([np.asarray(image.resize((spec.size, spec.size))) for image in chosen])
+        if spec.channels != 3:
+            planes = [np.roll(read[..., 0], channel, axis=0) for channel in range(spec.channels)]
+            read = np.stack(planes, axis=3)
+        return read, f"{len(read)} bundled Fashion-MNIST images"
     source = open_images(data, TEST)
     images = PreparedImages(source, spec.clean_policy, 0, spec.preparation)
     read = images.batch(spread(len(source), count))
@@ -143,7 +149,7 @@ def spread(available: int, count: int) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def run_torch(network: nn.Module, images: NDArray[np.floating], *, softmax: bool) -> NDArray[Any]:
-    """Map normalised images (N, 3, H, W) to a file's outputs (N, K): logits, or their softmax."""
+    """Map normalised images (N, C, H, W) to a file's outputs (N, K): logits, or their softmax."""
     logits = torch.cat([network(part) for part in torch.split(torch.from_numpy(images), 64)])
     outputs: NDArray[Any] = (logits.softmax(dim=1) if softmax else logits).numpy()
     return outputs

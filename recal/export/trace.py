@@ -23,28 +23,34 @@ ANY_BATCH = GraphOptions()
 
 
 def to_onnx(
-    network: nn.Module, size: int, *, fold: bool, options: GraphOptions = ANY_BATCH
+    network: nn.Module,
+    size: int,
+    *,
+    fold: bool,
+    channels: int = 3,
+    options: GraphOptions = ANY_BATCH,
 ) -> onnx.ModelProto:
     """Trace a network in eval mode.
 
     Args:
-        network: Maps float32 (N, 3, size, size) to logits (N, K); on the CPU, in eval mode.
+        network: Maps float32 (N, C, size, size) to logits (N, K); on the CPU, in eval mode.
         size: Side of the input in pixels.
         fold: Whether to fold every BatchNorm that follows a convolution into it. Otherwise all
             BatchNorm tensors stay initialisers under their plain names, such as
             `<layer>.running_mean`. No two of them are joined, even if they are equal.
+        channels: Number of channels of the input, C.
         options: Operator set, number of images, and whether height and width are dynamic; input
             and output are floats here whatever `uint8` and `softmax` are.
 
     Returns:
-        A model of one graph: `input` float32 (batch, 3, size, size), `logits` float32 (batch, K).
+        A model of one graph: `input` float32 (batch, C, size, size), `logits` float32 (batch, K).
 
     Raises:
         InputError: The network is in training mode, lacks statistics, or cannot be exported.
         UsageError: recal cannot write this opset.
     """
     _check_exportable(network, options.opset)
-    check_independence(network, (3, size, size), "export")
+    check_independence(network, (channels, size, size), "export")
     traced = network
     if not fold:
         # the exporter joins equal tensors into one initialiser, such as the zero means of layers
@@ -55,7 +61,7 @@ def to_onnx(
     batch = {0: "batch"} if options.batch is None else {}
     sides = {2: "height", 3: "width"} if options.any_size else {}
     dynamic = {"input": batch | sides, "logits": batch}
-    example = torch.zeros(options.batch or 2, 3, size, size)
+    example = torch.zeros(options.batch or 2, channels, size, size)
     try:
         content = _exported(traced, (example,), options.opset, fold=fold, dynamic=dynamic)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:

@@ -59,7 +59,7 @@ def verify_against(
         path: The file.
         checkpoint: The weights that it should hold.
         variants: The variants that it should hold, in order.
-        images: Images to compare outputs on, uint8 (N, size, size, 3).
+        images: Images to compare outputs on, uint8 (N, size, size, C).
         data: The folder that an int8 file may have been made with. If it holds the recorded images,
             the ranges are taken again, and the file is judged again.
 

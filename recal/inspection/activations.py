@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recal.checkpoint.checkpoint import Checkpoint, Finding
 from recal.data.normalise import normalise_array
-from recal.variant.build import build
+from recal.variant.build import build_classifier
 from recal.variant.variant import Variant
 
 # images that are scored, and how many in a batch
@@ -72,7 +72,7 @@ def _right(
     kept: NDArray[np.int64] | None,
 ) -> NDArray[np.bool_]:
     spec = msgspec.structs.replace(variant.spec, bn_act=bool(bn_act))
-    network = build(checkpoint, replace(variant, spec=spec))
+    network = build_classifier(checkpoint, replace(variant, spec=spec)).network
     images = torch.from_numpy(normalise_array(pixels, spec.mean, spec.std))
     logits = torch.cat([network(part) for part in torch.split(images, BATCH)]).numpy()
     predicted = (logits if kept is None else logits[:, kept]).argmax(axis=1)

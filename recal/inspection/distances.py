@@ -9,6 +9,7 @@ import torch
 from recal.checkpoint.checkpoint import Checkpoint, Finding
 from recal.errors import UsageError
 from recal.inspection.findings import examine
+from recal.networks.detect import architecture_of
 
 # PyTorch's default for the number that BatchNorm adds to a variance
 EPS = 1e-5
@@ -92,7 +93,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     architecture = checkpoint.overrides.arch
     if architecture is None:
         with suppress(UsageError):
-            architecture = checkpoint.spec.arch
+            tensors = {**checkpoint.weights, **checkpoint.branches["main"]}
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            architecture = architecture_of(checkpoint.facts.arch, shapes)
     return Inspection(
         path=str(checkpoint.path),
         layout=checkpoint.layout.name,

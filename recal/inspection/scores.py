@@ -19,7 +19,7 @@ from recal.inspection.activations import SCORED, compare_activations
 from recal.inspection.distances import gaussian_distances
 from recal.policies.prepared import PreparedImages, PreparedTogether
 from recal.progress import Progress, silent
-from recal.variant.build import build
+from recal.variant.build import build_classifier
 from recal.variant.plain import batch_norms
 from recal.variant.variant import branch_variant
 
@@ -111,7 +111,7 @@ def score_branches(
     done, total = 0, sum(map(len, chosen)) * len(checkpoint.branches)
     scores = []
     for name in checkpoint.branches:
-        listener = Listener(build(checkpoint, name), by_batch=False)
+        listener = Listener(build_classifier(checkpoint, name).network, by_batch=False)
         moments: Found = {}
         correct = 0
         for indices, (pixels,) in zip(chosen, batches, strict=True):

@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from recal.errors import UsageError
-from recal.networks.names import HARMLESS_ORIGINS, create_network, is_known, split_name
+from recal.networks.names import (
+    HARMLESS_ORIGINS,
+    create_network,
+    first_convolution,
+    is_known,
+    split_name,
+)
+from recal.networks.wrappers import strip_front
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +31,7 @@ COUNTER = ".num_batches_tracked"
 STATISTICS = (".running_mean", ".running_var")
 # numbers of classes that are tried for one architecture
 MOST_COUNTS = 4
+RGB = 3
 # depth of a ResNet by its stage sizes and whether blocks have three convolutions
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18, ((3, 4, 6, 3), False): 34, ((3, 4, 6, 3), True): 50,
@@ -81,7 +89,8 @@ def readings(named: str | None) -> list[str]:
 def fits(name: str, shapes: Shapes) -> bool:
     """Return whether a network has exactly these tensors; it is built on the meta device.
 
-    Statistics of BatchNorm may be missing among the tensors.
+    Statistics of BatchNorm may be missing among the tensors, and the first convolution may take
+    images of any number of channels.
     """
     expected = plain_shapes(shapes)
     for classes in possible_classes(expected):
@@ -89,6 +98,9 @@ def fits(name: str, shapes: Shapes) -> bool:
         if tensors is None:
             return False
         own = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        stem = next((key for key, shape in own.items() if len(shape) == 4), "")
+        if len(given := expected.get(stem, ())) == 4:
+            own[stem] = (own[stem][0], given[1], *own[stem][2:])
         absent = own.keys() - expected.keys()
         if expected.keys() - own.keys() or not all(
             key.endswith((*STATISTICS, COUNTER)) for key in absent
@@ -144,6 +156,28 @@ def _tensors(name: str, classes: int, trusted: bool) -> Mapping[str, torch.Tenso
         network = create_network(name, classes, trusted=trusted)
     track_statistics(network)
     return network.state_dict()
+
+
+def input_channels(name: str, classes: int, shapes: Shapes, *, trusted: bool) -> int:
+    """Return the number of channels of the images that a network with these tensors takes.
+
+    It is that of the first convolution, in the order in which the network of this name defines
+    them, or in which the file holds them if the network cannot be built on the meta device.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            network = create_network(name, classes, trusted=trusted)
+    except (UsageError, NotImplementedError, RuntimeError):
+        kernels = [shape for shape in shapes.values() if len(shape) == 4]
+        return kernels[0][1] if kernels else RGB
+    stem = first_convolution(network)
+    if stem is None:
+        return RGB
+    path = stem[0].removeprefix(strip_front(network.state_dict()).prefix)
+    kernel = shapes.get(f"{path}.weight", ())
+    return kernel[1] * stem[1].groups if len(kernel) == 4 else stem[1].in_channels
 
 
 def plain_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:

@@ -25,12 +25,14 @@ from recal.networks.neighbours import importing_from, search_orders
 
 # names of the parameter for the number of classes
 CLASSES = ("num_classes", "classes", "n_classes", "nb_classes")
+CHANNELS = ("in_chans", "in_channels", "input_channels")
 
 
-def user_network(target: str, classes: int) -> nn.Module:
+def user_network(target: str, classes: int, channels: int = 3) -> nn.Module:
     """Call the user's callable, named as after `python:`, and return its network.
 
-    The number of classes is passed on if the callable has a parameter of `CLASSES`.
+    The number of classes is passed on if the callable has a parameter of `CLASSES`, and that of the
+    images' channels if it has one of `CHANNELS`.
     """
     where = f"--arch python:{target}"
     place, colon, name = target.rpartition(":")
@@ -39,7 +41,7 @@ def user_network(target: str, classes: int) -> nn.Module:
             f"{where}: expected python:FILE.py:CALLABLE or python:PACKAGE.MODULE:CALLABLE."
         )
     try:
-        network = _call(place, name, classes, where)
+        network = _call(place, name, classes, channels, where)
     except UsageError:
         raise
     except Exception as error:  # the user's code can raise any error
@@ -52,7 +54,7 @@ def user_network(target: str, classes: int) -> nn.Module:
     return network
 
 
-def _call(place: str, name: str, classes: int, where: str) -> Any:
+def _call(place: str, name: str, classes: int, channels: int, where: str) -> Any:
     """Import a file or module, with its neighbours, and return what its callable returns."""
     file = Path(place).expanduser().resolve() if place.endswith(".py") else None
     if file is not None and not file.is_file():
@@ -63,7 +65,7 @@ def _call(place: str, name: str, classes: int, where: str) -> Any:
             with importing_from(folders):
                 module = _from_file(file) if file else importlib.import_module(place)
                 maker = _attribute(module, name, where)
-                return maker(**_arguments(maker, classes))
+                return maker(**_arguments(maker, classes, channels))
         except ImportError:
             if folders == orders[-1]:
                 raise
@@ -97,14 +99,15 @@ def _attribute(module: types.ModuleType, name: str, where: str) -> Callable[...,
     return found  # type: ignore[no-any-return]
 
 
-def _arguments(maker: Callable[..., Any], classes: int) -> dict[str, int]:
+def _arguments(maker: Callable[..., Any], classes: int, channels: int) -> dict[str, int]:
     try:
         parameters = inspect.signature(maker).parameters
     except (TypeError, ValueError):
         return {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [name for name in CLASSES if name in parameters] or CLASSES[:1] * takes_any
-    return dict.fromkeys(named[:1], classes)
+    of_images = [name for name in CHANNELS if name in parameters]
+    return dict.fromkeys(named[:1], classes) | dict.fromkeys(of_images[:1], channels)
 
 
 INSTALL = (

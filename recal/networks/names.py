@@ -21,7 +21,9 @@ FORMS = (
 HARMLESS_ORIGINS = ("", "recal", "timm", "torchvision")
 
 
-def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Module:
+def create_network(
+    name: str, classes: int, *, channels: int = 3, trusted: bool = False
+) -> nn.Module:
     """Build a network with randomly initialised weights.
 
     Args:
@@ -29,6 +31,8 @@ def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Modu
             `robustbench:DATASET/THREAT/NAME`, `python:FILE.py:CALLABLE` or
             `python:MODULE:CALLABLE`.
         classes: Number of classes, K.
+        channels: Number of channels of the images. Your own callable is given it if it has a
+            parameter `in_chans`, `in_channels` or `input_channels`.
         trusted: Whether the user gave the name. A name found in a checkpoint, variant or ONNX file
             cannot select `python:` or `robustbench:`, which import other people's code.
 
@@ -41,7 +45,31 @@ def create_network(name: str, classes: int, *, trusted: bool = False) -> nn.Modu
             f"architecture '{name}' was found in a file, and such a name may not run code. If you "
             f"trust it, give it yourself: --arch {name}"
         )
-    return ORIGINS[origin](target, classes)
+    if origin == "python":
+        return _python(target, classes, channels)
+    network = ORIGINS[origin](target, classes)
+    found = first_convolution(network) if channels != 3 else None
+    if found is not None:
+        _take_channels(found[1], channels)
+    return network
+
+
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Return the first convolution of a network, in order of definition, and its path."""
+    from torch import nn
+
+    modules = network.named_modules()
+    return next((pair for pair in modules if isinstance(pair[1], nn.Conv2d)), None)
+
+
+def _take_channels(convolution: nn.Conv2d, channels: int) -> None:
+    """Let a convolution without groups take images of another number of channels, in place."""
+    from torch import nn
+
+    shape = (convolution.out_channels, channels, *convolution.kernel_size)
+    convolution.in_channels = channels
+    convolution.weight = nn.Parameter(convolution.weight.new_empty(shape))
+    convolution.reset_parameters()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -120,10 +148,10 @@ def _robustbench(name: str, _: int) -> nn.Module:
     return zoo_network(name)
 
 
-def _python(target: str, classes: int) -> nn.Module:
+def _python(target: str, classes: int, channels: int = 3) -> nn.Module:
     from recal.networks.external import user_network
 
-    return user_network(target, classes)
+    return user_network(target, classes, channels)
 
 
 # functions that build a network, by pattern of the name; called with the numbers in the name

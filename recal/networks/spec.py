@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from recal.errors import UsageError
-from recal.networks.detect import architecture_of
+from recal.networks.detect import RGB, architecture_of, input_channels
 from recal.networks.wrappers import Channels, strip_front
 from recal.policies.families import load_family
 from recal.policies.policy import Policy, load_policy
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1, le=2**24)]
+ChannelCount = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
@@ -39,7 +40,7 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         arch: Name for `recal.networks.names.create_network`.
         classes: Number of classes, K.
         family: Family of policies that suits it.
-        mean: Mean that is subtracted from each channel of RGB images in [0, 1].
+        mean: Mean that is subtracted from each channel of images in [0, 1].
         std: Standard deviation that each channel is divided by.
         size: Side of the square input, in pixels.
         bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d` carries;
@@ -48,6 +49,7 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         interpolation: Filter of resizing.
         crop_mode: How test images are resized and cropped: see `Preparation`.
         policy: Text of the policy that prepares test images; empty for the family's `clean`.
+        channels: Number of channels of the images: 3 for RGB, 1 for grey.
     """
 
     arch: str
@@ -61,8 +63,15 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
     interpolation: Interpolation = "bicubic"
     crop_mode: CropMode = "none"
     policy: str = ""
+    channels: ChannelCount = RGB
 
     def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{name}: expected {self.channels} numbers, one for each channel of the "
+                    f"network's images, got {len(values)}. Give --mean and --std, or --channels."
+                )
         if not min(self.std) > 0:
             raise ValueError(f"std: expected positive numbers, got {_numbers(self.std)}.")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -84,11 +93,19 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
             crop_mode=self.crop_mode,
             fill=self._padding if self.crop_mode == "border" else (0, 0, 0),
             published=load_family(self.family).size,
+            channels=self.channels,
         )
 
     @property
     def _padding(self) -> Colour:
         """The mean colour, with which timm pads."""
+        if len(self.mean) != RGB:
+            if len(self.mean) > 1:
+                raise UsageError(
+                    "--crop-mode border: expected images of 1 or 3 channels, got "
+                    f"{len(self.mean)}. Use another."
+                )
+            return (min(255, max(0, round(255 * self.mean[0]))),) * 3
         red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
         return red, green, blue
 
@@ -98,6 +115,11 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         if self.policy:
             return Policy.from_text("own", self.policy)
         return load_policy(self.family, "clean")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape (C, size, size) of one input."""
+        return self.channels, self.size, self.size
 
     @property
     def trusted(self) -> bool:
@@ -165,6 +187,7 @@ class ModelOverrides(Record, frozen=True, kw_only=True):
     interpolation: Interpolation | None = None
     crop_mode: CropMode | None = None
     policy: str | None = None
+    channels: ChannelCount | None = None
 
     def given(self) -> dict[str, object]:
         """Return the fields that are not None."""
@@ -237,8 +260,8 @@ def _timm(name: str, size: int | None) -> ModelOverrides:
     found = resolve_data_config(pretrained_cfg=content, use_test_size=tests)  # type: ignore[no-untyped-call]
     return ModelOverrides(
         family="imagenet",
-        mean=found["mean"] if len(found["mean"]) == 3 else None,
-        std=found["std"] if len(found["std"]) == 3 else None,
+        mean=found["mean"] if len(found["mean"]) == RGB else None,
+        std=found["std"] if len(found["std"]) == RGB else None,
         size=found["input_size"][-1],
         crop_share=found["crop_pct"],
         interpolation=found["interpolation"],
@@ -299,6 +322,7 @@ def complete_spec(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     known = overrides.over(facts)
     arch = overrides.arch or architecture_of(facts.arch, shapes)
+    told = known
     known = known.over(usual_preprocessing(arch, known.family, known.size))
     family = load_family(known.family or "cifar")
     # the rows of the last weight matrix, which is the classifier's by convention
@@ -308,20 +332,37 @@ def complete_spec(
         raise UsageError(
             f"{where}: the number of classes cannot be told from the file. Give --classes."
         )
+    trusted = overrides.arch is not None
+    channels = known.channels or (
+        input_channels(arch, classes, shapes, trusted=trusted) if shapes else RGB
+    )
+    mean, std = told.mean, told.std
+    if channels == RGB:
+        mean, std = known.mean or family.mean, known.std or family.std
+    elif len({*family.mean}) == len({*family.std}) == 1:  # a family of grey images
+        mean, std = mean or family.mean[:1] * channels, std or family.std[:1] * channels
+    if mean is None or std is None:
+        plural = "s" * (channels > 1)
+        raise UsageError(
+            f"{where}: expected mean and std of each channel, because the network takes images of "
+            f"{channels} channel{plural}, got none. Give --mean and --std, {channels} "
+            f"number{plural} each."
+        )
     content = {
         "arch": arch,
         "classes": classes,
         "family": family.name,
-        "mean": known.mean or family.mean,
-        "std": known.std or family.std,
+        "mean": mean,
+        "std": std,
         "size": known.size or family.size,
         "bn_act": known.bn_act is not False,
         "crop_share": known.crop_share or family.crop_share,
         "interpolation": known.interpolation or family.interpolation,
         "crop_mode": known.crop_mode or family.crop_mode,
         "policy": known.policy or "",
+        "channels": channels,
     }
-    return convert(content, TrustedSpec if overrides.arch else ModelSpec, where)
+    return convert(content, TrustedSpec if trusted else ModelSpec, where)
 
 
 def _numbers(values: Channels) -> str:

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     import torch
 
 
-Channels = tuple[float, float, float]
+# one number for each channel of an image
+Channels = tuple[float, ...]
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.", "base_model.")
 # names of the buffers for mean and std in normalisation layers
 NORMALISERS = (("mean", "std"), ("mu", "sigma"), ("pixel_mean", "pixel_std"), ("_mean", "_std"))
-RGB = ((3,), (3, 1, 1), (1, 3, 1, 1))
+# a normalisation layer's tensors are of so many channels at most
+MOST_CHANNELS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,9 @@ def strip_front(tensors: Mapping[str, torch.Tensor]) -> Front:
         pair = _normaliser(tensors)
         if pair is not None:
             normaliser |= {removed + key: tensors.pop(key) for key in pair}
-            mean, std = _normalisation(*(normaliser[removed + key] for key in pair))
+            found = [normaliser[removed + key] for key in pair]
+            if not found[0].is_meta:
+                mean, std = _normalisation(*found)
         first = next(iter(tensors), "").partition(".")[0]
         # after a normalisation layer, the network is often the second module of a sequence
         candidates = (*PREFIXES, f"{first}.") if normaliser and first.isdigit() else PREFIXES
@@ -68,17 +72,20 @@ def _normaliser(tensors: Mapping[str, torch.Tensor]) -> tuple[str, str] | None:
             if (
                 leaf == mean
                 and pair[1] in tensors
-                and all(
-                    tensors[name].is_floating_point() and tensors[name].shape in RGB
-                    for name in pair
-                )
+                and all(_is_of_channels(tensors[name]) for name in pair)
             ):
                 return pair
     return None
 
 
+def _is_of_channels(tensor: torch.Tensor) -> bool:
+    count = tensor.numel()
+    shapes = ((count,), (count, 1, 1), (1, count, 1, 1))
+    return tensor.is_floating_point() and tensor.shape in shapes and 1 <= count <= MOST_CHANNELS
+
+
 def _normalisation(mean: torch.Tensor, std: torch.Tensor) -> tuple[Channels, Channels]:
     # (255 x - m) / s is (x - m / 255) / (s / 255)
     scale = 255.0 if max(float(mean.max()), float(std.max())) > 1.5 else 1.0
-    first, second = ([float(value) / scale for value in t.reshape(-1)] for t in (mean, std))
-    return (first[0], first[1], first[2]), (second[0], second[1], second[2])
+    first, second = (tuple(float(v) / scale for v in t.reshape(-1)) for t in (mean, std))
+    return first, second

@@ -86,13 +86,13 @@ def with_arrays(
 
 
 def accept_uint8(model: onnx.ModelProto, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Make the input uint8 (N, H, W, 3) pixels and put the normalisation into the graph."""
+    """Make the input uint8 (N, H, W, C) pixels and put the normalisation into the graph."""
     graph = model.graph
-    batch, _, height, width = _shape(graph.input[0])
+    batch, channels, height, width = _shape(graph.input[0])
     # (x - 255 mean) / (255 std): two passes over the pixels instead of three
     shift, scale = 255.0 * np.asarray(mean, np.float64), 1 / (255.0 * np.asarray(std, np.float64))
     graph.initializer.extend(
-        numpy_helper.from_array(values.astype(np.float32).reshape(1, 3, 1, 1), name)
+        numpy_helper.from_array(values.astype(np.float32).reshape(1, -1, 1, 1), name)
         for name, values in (("pixel_shift", shift), ("pixel_scale", scale))
     )
     _rename_value(graph, "input", "normalised")
@@ -103,7 +103,8 @@ def accept_uint8(model: onnx.ModelProto, mean: Sequence[float], std: Sequence[fl
         helper.make_node("Mul", ["centred", "pixel_scale"], ["normalised"], "over_std"),
     ]
     refill(graph.node, [*front, *graph.node])
-    pixels = helper.make_tensor_value_info("input", TensorProto.UINT8, (batch, height, width, 3))
+    shape = (batch, height, width, channels)
+    pixels = helper.make_tensor_value_info("input", TensorProto.UINT8, shape)
     graph.input[0].CopyFrom(pixels)
 
 

@@ -64,7 +64,12 @@ def patch_model(model: onnx.ModelProto, variant: Variant, where: str, what: str)
         )
     if record is not None:
         # the part of the preprocessing that is inside the graph
-        for key in ("size", "classes", *(("mean", "std") if record.options.uint8 else ())):
+        for key in (
+            "size",
+            "channels",
+            "classes",
+            *(("mean", "std") if record.options.uint8 else ()),
+        ):
             inside, given = getattr(record.model, key), getattr(variant.spec, key)
             if inside != given:
                 raise InputError(

@@ -65,7 +65,9 @@ def network_spec(network: OnnxNetwork, overrides: ModelOverrides, where: str) ->
             f"{where}: was not written by recal, so that its preprocessing is unknown. Give "
             "--family, or --mean and --std."
         )
-    known = ModelOverrides(arch="onnx", classes=network.classes, size=network.size)
+    known = ModelOverrides(
+        arch="onnx", classes=network.classes, size=network.size, channels=network.channels
+    )
     return complete_spec(overrides.over(known), ModelOverrides(), {}, where)
 
 

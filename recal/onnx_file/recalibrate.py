@@ -181,7 +181,7 @@ def recalibrate(
     )  # fmt: skip
     drawn = np.concatenate(indices)
     kept: dict[int, NDArray[np.uint8]] = {}
-    keeps = may_keep(len(drawn) * spec.size**2 * 3)
+    keeps = may_keep(len(drawn) * spec.size**2 * spec.channels)
     levels = _levels(model.graph)
     total, done = len(levels) * len(drawn), 0
     current, errors = model, dict[str, LayerError]()

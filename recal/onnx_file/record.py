@@ -36,7 +36,7 @@ class GraphOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         opset: ONNX operator set.
-        uint8: Whether the input is pixels, uint8 (N, H, W, 3), which the graph normalises.
+        uint8: Whether the input is pixels, uint8 (N, H, W, C), which the graph normalises.
         softmax: Whether the output is `probabilities` instead of `logits`.
         batch: The fixed number of images, or None for any number.
         any_size: Whether height and width are dynamic, as far as the network allows.
@@ -70,9 +70,12 @@ class Proof(Record, frozen=True, kw_only=True):
         difference: Largest absolute difference of an output.
         tolerance: Largest accepted `difference`.
         hostile_inputs: Number of adversarial, scaled and patterned inputs compared.
-        hostile_difference: Largest error against float64, relative to max(1, largest |output|).
+        hostile_difference: Largest error against `reference`, relative to max(1, largest
+            |output|).
         rivals: Distance from every other network, by name.
         indistinct: Rivals whose own outputs equal the variant's within the tolerance.
+        reference: Numbers in which PyTorch computed what hostile inputs are compared with; float32
+            if the network's code is bound to it.
     """
 
     images: int
@@ -83,6 +86,7 @@ class Proof(Record, frozen=True, kw_only=True):
     hostile_difference: float
     rivals: dict[str, Rival]
     indistinct: tuple[str, ...]
+    reference: Literal["float64", "float32"] = "float64"
 
 
 class Int8Proof(Record, frozen=True, kw_only=True):

@@ -83,7 +83,8 @@ class OnnxNetwork:
         classes: Number of classes, or None if the file leaves it open.
         batch: Number of images to which the file is fixed, or None.
         size: Side of the input in pixels, or None if the file leaves it open.
-        takes_pixels: Whether the input is uint8 (N, H, W, 3), normalised in the graph.
+        channels: Number of channels of the input, or None if the file leaves it open.
+        takes_pixels: Whether the input is uint8 (N, H, W, C), normalised in the graph.
         gives_probabilities: Whether the output is the softmax of the logits.
         record: What the file says of itself; None if recal did not write it.
 
@@ -115,13 +116,15 @@ class OnnxNetwork:
         shape, kind = (inputs[0].shape, inputs[0].type) if inputs else ([], "")
         if len(inputs) != 1 or len(outputs) != 1 or len(shape) != 4 or kind not in INPUTS:
             raise InputError(
-                f"{where}: expected one float input (N, 3, H, W) or uint8 input (N, H, W, 3) and "
+                f"{where}: expected one float input (N, C, H, W) or uint8 input (N, H, W, C) and "
                 f"one output, got {len(inputs)} inputs {shape} {kind} and {len(outputs)} outputs."
             )
         self._input = inputs[0].name
         self.takes_pixels = kind == "tensor(uint8)"
         side = shape[1] if self.takes_pixels else shape[2]
         self.size: int | None = side if isinstance(side, int) else None
+        channels = shape[3] if self.takes_pixels else shape[1]
+        self.channels: int | None = channels if isinstance(channels, int) else None
         self.batch: int | None = shape[0] if isinstance(shape[0], int) else None
         width = outputs[0].shape[-1] if len(outputs[0].shape) == 2 else None
         self.classes: int | None = width if isinstance(width, int) else None
@@ -136,7 +139,7 @@ class OnnxNetwork:
         """Return the file's own outputs (N, K); a file of a fixed batch is run several times.
 
         Args:
-            inputs: Normalised float32 (N, 3, H, W), or with `takes_pixels` uint8 (N, H, W, 3).
+            inputs: Normalised float32 (N, C, H, W), or with `takes_pixels` uint8 (N, H, W, C).
 
         Raises:
             InputError: ONNX Runtime refuses the images.
@@ -153,16 +156,16 @@ class OnnxNetwork:
     def classify(
         self, pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
     ) -> NDArray[np.float32]:
-        """Return logits (N, K) of pixels, uint8 (N, H, W, 3), normalised if the file needs it."""
+        """Return logits (N, K) of pixels, uint8 (N, H, W, C), normalised if the file needs it."""
         return self.logits(pixels if self.takes_pixels else normalise_array(pixels, mean, std))
 
     def noise(self, images: int, side: int) -> NDArray[Any]:
         """Return seeded noise as the file takes it; `side` in pixels applies if it takes any."""
-        side = self.size or side
+        side, channels = self.size or side, self.channels or 3
         rng = np.random.default_rng(SEED)
         if self.takes_pixels:
-            return rng.integers(0, 256, (images, side, side, 3), dtype=np.uint8)
-        return rng.standard_normal((images, 3, side, side), dtype=np.float32)
+            return rng.integers(0, 256, (images, side, side, channels), dtype=np.uint8)
+        return rng.standard_normal((images, channels, side, side), dtype=np.float32)
 
 
 def check_any_batch(network: OnnxNetwork, side: int, where: str, advice: str) -> None:

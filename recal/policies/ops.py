@@ -1,10 +1,10 @@
 """The augmentation operations that a policy file may name.
 
-Each is a record: its fields are the keys that the file gives, its annotations what they accept.
-Its `transform` method builds a function from PIL RGB image to PIL RGB image, for the preparation of
-one network, out of torchvision's or timm's own, or out of Pillow alone where nothing is random, so
-that images are prepared without torch too. Sizes that a file leaves out are the network's. To add
-one: write the class and add one line to the table at the foot.
+Each is a record: its fields are the keys that the file gives, its annotations what they accept. Its
+`transform` method builds a function from PIL image to PIL image, RGB or grey, for the preparation
+of one network, out of torchvision's or timm's own, or out of Pillow alone where nothing is random,
+so that images are prepared without torch too. Sizes that a file leaves out are the network's. To
+add one: write the class and add one line to the table at the foot.
 """
 
 import math
@@ -38,9 +38,12 @@ class Op(Record, frozen=True, kw_only=True, tag_field="name"):
 
     Attributes:
         random: Whether it draws from the global generators; those that do need torch.
+        geometric: Whether it moves and cuts pixels alone, so that it can be applied to one channel
+            after the other.
     """
 
     random: ClassVar[bool] = True
+    geometric: ClassVar[bool] = False
 
     def transform(self, network: Preparation) -> Transform:
         """Build the function that applies it to an image for a network."""
@@ -57,6 +60,7 @@ class Prepare(Op, frozen=True, kw_only=True, tag="prepare"):
     """Resize and crop as the network's test images are, by its size, crop share and crop mode."""
 
     random: ClassVar[bool] = False
+    geometric: ClassVar[bool] = True
 
     def transform(self, network: Preparation) -> Transform:
         method, size = Image.Resampling[network.interpolation.upper()], network.size
@@ -103,7 +107,7 @@ def _middle(image: Image.Image, size: int, fill: Colour = (0, 0, 0)) -> Image.Im
     left, top = (round(s / 2) if s >= 0 else -(-s // 2) for s in surpluses)
     if min(image.size) >= size:
         return image.crop((left, top, left + size, top + size))
-    canvas = Image.new("RGB", (size, size), fill)
+    canvas = Image.new(image.mode, (size, size), fill if image.mode == "RGB" else fill[0])
     canvas.paste(image, (-left, -top))
     return canvas
 
@@ -112,6 +116,7 @@ class CenterCrop(Op, frozen=True, kw_only=True, tag="center_crop"):
     """Cut out the middle `size` x `size` pixels; pixels outside the image are black."""
 
     random: ClassVar[bool] = False
+    geometric: ClassVar[bool] = True
     size: Side | UnsetType = UNSET
 
     def transform(self, network: Preparation) -> Transform:
@@ -126,6 +131,7 @@ class Resize(Op, frozen=True, kw_only=True, tag="resize"):
     """Resize the short side to `size` pixels."""
 
     random: ClassVar[bool] = False
+    geometric: ClassVar[bool] = True
     size: Side | UnsetType = UNSET
     interpolation: Filter = "network"
 
@@ -138,6 +144,7 @@ class Resize(Op, frozen=True, kw_only=True, tag="resize"):
 class RandomCrop(Op, frozen=True, kw_only=True, tag="random_crop"):
     """Pad by `padding` pixels and cut out a random square."""
 
+    geometric: ClassVar[bool] = True
     size: Side | UnsetType = UNSET
     padding: Length = 0
     padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant"
@@ -150,6 +157,7 @@ class RandomCrop(Op, frozen=True, kw_only=True, tag="random_crop"):
 class RandomResizedCrop(Op, frozen=True, kw_only=True, tag="random_resized_crop"):
     """Cut out a random share of the area, `smallest` to 1, and resize it to `size` x `size`."""
 
+    geometric: ClassVar[bool] = True
     size: Side | UnsetType = UNSET
     smallest: Annotated[float, Meta(ge=0.001, le=1)] = 0.08
     interpolation: Filter = "network"
@@ -164,6 +172,7 @@ class RandomResizedCrop(Op, frozen=True, kw_only=True, tag="random_resized_crop"
 class RandomHorizontalFlip(Op, frozen=True, kw_only=True, tag="random_horizontal_flip"):
     """Mirror left and right with probability `p`."""
 
+    geometric: ClassVar[bool] = True
     p: Fraction = 0.5
 
     def transform(self, network: Preparation) -> Transform:
@@ -213,7 +222,8 @@ class AutoAugment(Op, frozen=True, kw_only=True, tag="auto_augment"):
     def transform(self, network: Preparation) -> Transform:
         if self.policy in ("cifar10", "svhn"):
             v2 = _v2()
-            return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy), fill=list(self.fill))  # type: ignore[no-any-return]
+            policy = v2.AutoAugmentPolicy(self.policy)
+            return _filling(lambda fill: v2.AutoAugment(policy, fill=list(fill)), self.fill)
         return _timm("auto_augment_transform", f"{self.policy}-mstd{self.mstd:.6f}", self, network)
 
 
@@ -246,17 +256,30 @@ def _timm(
     from timm.data import auto_augment
 
     shift = int(network.size * SHIFT) if given.translate is UNSET else given.translate
-    uncovered = {"translate_const": shift, "img_mean": given.fill}
-    transform = getattr(auto_augment, build)(config, uncovered)
-    for op in getattr(transform, "ops", None) or chain(*transform.policy):
-        # it calls for 0 bits, which Pillow 13 refuses
-        if op.name.startswith("Posterize"):
-            op.aug_fn = _posterize
-    return transform  # type: ignore[no-any-return]
+
+    def filled(fill: tuple[int, ...]) -> Transform:
+        uncovered = {"translate_const": shift, "img_mean": fill}
+        transform = getattr(auto_augment, build)(config, uncovered)
+        for op in getattr(transform, "ops", None) or chain(*transform.policy):
+            # it calls for 0 bits, which Pillow 13 refuses
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
+        return transform  # type: ignore[no-any-return]
+
+    return _filling(filled, given.fill)
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new("RGB", image.size)
+    return (
+        ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new(image.mode, image.size)
+    )
+
+
+def _filling(build: Callable[[tuple[int, ...]], Transform], fill: Colour) -> Transform:
+    """Return a transform that fills uncovered areas with a colour, or with its grey."""
+    colour = build(fill)
+    grey = build((Image.new("RGB", (1, 1), fill).convert("L").getpixel((0, 0)),))  # type: ignore[arg-type]
+    return lambda image: (grey if image.mode == "L" else colour)(image)
 
 
 class TrivialAugment(Op, frozen=True, kw_only=True, tag="trivial_augment"):
@@ -265,7 +288,8 @@ class TrivialAugment(Op, frozen=True, kw_only=True, tag="trivial_augment"):
     fill: Colour
 
     def transform(self, network: Preparation) -> Transform:
-        return _v2().TrivialAugmentWide(fill=list(self.fill))  # type: ignore[no-any-return]
+        v2 = _v2()
+        return _filling(lambda fill: v2.TrivialAugmentWide(fill=list(fill)), self.fill)
 
 
 class ColorJitter(Op, frozen=True, kw_only=True, tag="color_jitter"):
@@ -283,6 +307,7 @@ class ColorJitter(Op, frozen=True, kw_only=True, tag="color_jitter"):
 class Cutout(Op, frozen=True, kw_only=True, tag="cutout"):
     """Blacken a random square with probability `p`; its side is `size`, or half the network's."""
 
+    geometric: ClassVar[bool] = True
     size: Side | UnsetType = UNSET
     p: Fraction = 1.0
 

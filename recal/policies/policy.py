@@ -117,8 +117,14 @@ class Policy:
         as_they_are = network.crop_mode == "none" and all(isinstance(o, Prepare) for o in self.ops)
         return as_they_are and not self.parts
 
+    @property
+    def not_geometric(self) -> tuple[str, ...]:
+        """Names of the ops that change colours, so that they need RGB or grey images."""
+        ops = (*self.ops, *(op for policy, _ in self.parts for op in policy.ops))
+        return tuple(str(op.__struct_config__.tag) for op in ops if not op.geometric)
+
     def transform(self, network: Preparation) -> Apply:
-        """Build the transform for a network, uint8 (H, W, 3) -> uint8 (H', W', 3).
+        """Build the transform for a network, uint8 (H, W, 3) -> uint8 (H', W', 3); grey has no 3.
 
         It draws from the global generators: call it inside `recal.data.sampling.keyed_draws`.
         """

@@ -35,6 +35,7 @@ class Preparation(Record, frozen=True, kw_only=True):
         fill: Colour of the padding of `border`.
         published: Side at which prepared images of the family are published, such as 224 of
             ImageNet-C; None for none.
+        channels: Number of channels of the network's input: 3 for RGB, 1 for grey.
     """
 
     size: Side
@@ -43,6 +44,7 @@ class Preparation(Record, frozen=True, kw_only=True):
     crop_mode: CropMode = "none"
     fill: Colour = (0, 0, 0)
     published: Side | None = None
+    channels: Annotated[int, Meta(ge=1)] = 3
 
     @property
     def words(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recal.data.images import ImageSource
+from recal.data.images import ImageSource, with_channels
 from recal.data.sampling import seed_draws, undisturbed_draws
 from recal.errors import InputError, UsageError
 from recal.policies.policy import Policy
@@ -22,12 +22,15 @@ USED_WHOLE = (
 class PreparedImages:
     """The images of a source under a policy, as arrays, with draws keyed by (seed, image index).
 
+    Images of other than 3 channels go through the policy channel by channel, with the same draws.
+
     Args:
         source: The images.
         policy: The policy. A random one needs torch, because its ops are torchvision's and timm's;
             if torch is not installed, a `UsageError` is raised.
         seed: Key of the random draws, together with an image's index.
-        network: How images become the network's input; it is fitted to the source.
+        network: How images become the network's input; it is fitted to the source. With other than
+            1 and 3 channels, a policy that changes colours is a `UsageError`.
     """
 
     def __init__(
@@ -35,6 +38,13 @@ class PreparedImages:
     ) -> None:
         self.source, self.policy, self.seed = source, policy, seed
         self.network, self.size = network.fitted(source), network.size
+        self.channels = network.channels
+        if self.channels not in (1, 3) and policy.not_geometric:
+            raise UsageError(
+                f"policy '{policy.name}': expected ops that move and cut alone for images of "
+                f"{self.channels} channels, got {policy.not_geometric[0]}, which needs 1 or 3. Use "
+                "--mode clean or weak, or a --policy of your own."
+            )
         try:
             self._transform = policy.transform(self.network)
             if policy.draws:
@@ -58,12 +68,12 @@ class PreparedImages:
         return type(self), (self.source, self.policy, self.seed, self.network)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Return image `index`, uint8 (size, size, 3): see `batch`."""
+        """Return image `index`, uint8 (size, size, C): see `batch`."""
         image: NDArray[np.uint8] = self.batch([index])[0]
         return image
 
     def batch(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return several images, uint8 (N, size, size, 3); any other size is an `InputError`."""
+        """Return several images, uint8 (N, size, size, C); any other size is an `InputError`."""
         (images,) = _read_all(self.source, [self], indices)
         return images
 
@@ -72,10 +82,13 @@ class PreparedImages:
 
         Random policies seed the global generators, which `undisturbed_draws` restores.
         """
-        if self.policy.draws:
-            seed_draws(self.seed, index)
+        if pixels.shape[2] != self.channels:
+            pixels = with_channels(pixels, self.channels, self.source.name(index))
         try:
-            return self._transform(pixels)
+            if self.channels == 3:
+                return self._applied(index, pixels)
+            planes = [self._applied(index, plane) for plane in np.moveaxis(pixels, 2, 0)]
+            return np.stack(planes, axis=2)
         except ValueError as error:  # torchvision's, of a crop larger than the image and the like
             height, width = pixels.shape[:2]
             raise InputError(
@@ -86,7 +99,7 @@ class PreparedImages:
     def prepare(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return image `index` in the network's size, as `apply` does."""
         image = self.apply(index, pixels)
-        if image.shape != (self.size, self.size, 3):
+        if image.shape[:2] != (self.size, self.size):
             height, width = image.shape[:2]
             raise InputError(
                 f"{self.source.name(index)}: expected {self.size}x{self.size} pixels after "
@@ -94,6 +107,11 @@ class PreparedImages:
                 "leave sizes out of the policy, so that they are the network's."
             )
         return image
+
+    def _applied(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.policy.draws:
+            seed_draws(self.seed, index)
+        return self._transform(np.ascontiguousarray(pixels))
 
 
 class PreparedTogether:
@@ -107,6 +125,7 @@ class PreparedTogether:
         self, source: ImageSource, policies: Sequence[Policy], seed: int, network: Preparation
     ) -> None:
         self.source, self.size, fitted = source, network.size, network.fitted(source)
+        self.channels = network.channels
         self.each = tuple(PreparedImages(source, policy, seed, fitted) for policy in policies)
 
     def __len__(self) -> int:
@@ -118,7 +137,7 @@ class PreparedTogether:
         return len(self.each)
 
     def batch_all(self, indices: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """Return several images under every policy, each uint8 (N, size, size, 3)."""
+        """Return several images under every policy, each uint8 (N, size, size, C)."""
         return _read_all(self.source, self.each, indices)
 
 

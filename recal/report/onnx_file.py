@@ -101,10 +101,13 @@ def doubts(evidence: Evidence) -> list[str]:
 
 
 def _difference(proof: Proof) -> str:
+    bound = ""
+    if proof.reference == "float32":
+        bound = ", against PyTorch in float32, because the network does not run in float64"
     return (
         f"largest difference of a logit {proof.difference:.1e} (at most {proof.tolerance:.1e}); on "
         f"{proof.hostile_inputs} hostile inputs {proof.hostile_difference:.1e} of the largest "
-        "logit."
+        f"logit{bound}."
     )
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
 from recal import corruptions
-from recal.data.images import ArraySource, ImageSource
+from recal.data.images import ArraySource, ImageSource, with_channels
 from recal.data.labels import nearest_answers
 from recal.datasets.catalogue import REGENERATED, label_of
 from recal.datasets.regenerate import JPEG_QUALITY, read_prepared
@@ -143,7 +144,7 @@ class SuiteImages:
         self._sources: dict[Cell, ImageSource] = {}
         self._kept: dict[Callable[[int], NDArray[np.uint8]], dict[int, NDArray[np.uint8]]] = {}
         used = 0 if self.of_clean is None else len(self.of_clean.indices)
-        self._keeps = used > 0 and may_keep(used * self.network.size**2 * 3)
+        self._keeps = used > 0 and may_keep(used * self.network.size**2 * self.network.channels)
 
     @property
     def provenance(self) -> str | None:
@@ -172,7 +173,7 @@ class SuiteImages:
         return self._sources[cell]
 
     def read(self, cell: Cell, batch: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return some of a cell's images, uint8 (n, size, size, 3), all of the network's size."""
+        """Return some of a cell's images, uint8 (n, size, size, C), all of the network's size."""
         source = self.source(cell)
         if isinstance(source, ArraySource) and self._keeps_arrays(cell, source):
             images = source.images[batch]
@@ -268,7 +269,7 @@ class SuiteImages:
     def _keeps_arrays(self, cell: Cell, source: ArraySource) -> bool:
         """Tell whether the rows of a source's array are a cell's images as they are."""
         side = self.network.size
-        if source.images.shape[1:] != (side, side, 3):
+        if source.images.shape[1:] != (side, side, self.network.channels):
             return False
         if cell.corruption is None:
             return self.policy.keeps(self._prepared.network)
@@ -277,7 +278,9 @@ class SuiteImages:
     def _whole(self, cell: Cell, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a corrupted image, which was cropped before, in the networks' size."""
         side, own = self.network.size, self.suite.corrupted.size
-        if image.shape == (side, side, 3):
+        if image.shape[2] != self.network.channels:
+            image = with_channels(image, self.network.channels, self.source(cell).name(index))
+        if image.shape[:2] == (side, side):
             return image
         height, width = image.shape[:2]
         if self.network.crop_mode == "none" or height != width or own not in (0, height):
@@ -288,7 +291,10 @@ class SuiteImages:
                 "networks of their size, or set --size; with --crop-mode center, images of "
                 f"{expected} pixels are resized."
             )
-        return np.asarray(self._resize(Image.fromarray(image)))
+        if self.network.channels == 3:
+            return np.asarray(self._resize(Image.fromarray(image)))
+        planes = [self._resize(Image.fromarray(plane)) for plane in np.moveaxis(image, 2, 0)]
+        return np.stack([np.asarray(plane) for plane in planes], axis=2)
 
     @cached_property
     def _resize(self) -> Transform:
@@ -301,7 +307,11 @@ class SuiteImages:
 
     @cached_property
     def _regenerated(self) -> RegeneratedImages:
-        return RegeneratedImages(self.suite, self._prepared, self.seed)
+        prepared = self._prepared
+        if prepared.channels != 3:  # corruptions are made in RGB
+            network = replace(self.network, channels=3)
+            prepared = PreparedImages(prepared.source, self.policy, 0, network)
+        return RegeneratedImages(self.suite, prepared, self.seed)
 
 
 def forget_pages(array: NDArray[np.uint8]) -> None:

@@ -14,6 +14,7 @@ from recal.checkpoint.reading import METADATA_KEY
 from recal.errors import InputError, UsageError, VerificationError, listed
 from recal.files import write_whole
 from recal.networks.activations import drop_activations
+from recal.networks.calling import call_on_images, take_logits
 from recal.networks.names import HARMLESS_ORIGINS, create_network, split_name
 from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.networks.tracking import track_statistics
@@ -67,11 +68,44 @@ def build(checkpoint: Checkpoint, variant: Variant | str = "main") -> nn.Module:
             the network with plain BatchNorm does not compute what the architecture's own does.
         UsageError: There is no such branch or architecture.
     """
-    return build_with_own(checkpoint, variant).network
+    return _built(checkpoint, variant).network
 
 
-def build_with_own(checkpoint: Checkpoint, variant: Variant | str = "main") -> Built:
-    """Build as `build` does, and return the network of the architecture's own code beside it."""
+def build_classifier(checkpoint: Checkpoint, variant: Variant | str = "main") -> Built:
+    """Build as `build` does, and let the network return logits (N, K) alone.
+
+    The network of the architecture's own code is returned beside it, and treated alike.
+
+    Raises:
+        InputError: The network does not run on images alone, or does not tell its logits; or one of
+            the errors of `build`.
+    """
+    built = _built(checkpoint, variant)
+    spec = checkpoint.spec if isinstance(variant, str) else variant.spec
+    arch = checkpoint.overrides.arch or spec.arch
+    for network in dict.fromkeys((built.network, built.own)):
+        _take_logits(network, checkpoint, spec, arch)
+    return built
+
+
+def build_runnable(checkpoint: Checkpoint, variant: Variant) -> nn.Module:
+    """Build as `build` does a network that runs on images alone, or raise an InputError."""
+    network = build(checkpoint, variant)
+    arch = checkpoint.overrides.arch or variant.spec.arch
+    if split_name(arch)[0] not in HARMLESS_ORIGINS:
+        call_on_images(network, variant.spec.input_shape, f"{checkpoint.path} as {arch}")
+    return network
+
+
+def _take_logits(network: nn.Module, checkpoint: Checkpoint, spec: ModelSpec, arch: str) -> None:
+    """Let a network of other people's code return logits alone."""
+    # the number of classes may be guessed from a matrix that is not the classifier's
+    classes = checkpoint.overrides.classes or checkpoint.facts.classes
+    if split_name(arch)[0] not in HARMLESS_ORIGINS:
+        take_logits(network, spec.input_shape, classes, f"{checkpoint.path} as {arch}")
+
+
+def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant)
     check_weights(checkpoint, variant)
@@ -101,7 +135,9 @@ def build_with_own(checkpoint: Checkpoint, variant: Variant | str = "main") -> B
     network = network.float().requires_grad_(False).eval()
     if plain.replaced and origin not in RECALS_OWN:
         own = load_own(_create(checkpoint, spec), checkpoint.layout, given)
-        if own is not None and compare_networks(network, own, spec.size, plain.replaced, where):
+        if own is not None and compare_networks(
+            network, own, spec.input_shape, plain.replaced, where
+        ):
             return Built(network=network, own=own)
     return Built(network=network, own=network)
 
@@ -110,18 +146,25 @@ def _create(checkpoint: Checkpoint, spec: ModelSpec) -> nn.Module:
     """Create the network with the same random values each time, for what no file stores."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would change GPUs' too
-        network = create_network(spec.arch, spec.classes, trusted=spec.trusted).cpu()
+        network = _network(spec).cpu()
     track_statistics(network)
     if not spec.bn_act:
         drop_activations(network, checkpoint.split_layers)
     return network
 
 
+def _network(spec: ModelSpec) -> nn.Module:
+    """Create a network of the specification's architecture, in its random state."""
+    return create_network(spec.arch, spec.classes, channels=spec.channels, trusted=spec.trusted)
+
+
 def _check_normalisation(network: nn.Module, spec: ModelSpec, where: str) -> None:
     """Refuse preprocessing that differs from the network's own normalisation, which it replaces."""
     front = strip_front(network.state_dict())
     for key, own, told in (("mean", front.mean, spec.mean), ("std", front.std, spec.std)):
-        if own is not None and any(abs(a - b) > CLOSE for a, b in zip(own, told, strict=True)):
+        if own is not None and (
+            len(own) != len(told) or any(abs(a - b) > CLOSE for a, b in zip(own, told, strict=True))
+        ):
             numbers = ",".join(f"{value:.4g}" for value in own)
             raise InputError(
                 f"{where}: expected the network's own {key}, because recal normalises in its "
@@ -135,7 +178,7 @@ def _check_without_memory(
     """Refuse an architecture that does not fit before it takes memory, which may be any amount."""
     try:
         with torch.device("meta"):
-            network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
+            network = _network(spec)
             track_statistics(network)
         names = make_plain(network, checkpoint.layout, checkpoint.weights).names
     except (NotImplementedError, RuntimeError):
@@ -231,8 +274,8 @@ def _check(
     checkpoint: Checkpoint, variant: Variant | str, state: dict[str, torch.Tensor], spec: ModelSpec
 ) -> str:
     """Load the state with strict=True into the architecture and compare with what recal builds."""
-    built = build(checkpoint, variant)
-    network = create_network(spec.arch, spec.classes, trusted=spec.trusted)
+    built = build_classifier(checkpoint, variant).network
+    network = _network(spec)
     if not spec.bn_act:  # of a plain file, every layer's is dropped
         drop_activations(network, checkpoint.layers)
     try:
@@ -243,8 +286,10 @@ def _check(
             "instance norm, or keeps no statistics), so it does not load the file itself; build() "
             "makes it plain"
         )
-    images = torch.randn(2, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
-    gap = float((network.float().eval()(images) - built(images)).abs().max())
+    network = network.float().eval()
+    _take_logits(network, checkpoint, spec, spec.arch)
+    images = torch.randn(2, *spec.input_shape, generator=torch.Generator().manual_seed(0))
+    gap = float((network(images) - built(images)).abs().max())
     if not gap <= OUTPUTS_CLOSE:
         raise VerificationError(
             f"{checkpoint.path}: the plain checkpoint differs from the variant by {gap:.3g}."

@@ -9,6 +9,7 @@ from torch import nn
 
 from recal.checkpoint.layouts import LEAVES, Layout, find_sites
 from recal.errors import InputError, listed
+from recal.networks.calling import parts_of
 from recal.networks.wrappers import strip_front
 
 # sizes behind the channels for which layers are written: images, vectors, volumes, sequences
@@ -109,8 +110,8 @@ def _output(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         yield output
-    elif isinstance(output, (tuple, list, dict)):
-        for part in output.values() if isinstance(output, dict) else output:
+    else:
+        for _, part in parts_of(output).values():
             yield from _tensors(part)
 
 
@@ -197,14 +198,18 @@ def load_own(
 
 
 def compare_networks(
-    built: nn.Module, own: nn.Module, size: int, replaced: Iterable[str], where: str
+    built: nn.Module,
+    own: nn.Module,
+    shape: tuple[int, int, int],
+    replaced: Iterable[str],
+    where: str,
 ) -> bool:
     """Compare a network that recal rebuilt with what `load_own` returned, on random images.
 
     Args:
         built: The network with plain BatchNorm, in eval mode.
         own: The network of the user's code.
-        size: Side of the images in pixels.
+        shape: Shape of an image, (C, H, W).
         replaced: Paths of the layers that were replaced, for the message.
         where: Checkpoint and architecture, for the message.
 
@@ -214,7 +219,7 @@ def compare_networks(
     Raises:
         InputError: The outputs differ by more than rounding.
     """
-    images = torch.randn(2, 3, size, size, generator=_seeded(0))
+    images = torch.randn(2, *shape, generator=_seeded(0))
     for kind, tolerance in ((torch.float64, NETWORKS_CLOSE), (torch.float32, FLOAT32_CLOSE)):
         expected, found = (
             _output(copy.deepcopy(network).to(kind), images.to(kind)) for network in (own, built)

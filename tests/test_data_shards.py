@@ -235,7 +235,8 @@ def labels(values):
         (lambda f: (hub(f / "a"), hub(f / "b")), "of one data set, got some in 'a', 'b'"),
         (lambda f: (hub(f), pq.write_table(pa.table({"image": [b"x"], "label": [0]}),
                                            f / "validation-1.parquet")), "columns and classes of"),
-        (lambda f: hub(f, split="train"), "expected images for 'test', got none"),
+        (lambda f: hub(f, split="train"), "expected images for 'test', got only train"),
+        (lambda f: shards(f, stem="set-train"), "expected images for 'test', got only train"),
     ],
 )  # fmt: skip
 def test_parquet_files_that_do_not_fit_are_refused(tmp_path, spoil, message):

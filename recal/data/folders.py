@@ -17,6 +17,7 @@ from recal.data.splits import (
     find_splits,
     images_below,
     outermost_split,
+    shard_word,
     split_word,
 )
 from recal.data.tars import TAR_SUFFIX, TarSource, open_tars
@@ -86,13 +87,21 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return with_found_labels(source)
-    others = find_splits(folder)[0] if folder.is_dir() else []
-    found = f"only {', '.join(sorted(others))}" if others else "none"
+    others = _splits_in(folder) if folder.is_dir() and archives else []
+    found = f"only {listed(others)}" if others else "none"
     raise InputError(
         f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
-        f"images, or tar files of them.{compressed_in(folder) if folder.is_dir() else ''}"
+        "images, tar files of them, WebDataset shards, or Parquet files."
+        f"{compressed_in(folder) if folder.is_dir() else ''}"
     )
+
+
+def _splits_in(folder: Path) -> list[str]:
+    """Return the folders of splits, and the words for splits in names of shards, for messages."""
+    shards = (p for p in folder.rglob("*") if p.suffix in (TAR_SUFFIX, PARQUET_SUFFIX))
+    words = {word for path in shards if (word := shard_word(path.stem))}
+    return sorted({*find_splits(folder)[0], *words})
 
 
 def _of_shards(where: Path, files: Sequence[Path], split: str) -> ImageSource:

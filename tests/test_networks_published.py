@@ -73,6 +73,18 @@ def test_acls_resnet_computes_what_the_one_with_other_names_does(made):
     torch.testing.assert_close(network(IMAGES), other(IMAGES), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("made", ["stem_resnet18", "stem_resnet18_pool"], indirect=True)
+def test_stem_keeps_the_size_and_max_pooling_has_to_be_told(made, request):
+    network, state = made
+    sizes = []
+    network.layer1.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[-1]))
+    network(IMAGES)
+    assert sizes == [16 if request.node.callspec.params["made"].endswith("pool") else 32]
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    with pytest.raises(Exception, match="fit stem_resnet18 and stem_resnet18_pool, which compute"):
+        architecture_of(None, shapes)
+
+
 def test_instance_norm_beside_no_batch_norm_is_not_left_out_of_the_comparison():
     """A network with instance norm after its blocks is another one than that without."""
     with torch.device("meta"):

@@ -243,13 +243,15 @@ def _augmix_networks(shapes: Shapes) -> list[str]:
     return [f"densenet{3 * layers[0] + 4}_{growth}"] if len(layers) == 3 else []
 
 
-def _acl_resnets(shapes: Shapes) -> list[str]:
-    """Propose ACL's ResNets, whose shortcuts have names of their own."""
-    if "layer2.0.downsample.conv.weight" not in shapes:
-        return []
+def _stem_resnets(shapes: Shapes) -> list[str]:
+    """Propose torchvision's ResNets with a 3x3 stem, and ACL's, whose shortcuts have own names."""
     deep = "layer1.0.conv3.weight" in shapes
     depth = DEPTHS.get((_stages(shapes, r"layer(\d)\.\d+\.conv1\.weight"), deep))
-    return [] if depth is None else [f"acl_resnet{depth}"]
+    if depth is None or "fc.weight" not in shapes or shapes.get("conv1.weight") != (64, 3, 3, 3):
+        return []
+    if "layer2.0.downsample.conv.weight" in shapes:
+        return [f"acl_resnet{depth}"]
+    return [f"stem_resnet{depth}", f"stem_resnet{depth}_pool"]
 
 
 def _imagenet_resnets(shapes: Shapes) -> list[str]:
@@ -301,7 +303,7 @@ PROPOSALS: tuple[Callable[[Shapes], list[str]], ...] = (
     _cifar_resnets,
     _resnexts,
     _augmix_networks,
-    _acl_resnets,
+    _stem_resnets,
     _imagenet_resnets,
     _efficientnets,
     _torchvision_features,

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 FORMS = (
     "wrn<depth>_<widen>, cifar_resnet<depth>, preactresnet<depth>, resnext29_<groups>x<width>, "
-    "allconv, densenet<depth>_<growth>, acl_resnet<depth>, "
+    "allconv, densenet<depth>_<growth>, stem_resnet<depth>, "
+    "acl_resnet<depth>, "
     "timm:NAME, torchvision:NAME, robustbench:DATASET/THREAT/NAME, python:FILE.py:CALLABLE"
 )
 # the only origins that a name found in a file may have
@@ -164,6 +165,8 @@ OWN: dict[str, Callable[..., nn.Module]] = {
     r"resnext29_(\d{1,2})x(\d{1,3})": lambda *numbers: _cifar().ResNeXt29(*numbers),
     r"allconv": lambda *numbers: _published().AllConv(*numbers),
     r"densenet(\d{1,3})_(\d{1,2})": lambda *numbers: _published().DenseNet(*numbers),
+    r"stem_resnet(\d{2,3})": lambda *numbers: _published().stem_resnet(*numbers),
+    r"stem_resnet(\d{2,3})_pool": lambda *numbers: _published().stem_resnet(*numbers, pool=True),
     r"acl_resnet(\d{2,3})": lambda *numbers: _published().acl_resnet(*numbers),
 }
 ORIGINS: dict[str, Callable[[str, int], nn.Module]] = {

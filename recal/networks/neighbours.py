@@ -54,7 +54,10 @@ def _own_modules(before: set[str], folders: Sequence[Path]) -> dict[str, str]:
     found = {}
     installed = {Path(place) for place in sysconfig.get_paths().values()}
     for name in sys.modules.keys() - before:
-        file = getattr(sys.modules[name], "__file__", None)
+        module = sys.modules[name]
+        # a folder without __init__.py is a package, too, and has a place instead of a file
+        place = getattr(module, "__path__", ())
+        file = getattr(module, "__file__", None) or next(iter(place), None)
         above = set(Path(file).parents) if file else set()
         if above & set(folders) and not above & installed:
             found[name] = str(file)
@@ -68,4 +71,4 @@ def _found_at(name: str, folders: Sequence[Path]) -> str | None:
         for path in (folder / inner / "__init__.py", folder / inner.with_suffix(".py")):
             if path.is_file():
                 return str(path)
-    return None
+    return next((str(folder / inner) for folder in folders if (folder / inner).is_dir()), None)

@@ -125,21 +125,32 @@ class DenseNet(nn.Module):
         return self.fc(F.relu(self.bn1(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
-def acl_resnet(depth: int, classes: int) -> ResNet:
-    """Build torchvision's ResNet with a 3x3 stem that keeps the size, as ACL trains it.
+def stem_resnet(depth: int, classes: int, *, pool: bool = False) -> ResNet:
+    """Build torchvision's ResNet with a 3x3 stem of stride 1, as much code for CIFAR does.
 
-    The layers of a shortcut are named `conv` and `bn`.
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        classes: Number of classes, K.
+        pool: Whether max pooling follows the stem; no tensor tells.
+    """
+    if depth not in RESNETS:
+        known = ", ".join(map(str, RESNETS))
+        raise UsageError(f"--arch: expected a ResNet's depth out of {known}, got {depth}.")
+    network = ResNet(*RESNETS[depth], num_classes=classes)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    if not pool:
+        network.maxpool = nn.Identity()
+    return network
+
+
+def acl_resnet(depth: int, classes: int) -> ResNet:
+    """Build ACL's ResNet: without pooling after the stem, shortcuts named `conv` and `bn`.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
         classes: Number of classes, K.
     """
-    if depth not in RESNETS:
-        known = ", ".join(map(str, RESNETS))
-        raise UsageError(f"--arch: expected a depth out of {known}, got acl_resnet{depth}.")
-    network = ResNet(*RESNETS[depth], num_classes=classes)
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
+    network = stem_resnet(depth, classes)
     for module in network.modules():
         if isinstance(module, (BasicBlock, Bottleneck)) and module.downsample is not None:
             module.downsample = nn.Sequential(

@@ -171,6 +171,14 @@ def test_files_of_the_hub_are_read_with_labels_and_classes(tmp_path, place):
     assert found(open_images(some, "train")) == EXPECTED
 
 
+def test_pictures_beside_parquet_files_are_no_images_of_the_set(tmp_path):
+    hub(tmp_path / "data")
+    for name in ("preview.png", "assets/figure.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(99))
+    assert found(open_images(tmp_path, "test")) == EXPECTED
+
+
 def test_a_split_without_labels_is_passed_over(tmp_path):
     """ImageNet's test images have the label -1 on the hub."""
     table = rows(range(3)).set_column(1, "label", pa.array([-1] * 3))

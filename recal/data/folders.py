@@ -165,6 +165,8 @@ def _image_files(folder: Path, split: str) -> ImageSource | None:
 
     Of several folders of the split, such as `test/` and `val/`, the first with labels is read.
     """
+    if any(next(folder.glob(f"{place}*{PARQUET_SUFFIX}"), None) for place in ("", "data/")):
+        return None  # pictures beside these illustrate the data set
     splits, beside = find_splits(folder)
     if not splits:
         return _class_folders(folder, sorted(beside, key=lambda name: name.split("/")))

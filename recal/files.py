@@ -143,7 +143,7 @@ def locked(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=2 * DEAD, poll_interval=POLLED, cancel_check=is_alive)
+        lock.acquire(timeout=wait + 2 * DEAD, poll_interval=POLLED, cancel_check=is_alive)
     except filelock.Timeout as error:
         owner = lock.owner
         who = "" if owner is None else f" (process {owner.pid} on {owner.hostname})"

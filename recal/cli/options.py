@@ -109,8 +109,8 @@ def flag(name: str, help_text: str) -> Decorator:
 
 
 def data_option(help_text: str, shown: str | None = None) -> Decorator:
-    """Add `--data`, a folder of images."""
-    return option("--data", help_text, PATH, shown=shown)
+    """Add `--data`, a folder of images, or an address of them."""
+    return option("--data", help_text, DataPath(), shown=shown)
 
 
 def output_option(help_text: str, default: Path | str | None = None) -> Decorator:
@@ -128,6 +128,29 @@ def output_option(help_text: str, default: Path | str | None = None) -> Decorato
 def seed_option(what: str) -> Decorator:
     """Add `--seed`; `what` names what is drawn at random."""
     return option("--seed", f"Random seed of {what}.", click.IntRange(0), 0)
+
+
+class DataPath(click.ParamType[Path]):
+    """A path of images, or an address of files that are copied to the user's cache."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path; for an address, that of the copy."""
+        if isinstance(value, Path) or "://" not in value:
+            return Path(value)
+        from recal.cli.console import byte_bar
+        from recal.data.remote import local_data
+
+        with byte_bar() as bar:
+            copied = local_data(value, bar)
+        if ctx is not None:
+            ctx.meta[ADDRESS] = value
+        return copied
+
+
+# the address that was given for the images, as another command would need it
+ADDRESS = "recal.address"
 
 
 class PartType(click.ParamType[Part]):
@@ -331,6 +354,8 @@ def typed_words(names: Container[str]) -> list[str]:
         if name not in names or not is_typed(name):
             continue
         value = context.params[name]
+        if name == "data":
+            value = context.meta.get(ADDRESS, value)
         if isinstance(parameter, click.Argument):
             arguments += map(str, value) if isinstance(value, tuple) else [str(value)]
         elif isinstance(parameter, click.Option) and parameter.is_flag:

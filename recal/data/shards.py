@@ -23,7 +23,7 @@ def expanded(path: Path) -> list[Path]:
     text = str(path)
     if path.exists() or not _BRACES.search(text):
         return [path]
-    files = [Path(name) for name in _expanded(text)]
+    files = [Path(name) for name in spellings(text)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(
@@ -33,7 +33,7 @@ def expanded(path: Path) -> list[Path]:
     return files
 
 
-def _expanded(text: str) -> list[str]:
+def spellings(text: str) -> list[str]:
     """Return the texts that one with braces stands for, the first braces changing last."""
     found = _BRACES.search(text)
     if found is None:
@@ -45,7 +45,7 @@ def _expanded(text: str) -> list[str]:
         middles = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     else:
         raise InputError(f"{text}: expected at most {MOST_FILES:,} files.")
-    tails = _expanded(text[found.end() :])
+    tails = spellings(text[found.end() :])
     return [text[: found.start()] + middle + tail for middle in middles for tail in tails]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from recal.calibration.hooks import device_of
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.layouts import Layout, ReadingOptions
+from recal.data.remote import local_data
 from recal.distributed import ALONE, Part, World
 from recal.errors import InputError, UsageError
 from recal.evaluation.adaptation import Adaptation
@@ -209,7 +210,7 @@ def evaluate(
     }  # fmt: skip
     request = EvaluationRequest(
         suite=suite,
-        data=None if data is None else Path(data),
+        data=None if data is None else local_data(data),
         output=None if output is None else Path(output),
         checkpoint=Path(checkpoint) if isinstance(checkpoint, str) else checkpoint,
         corruptions=corruptions,

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from recal.data.folders import find_images
 from recal.data.images import ImageSource
+from recal.data.remote import local_data
 from recal.data.splits import TRAIN
 from recal.errors import pick
 from recal.files import shipped
@@ -106,5 +107,5 @@ def open_family_images(spec: OfFamily, data: str | Path | None, split: str) -> I
         split: `train` or `test`.
     """
     what = f"{'calibration' if split == TRAIN else split} images ({spec.family})"
-    folder = None if data is None else Path(data)
+    folder = None if data is None else local_data(data)
     return find_images(folder, usual_folders(spec), split, what)

@@ -116,7 +116,7 @@ def test_cifar_pickle_that_wants_to_run_code_is_refused_and_does_not_run(tmp_pat
 
 
 def bad_shape(folder):
-    np.save(folder / "images.npy", np.zeros((3, 8, 8, 4), np.uint8))
+    np.save(folder / "images.npy", np.zeros((3, 4, 8, 8), np.uint8))
 
 
 def bad_dtype(folder):
@@ -180,7 +180,7 @@ def empty(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (bad_shape, r"expected images of uint8 .*got uint8 \(3, 8, 8, 4\)"),
+        (bad_shape, r"images of uint8 .*got uint8 \(3, 4, 8, 8\).*Put the channels last"),
         (bad_dtype, r"got float32 \(3, 8, 8, 3\)"),
         (truncated, "expected a whole NumPy file"),
         (objects, "without pickled objects"),

@@ -106,7 +106,7 @@ def test_wrong_requests_are_refused(split_checkpoint, class_folders, tmp_path):
         calibrate(checkpoint, data=class_folders, estimator="poold")
     with pytest.raises(UsageError, match="expected a branch out of main, aux0, got 'aux1'"):
         calibrate(checkpoint, data=class_folders, affine="aux1")
-    with pytest.raises(InputError, match="expected 64x64"):
+    with pytest.raises(InputError, match="the network takes 64x64"):
         calibrate(checkpoint.overridden(size=64), data=class_folders)
     with pytest.raises(InputError, match="got none"):
         calibrate(checkpoint, data=tmp_path)

@@ -94,13 +94,17 @@ def test_folder_without_weights_says_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize("safe", [True, False])
 def test_folder_of_timms_own_saver_gives_network_and_preprocessing(safe, tmp_path):
     network = randomise(timm.create_model("resnet10t.c3_in1k", num_classes=4))
+    network.pretrained_cfg |= {"crop_pct": 0.9, "interpolation": "bicubic", "crop_mode": "squash"}
     save_for_hf(network, str(tmp_path), safe_serialization=safe)
     checkpoint = load_checkpoint(tmp_path)
     config = timm.data.resolve_data_config(model=network)
     assert checkpoint.spec.arch == "timm:resnet10t.c3_in1k"
     assert checkpoint.spec.classes == 4
     assert (checkpoint.spec.mean, checkpoint.spec.std) == (config["mean"], config["std"])
-    assert checkpoint.spec.size == config["input_size"][-1]
+    prepared = checkpoint.spec.preparation
+    assert prepared.size == config["input_size"][-1]
+    found = (prepared.crop_share, prepared.interpolation, prepared.crop_mode)
+    assert found == (config["crop_pct"], config["interpolation"], config["crop_mode"])
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(build(checkpoint)(images), network(images))
@@ -154,7 +158,7 @@ def write_transformers(folder, name, state, **changes):
               "id2label": {str(i): f"LABEL_{i}" for i in range(4)}, **CONFIGS[name]}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
     preprocessor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.3],
-                    "size": {"shortest_edge": 192}, "crop_pct": 0.875}  # fmt: skip
+                    "size": {"shortest_edge": 192}, "crop_pct": 0.9, "resample": 3}  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
     save_file(state, folder / "model.safetensors")
 
@@ -168,6 +172,7 @@ def test_folder_of_transformers_resnet_is_torchvisions(name, tmp_path):
     spec = checkpoint.spec
     assert (spec.arch, spec.classes, spec.size) == (f"torchvision:{name}", 4, 192)
     assert (spec.mean, spec.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+    assert spec.preparation.words == "192 pixels, center crop of 0.9, bicubic"
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(build(checkpoint)(images), network(images))

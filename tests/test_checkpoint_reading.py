@@ -239,7 +239,10 @@ def test_checkpoint_of_timms_own_saver_is_read(tmp_path):
     from timm.utils import CheckpointSaver, ModelEmaV2
 
     network = randomise(convert_splitbn_model(timm.create_model("resnet10t", num_classes=4), 2))
-    args = argparse.Namespace(model="resnet10t", num_classes=4, img_size=None, mean=None)
+    args = argparse.Namespace(
+        model="resnet10t", num_classes=4, img_size=None, mean=None, crop_pct=0.9,
+        interpolation="random", crop_mode="squash",
+    )  # fmt: skip
     saver = CheckpointSaver(
         network, torch.optim.SGD(network.parameters(), 0.1), args=args,
         model_ema=ModelEmaV2(network), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path),
@@ -250,6 +253,7 @@ def test_checkpoint_of_timms_own_saver_is_read(tmp_path):
     assert checkpoint.spec.arch == "timm:resnet10t"
     # timm's configuration is of ImageNet's weights, and says nothing of another data set
     assert (checkpoint.spec.family, checkpoint.spec.size) == ("imagenet", 176)
+    assert checkpoint.spec.preparation.words == "176 pixels, squash crop of 0.9, bicubic"
     tiny = checkpoint.overridden(family="tiny", classes=4).spec
     assert (tiny.size, tiny.mean) == (64, (0.4802, 0.4481, 0.3975))
     built = build(checkpoint)

@@ -23,6 +23,8 @@ WEIGHTS = (
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
 # arguments of timm's models that no weight shows and that do not change what they compute
 WITHOUT_EFFECT = ("num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate")
+# Pillow's numbers of filters, by which transformers names them
+FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +151,13 @@ def hub_facts(stored: Stored) -> tuple[dict[str, object], tuple[str, ...]]:
             "mean": pretrained.get("mean"),
             "std": pretrained.get("std"),
             "size": size[-1] if isinstance(size, list) and size else None,
+            "crop_share": pretrained.get("crop_pct"),
+            "interpolation": pretrained.get("interpolation"),
+            "crop_mode": pretrained.get("crop_mode"),
         }
         return facts, tuple(name for name in arguments if name not in WITHOUT_EFFECT)
     labels, side = config.get("id2label"), preprocessor.get("size")
+    resample = preprocessor.get("resample")
     kind = config.get("model_type")
     classes = len(labels) if isinstance(labels, dict) else config.get("num_labels")
     return {
@@ -161,6 +167,8 @@ def hub_facts(stored: Stored) -> tuple[dict[str, object], tuple[str, ...]]:
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
         "size": side.get("shortest_edge") if isinstance(side, dict) else side,
+        "crop_share": preprocessor.get("crop_pct"),
+        "interpolation": FILTERS.get(resample) if isinstance(resample, int) else None,
     }, ()
 
 

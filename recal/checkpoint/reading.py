@@ -4,7 +4,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
@@ -14,6 +14,7 @@ from recal.checkpoint.inert import RECORDS, plain
 from recal.checkpoint.safety import vet_file
 from recal.errors import InputError, UsageError, reason
 from recal.networks.spec import ModelOverrides
+from recal.policies.preparation import CropMode, Interpolation
 from recal.schema import convert
 
 # keys under which training scripts store the weights and their moving average
@@ -25,12 +26,15 @@ STRAY_PARTS = ("criterion.", "loss.", "loss_fn.", "metrics.", "train_metrics.", 
 
 FACTS: dict[str, tuple[type, ...]] = {
     "arch": (str,), "family": (str,), "classes": (int,), "bn_act": (bool,), "mean": (list, tuple),
-    "std": (list, tuple), "size": (int,), "channels": (int,),
+    "std": (list, tuple), "size": (int,), "channels": (int,), "crop_share": (float, int),
+    "interpolation": (str,), "crop_mode": (str,),
 }  # fmt: skip
+WORDS = {"interpolation": get_args(Interpolation), "crop_mode": get_args(CropMode)}
 LARGEST = {"classes": 10**6, "size": 4096, "channels": 1024}
 # names of the same facts among the arguments of training scripts
 ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("img_size",),
-             "mean": ("mean",), "std": ("std",)}  # fmt: skip
+             "mean": ("mean",), "std": ("std",), "crop_share": ("crop_pct",),
+             "interpolation": ("interpolation",), "crop_mode": ("crop_mode",)}  # fmt: skip
 ARGUMENT_TABLES = ("args", "hparams", "hyper_parameters", "config")
 
 
@@ -113,6 +117,10 @@ def _is_fact(name: str, value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         numbers = all(isinstance(v, int | float) and -1e6 < v < 1e6 for v in value)
         return 1 <= len(value) <= LARGEST["channels"] and numbers
+    if name in WORDS:
+        return value in WORDS[name]
+    if name == "crop_share":
+        return isinstance(value, int | float) and 0.05 <= value <= 1
     if isinstance(value, str):
         return len(value) < 200 and value.isprintable()
     return isinstance(value, int) and 0 < value <= LARGEST[name]

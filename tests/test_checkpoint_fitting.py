@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from recal.calibration.calibrate import calibrate
 from recal.checkpoint.checkpoint import load_checkpoint
 from recal.errors import InputError, UsageError
 from recal.inspection.findings import examine
@@ -290,3 +291,54 @@ def test_commands_say_what_is_missing_and_calibrate_gives_it(
         (cell,) = json.loads(out)["cells"]
         cells.append({key: value for key, value in cell.items() if key != "target"})
     assert cells[0] == cells[1]
+
+
+def parameters(network):
+    return {name: tensor.detach() for name, tensor in network.named_parameters()}
+
+
+@pytest.mark.parametrize("form", ["dictionary", "list", "module.", "alone"])
+def test_averaged_parameters_get_the_statistics_beside_them(form, network, tmp_path):
+    """The reference is the averaged network of torch itself, with the buffers of the other one."""
+    average = randomise(Network(nn.BatchNorm2d), seed=1)
+    own = parameters(average)
+    averages = {"list": {"shadow_params": list(own.values()), "decay": 0.999},
+                "module.": below("module.", own)}.get(form, own)  # fmt: skip
+    content = {"model_ema": averages}
+    if form != "alone":
+        content["state_dict"] = network.state_dict()
+    path = write(content, tmp_path / "f.pth")
+    checkpoint = load_checkpoint(path, ema=True, arch=PLAIN)
+    if form == "alone":
+        assert checkpoint.missing == ("norm1", "body.1")
+        return
+    average.load_state_dict({**network.state_dict(), **own})
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(checkpoint), average(IMAGES), rtol=1e-6, atol=1e-6)
+    assert "statistics, which these weights lack, taken from 'state_dict'" in checkpoint.notes
+    (doubt,) = checkpoint.doubts
+    assert "the statistics belong to the weights under 'state_dict'" in doubt.sentence
+
+
+def test_weights_beside_the_network_are_named(network, tmp_path):
+    """As in AdvCL's fine-tuned files."""
+    content = {"model": network.state_dict(), "classifier": {"weight": torch.ones(10, 5)}}
+    content["optimizer"] = torch.optim.SGD(network.parameters(), 0.1).state_dict()
+    notes = load_checkpoint(write(content, tmp_path / "f.pth")).notes
+    assert notes == ("weights taken from 'model'", "weights under 'classifier' left")
+
+
+def test_module_that_keeps_no_statistics_is_given_them():
+    """They are those of its twin with statistics, and outputs no longer depend on the batch."""
+    network = randomise(untracked())
+    twin = mixed()
+    twin.load_state_dict(network.state_dict(), strict=False)
+    found, expected = (calibrate(one, [IMAGES]) for one in (network, twin))
+    assert network.bn1.running_mean is None
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for key, tensor in found.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[key]), key
+    with torch.no_grad():
+        alone, together = found(IMAGES[:1]), found(IMAGES)[:1]
+        assert not torch.allclose(network(IMAGES[:1]), network(IMAGES)[:1], atol=1e-3)
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)

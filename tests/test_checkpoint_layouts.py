@@ -210,7 +210,7 @@ def test_layout_of_ones_own_with_numbers_and_shared_affine_is_read(tmp_path, ima
         ("branch = 3", "branch: expected a list, got 3"),
         ("[[branch]]\nkeys = 'a'", "Did you mean 'key'"),
         ("[[branch]]\nkey = 'norm.{leaf}'", "expected a pattern such as"),
-        ("[[branch]]\nkey = '{layer}.norm.{leaf}'", "branch: expected at least two"),
+        ("branch = []", "branch: expected at least one"),
         (
             "affine = 'both'\n[[branch]]\nkey = '{layer}.n.{index}.{leaf}'",
             "affine: expected one of own",

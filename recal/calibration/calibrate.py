@@ -31,6 +31,7 @@ from recal.data.sampling import DEFAULT_SAMPLES
 from recal.data.splits import TRAIN
 from recal.distributed import ALONE, WHOLE, Part, World
 from recal.errors import InputError, RecalWarning, listed
+from recal.networks.tracking import track_statistics
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, resolve_policy
 from recal.policies.prepared import PreparedTogether
@@ -109,8 +110,9 @@ def calibrate(
     """Re-estimate the statistics of every BatchNorm layer.
 
     With a module and batches of normalised images, returns a copy of the module in eval mode with
-    new statistics; the module itself is not changed. Frozen BatchNorm is calibrated, too. Layers
-    that keep their statistics are named in a `RecalWarning`. Of the keyword arguments, only
+    new statistics; the module itself is not changed. Frozen BatchNorm is calibrated, too, and
+    BatchNorm with `track_running_stats=False` is given statistics. Layers that keep their
+    statistics are named in a `RecalWarning`. Of the keyword arguments, only
     `estimator`, `autocast` and `world` go with a module.
 
     With a checkpoint, returns a `Variant`.
@@ -182,7 +184,9 @@ def _calibrate_module(
     module: nn.Module, batches: Iterable[torch.Tensor | Sequence[Any]], settings: Settings
 ) -> nn.Module:
     # the module inside a `torch.compile`d one, which would compile hooks anew for each layer
-    eager: nn.Module = getattr(module, COMPILED, module)
+    network = copy.deepcopy(module).eval()
+    eager: nn.Module = getattr(network, COMPILED, network)
+    track_statistics(eager)
     images: Iterable[torch.Tensor] = _ImagesOf(batches, device_of([eager]))
     if iter(batches) is batches:  # an iterator can be read once only, so this one can, too
         images = iter(images)
@@ -192,8 +196,7 @@ def _calibrate_module(
     else:
         layers = one_pass(eager, images, estimator=name, world=world, autocast=autocast)
     check_finite(layers)
-    network = copy.deepcopy(module).eval()
-    owners = statistics_owners(getattr(network, COMPILED, network))
+    owners = statistics_owners(eager)
     for path, layer in layers.items():
         with torch.no_grad():
             set_statistics(owners[path], layer.mean, layer.variance)

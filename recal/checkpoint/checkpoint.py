@@ -13,6 +13,7 @@ import torch
 
 from recal.checkpoint.fitting import Separated, separate_and_fit
 from recal.checkpoint.layouts import AS_FOUND, Layout, ReadingOptions, parse_roles
+from recal.checkpoint.lookalikes import find_lookalikes
 from recal.checkpoint.reading import WeightFile, read_weight_file
 from recal.errors import InputError, RecalError, UsageError, did_you_mean, listed, printable
 from recal.networks.activations import layers_with_activation, looks_like_timms
@@ -279,14 +280,13 @@ def _separated(path: Path, file: WeightFile, options: ReadingOptions) -> Checkpo
     return Checkpoint(
         path=path, layout=found.layout, weights=found.weights, branches=found.branches,
         facts=facts, reading=options, file=file, missing=found.missing, shared=found.shared,
-        notes=tuple(notes), doubtful=tuple(_doubts(found, options, file.unused)),
+        notes=tuple(notes), doubtful=tuple(_doubts(found, options, file)),
     )  # fmt: skip
 
 
-def _doubts(
-    found: Separated, options: ReadingOptions, unused: tuple[str, ...]
-) -> Iterator[Finding]:
-    if found.layout.doubt and options.layout is None and options.roles is None:
+def _doubts(found: Separated, options: ReadingOptions, file: WeightFile) -> Iterator[Finding]:
+    told = options.layout is not None or options.roles is not None
+    if found.layout.doubt and not told and len(found.branches) > 1:
         yield Finding(
             kind="roles",
             what=f"the roles are in doubt: {found.layout.doubt}",
@@ -301,10 +301,31 @@ def _doubts(
             follows="If they are group or layer norm, which keep none, recal can do nothing for "
             "this network. Name it with --arch.",
         )
-    if unused and options.model.arch is None:
+    groups = find_lookalikes({**found.weights, **found.branches["main"]})
+    if groups and found.layout.name == "plain" and options.layout is None:
+        first, places = groups[0], f"{len(groups)} place{'s' * (len(groups) > 1)}"
+        entries = ", ".join(f'[[branch]] key = "{key}"' for key in first.keys)
+        yield Finding(
+            kind="unknown-branches",
+            layers=tuple(path for group in groups for path in group.paths),
+            what=f"{' and '.join(first.paths)} look like branches of one layer, of which an image "
+            f"passes one (at {places})",
+            follows="recal takes them for layers used one after the other. Describe branches in a "
+            f"file, {entries}, and give it with --layout mine.toml; otherwise say --layout plain.",
+        )
+    if file.statistics_of is not None:
+        yield Finding(
+            kind="foreign-statistics",
+            what=f"the statistics belong to the weights under '{file.statistics_of}', because "
+            "those used here have none of their own",
+            follows="Calibrate them (recal calibrate), or the accuracy may be far below what these "
+            "weights can reach.",
+        )
+    if file.unused and options.model.arch is None:
         yield Finding(
             kind="left-out",
-            what=f"the settings {listed(unused)} of the network in config.json are not applied",
+            what=f"the settings {listed(file.unused)} of the network in config.json are not "
+            "applied",
             follows="If they change what it computes, give the network with --arch "
             "python:FILE.py:CALLABLE.",
         )

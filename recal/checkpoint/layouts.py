@@ -195,7 +195,7 @@ LAYOUTS = (
         source="arXiv 2010.13337; github.com/VITA-Group/Adversarial-Contrastive-Learning",
         roles="main = normal images, aux0 = PGD",
         places=(Place("{layer}.bn_list.{index}.{leaf}"),),
-        branches=(2, 2),
+        branches=(1, 2),
         doubt="ACL puts normal images first, another adversarial-training repository PGD images "
         "(layout acl-reversed), under the same names",
     ),
@@ -330,8 +330,8 @@ class LayoutFile(Record, frozen=True, kw_only=True):
     branch: tuple[BranchEntry, ...]
 
     def __post_init__(self) -> None:
-        if len(self.branch) < 2 and not any("{index}" in entry.key for entry in self.branch):
-            raise ValueError("branch: expected at least two, or one with {index}.")
+        if not self.branch:
+            raise ValueError("branch: expected at least one.")
 
 
 def _read_layout(path: Path) -> Layout:
@@ -345,6 +345,7 @@ def _read_layout(path: Path) -> Layout:
         # the more specific of two patterns has to be tried first
         places=tuple(sorted(places, key=lambda place: -len(place.key))),
         affine=file.affine,
+        branches=(1, 99),
         automatic=False,
     )
 

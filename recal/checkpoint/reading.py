@@ -14,6 +14,7 @@ from recal.checkpoint.inert import RECORDS, plain
 from recal.checkpoint.safety import vet_file
 from recal.errors import InputError, UsageError, reason
 from recal.networks.spec import ModelOverrides
+from recal.networks.wrappers import strip_front
 from recal.policies.preparation import CropMode, Interpolation
 from recal.schema import convert
 
@@ -22,6 +23,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_
 AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "params_ema")
 # counters of weight averaging, losses and metrics, which are not part of the network
 STRAY = ("n_averaged",)
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 STRAY_PARTS = ("criterion.", "loss.", "loss_fn.", "metrics.", "train_metrics.", "val_metrics.")
 
 FACTS: dict[str, tuple[type, ...]] = {
@@ -38,10 +40,27 @@ ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("i
 ARGUMENT_TABLES = ("args", "hparams", "hyper_parameters", "config")
 
 
-def _unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Return the weights in the content of a file, and notes on what was used and left out."""
+@dataclass(frozen=True, kw_only=True)
+class Unwrapped:
+    """The weights in the content of a file.
+
+    Attributes:
+        tensors: The tensors by name.
+        notes: Notes for people on what was used and left out.
+        statistics_of: Name of the other weights in the file that the statistics belong to, if
+            these weights have none of their own.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+    statistics_of: str | None = None
+
+
+def _unwrap(content: Any, *, ema: bool, where: str) -> Unwrapped:
+    """Take the weights out of the content of a file."""
     tables = _tables(content)
     plain = [name for name in WRAPPERS if name in tables]
+    tables |= _averaged_lists(content, tables[plain[0]] if plain else {})
     averages = [name for name in AVERAGES if name in tables]
     if ema and not averages:
         raise UsageError(
@@ -50,7 +69,7 @@ def _unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Ten
         )
     own = _tensors(content)
     if own and not plain and not ema:
-        return own, []
+        return Unwrapped(tensors=own)
     named = averages if ema else plain or averages
     if not named and len(tables) != 1:
         raise InputError(
@@ -62,9 +81,55 @@ def _unwrap(content: Any, *, ema: bool, where: str) -> tuple[dict[str, torch.Ten
     notes = [f"{kind} taken from '{taken}'"]
     if averages and taken not in averages:
         notes.append(f"averaged weights under '{averages[0]}' left; take them with --ema")
-    others = [name for name in plain if name != taken and taken not in averages]
-    notes += [f"weights under '{name}' left" for name in others]
-    return tables[taken], notes
+    left = (name for name, value in content.items() if _tensors(value) and name not in AVERAGES)
+    notes += [f"weights under '{name}' left" for name in left if name != taken]
+    weights = tables[taken]
+    for name, others in tables.items():
+        completed = None if name == taken else _with_buffers(weights, others)
+        if completed is not None:
+            notes.append(f"statistics, which these weights lack, taken from '{name}'")
+            return Unwrapped(tensors=completed, notes=tuple(notes), statistics_of=name)
+    return Unwrapped(tensors=weights, notes=tuple(notes))
+
+
+def _averaged_lists(
+    content: Any, weights: dict[str, torch.Tensor]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Return averages that are kept as lists, in the order of the parameters of other weights."""
+    found = {}
+    names = [name for name in weights if not name.endswith(BUFFERS)]
+    for name, value in content.items() if isinstance(content, dict) and names else ():
+        averages = value.get("shadow_params") if isinstance(value, dict) else None
+        if (
+            name in AVERAGES
+            and isinstance(averages, list)
+            and all(isinstance(tensor, torch.Tensor) for tensor in averages)
+            and [tensor.shape for tensor in averages] == [weights[n].shape for n in names]
+        ):
+            found[name] = dict(zip(names, averages, strict=True))
+    return found
+
+
+def _with_buffers(
+    weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor] | None:
+    """Complete weights without buffers by those of other weights of the same network.
+
+    Returns:
+        None if they have statistics, or the others are of another network.
+    """
+    if any(name.endswith(BUFFERS) for name in weights):
+        return None
+    front, other = strip_front(weights), strip_front(others)
+    lacking = other.tensors.keys() - front.tensors.keys()
+    if (
+        front.tensors.keys() - other.tensors.keys()
+        or any(name.endswith(("weight", "bias")) for name in lacking)
+        or not any(name.endswith(BUFFERS) for name in lacking)
+    ):
+        return None
+    own = {other.prefix + name: tensor for name, tensor in front.tensors.items()}
+    return {name: own.get(name, tensor) for name, tensor in others.items()}
 
 
 def _tables(content: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -149,6 +214,8 @@ class WeightFile:
         notes: Notes for people on what was unwrapped.
         unused: Names of settings of the network that recal cannot apply.
         files: The files that hold it.
+        statistics_of: Name of the other weights in the file that the statistics belong to, if the
+            tensors have none of their own.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -156,6 +223,7 @@ class WeightFile:
     notes: tuple[str, ...]
     unused: tuple[str, ...] = ()
     files: tuple[Path, ...]
+    statistics_of: str | None = None
 
 
 def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
@@ -179,7 +247,8 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
     unused: tuple[str, ...] = ()
-    tensors, notes = _unwrap(merge(stored.files, contents), ema=ema, where=str(path))
+    unwrapped = _unwrap(merge(stored.files, contents), ema=ema, where=str(path))
+    tensors, notes = unwrapped.tensors, list(unwrapped.notes)
     if stored.config is not None:
         told, unused = hub_facts(stored)
         tensors = renamed(tensors, stored.config)
@@ -191,8 +260,9 @@ def read_weight_file(path: Path, *, ema: bool = False) -> WeightFile:
     _check_tensors(path, tensors, sum(file.stat().st_size for file in stored.files))
     _check_byte_order(path, tensors)
     return WeightFile(
-        tensors=tensors, facts=facts, notes=tuple(notes), unused=unused, files=tuple(stored.files)
-    )
+        tensors=tensors, facts=facts, notes=tuple(notes), unused=unused, files=tuple(stored.files),
+        statistics_of=unwrapped.statistics_of,
+    )  # fmt: skip
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelOverrides]:

@@ -16,6 +16,7 @@ from recal.data.folders import open_images
 from recal.data.splits import TEST
 from recal.errors import InputError
 from recal.files import sample_images
+from recal.networks.outputs import width
 from recal.networks.spec import ModelSpec
 from recal.policies.prepared import PreparedImages
 from recal.variant.build import build_classifier
@@ -88,6 +89,14 @@ def make_subjects(
             f"{images.shape}."
         )
     built = {name: build_classifier(checkpoint, variant) for name, variant in variants.items()}
+    for name, pair in built.items():
+        found = width(pair.network, torch.zeros(1, images.shape[-1], side, side))
+        if found not in (None, first.spec.classes):
+            raise InputError(
+                f"{where}: {name}: expected {first.spec.classes} logits, because the variant says "
+                f"so many classes, got {found}. Give --classes {found}, and calibrate again if it "
+                "is a variant file."
+            )
     rivals = {name: pair.network for name, pair in built.items()}
     if len(built) == 1 and not checkpoint.missing:
         rivals = {

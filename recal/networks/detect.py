@@ -10,6 +10,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from recal.errors import UsageError
@@ -133,8 +134,10 @@ def network_tensors(
         None if the network cannot be built.
     """
     try:
-        harmless = split_name(name)[0] in HARMLESS_ORIGINS
-        return _harmless_tensors(name, classes) if harmless else _tensors(name, classes, trusted)
+        if split_name(name)[0] in HARMLESS_ORIGINS:
+            with suppress(NotImplementedError, RuntimeError):  # of networks that compute when built
+                return _harmless_tensors(name, classes)
+        return _tensors(name, classes, trusted) if trusted else None
     except (UsageError, NotImplementedError, RuntimeError):
         return None
 

@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from recal.errors import UsageError
-from recal.networks.detect import RGB, architecture_of, input_channels
+from recal.networks.detect import RGB, architecture_of, input_channels, possible_classes
+from recal.networks.outputs import count_classes
 from recal.networks.wrappers import Channels, strip_front
 from recal.policies.families import load_family
 from recal.policies.policy import Policy, load_policy
@@ -325,9 +326,12 @@ def complete_spec(
     told = known
     known = known.over(usual_preprocessing(arch, known.family, known.size))
     family = load_family(known.family or "cifar")
-    # the rows of the last weight matrix, which is the classifier's by convention
-    rows = [shape[0] for n, shape in shapes.items() if n.endswith(".weight") and len(shape) == 2]
-    classes = known.classes or (rows[-1] if rows else None) or family.classes
+    trusted, size = overrides.arch is not None, known.size or family.size
+    classes = known.classes
+    if classes is None and shapes:
+        classes = count_classes(arch, shapes, (known.channels, size), trusted=trusted)
+        classes = classes or possible_classes(shapes)[0]
+    classes = classes or family.classes
     if classes is None:
         raise UsageError(
             f"{where}: the number of classes cannot be told from the file. Give --classes."
@@ -354,7 +358,7 @@ def complete_spec(
         "family": family.name,
         "mean": mean,
         "std": std,
-        "size": known.size or family.size,
+        "size": size,
         "bn_act": known.bn_act is not False,
         "crop_share": known.crop_share or family.crop_share,
         "interpolation": known.interpolation or family.interpolation,

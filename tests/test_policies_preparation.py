@@ -17,10 +17,11 @@ from recal.cli.options import model_options
 from recal.data.arrays import ArraySource
 from recal.data.images import FileSource
 from recal.data.normalise import normalise_array
+from recal.data.sampling import keyed_draws
 from recal.errors import InputError, UsageError
 from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec, usual_preprocessing
 from recal.policies.families import load_family
-from recal.policies.ops import Prepare
+from recal.policies.ops import Prepare, RandAugment
 from recal.policies.policy import load_policy, policy_names
 from recal.policies.preparation import CropMode, Interpolation, Preparation
 from recal.policies.prepared import PreparedImages
@@ -127,10 +128,18 @@ def test_every_policy_of_photographs_gives_the_networks_size(name, size):
 @pytest.mark.parametrize(("size", "shift", "side"), [(224, 100, 112), (240, 108, 120)])
 def test_shifts_and_squares_grow_with_the_network(size, shift, side):
     """timm's `create_transform` shifts by int(0.45 * size); 100 pixels at 224."""
+    from timm.data.auto_augment import rand_augment_transform
+
     network = replace(load_family("imagenet").preparation, size=size)
-    (augment,) = (o for o in load_policy("imagenet", "strong").ops if "Rand" in type(o).__name__
-                  and hasattr(o, "magnitude"))  # fmt: skip
-    assert augment.transform(network).ops[0].hparams["translate_const"] == shift
+    (augment,) = (o for o in load_policy("imagenet", "strong").ops if isinstance(o, RandAugment))
+    uncovered = {"translate_const": shift, "img_mean": augment.fill}
+    theirs = rand_augment_transform("rand-m9-n2-mstd0.5", uncovered)
+    mine, picture = augment.transform(network), Image.fromarray(noise(size, size))
+    for key in range(40):
+        with keyed_draws(key):
+            found = np.asarray(mine(picture))
+        with keyed_draws(key):
+            assert np.array_equal(found, np.asarray(theirs(picture)))
     (cut,) = (o for o in load_policy("imagenet", "cutout").ops if type(o).__name__ == "Cutout")
     white = Image.new("RGB", (size, size), "white")
     torch.manual_seed(0)

@@ -210,7 +210,7 @@ def test_what_is_no_checkpoint_and_no_module_with_batches_is_said(given):
 def test_what_goes_with_a_checkpoint_alone_is_refused_with_a_module():
     network, batches = torch.nn.Sequential(torch.nn.BatchNorm2d(3)), [torch.randn(4, 3, 2, 2)]
     for given in ({"mode": "weak"}, {"affine": "main"}, {"seed": 1}, {"samples": 5}):
-        with pytest.raises(TypeError, match="only estimator, autocast and world"):
+        with pytest.raises(TypeError, match="only estimator, layers, autocast, world"):
             calibrate(network, batches, **given)
     with pytest.raises(TypeError, match="estimater"):
         calibrate(network, batches, estimater="ema")

@@ -1,9 +1,7 @@
 """Calibration: from a checkpoint, policies and images to variants."""
 
-import copy
 import hashlib
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -14,35 +12,29 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from recal.calibration.consistent import consistent
-from recal.calibration.estimators import CONSISTENT, Estimate, layer_errors, one_pass
-from recal.calibration.hooks import device_of, set_statistics
+from recal.calibration.estimators import Estimate, layer_errors
+from recal.calibration.modules import calibrate_module
 from recal.calibration.rounds import (
     DEFAULT_BATCH,
     Estimation,
     Key,
     Settings,
-    check_finite,
     estimate,
 )
+from recal.calibration.selection import estimate_only
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.images import MIN_IMAGES, ImageSource, image_hashes
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.data.splits import TRAIN
 from recal.distributed import ALONE, WHOLE, Part, World
-from recal.errors import InputError, RecalWarning, listed
-from recal.networks.tracking import track_statistics
+from recal.errors import InputError, listed
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, resolve_policy
 from recal.policies.prepared import PreparedTogether
 from recal.progress import Progress, silent
 from recal.variant.build import build_runnable
-from recal.variant.plain import statistics_owners
 from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import STATISTICS, Variant, initial_variant
-
-NAMED = 10
-COMPILED = "_orig_mod"
 
 
 def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
@@ -60,6 +52,7 @@ def calibrate(
     batches: Iterable[torch.Tensor | Sequence[Any]],
     *,
     estimator: str = ...,
+    layers: str | Iterable[str] = ...,
     autocast: torch.dtype | None = ...,
     world: World = ...,
 ) -> nn.Module: ...
@@ -81,6 +74,7 @@ def calibrate(
     skip_broken: bool = ...,
     device: str | torch.device = ...,
     workers: int = ...,
+    layers: str | Iterable[str] = ...,
     autocast: torch.dtype | None = ...,
     world: World = ...,
     progress: Progress = ...,
@@ -103,6 +97,7 @@ def calibrate(
     skip_broken: bool = False,
     device: str | torch.device = "cpu",
     workers: int = 0,
+    layers: str | Iterable[str] = (),
     autocast: torch.dtype | None = None,
     world: World = ALONE,
     progress: Progress = silent,
@@ -112,8 +107,8 @@ def calibrate(
     With a module and batches of normalised images, returns a copy of the module in eval mode with
     new statistics; the module itself is not changed. Frozen BatchNorm is calibrated, too, and
     BatchNorm with `track_running_stats=False` is given statistics. Layers that keep their
-    statistics are named in a `RecalWarning`. Of the keyword arguments, only
-    `estimator`, `autocast` and `world` go with a module.
+    statistics are named in a `RecalWarning`. Of the keyword arguments, only `estimator`, `layers`,
+    `autocast` and `world` go with a module.
 
     With a checkpoint, returns a `Variant`.
 
@@ -138,6 +133,8 @@ def calibrate(
             error.
         device: Device that the network runs on.
         workers: Number of processes that decode and augment images.
+        layers: Layers to estimate: names, patterns such as `layer4.*`, `first` or `last`; none for
+            all. The others keep their statistics and normalise by them.
         autocast: Reduced precision of the forward pass, such as `torch.bfloat16`; None for float32.
         world: The processes of a distributed job, as `recal.distributed.joined` returns them. With
             a module, each process gives its own batches, and all get the same statistics.
@@ -161,6 +158,7 @@ def calibrate(
         workers=workers,
         autocast=autocast,
         world=world,
+        layers=(layers,) if isinstance(layers, str) else tuple(layers),
     )
     if isinstance(source, Checkpoint) and batches is None:
         policy = resolve_policy(mode or "weak", source.spec.family)
@@ -174,60 +172,10 @@ def calibrate(
             "calibrate: expected a checkpoint, as load_checkpoint returns it, or a module and "
             f"batches, got {type(source).__name__} and {type(batches).__name__}"
         )
-    fitting = Settings(estimator=estimator, autocast=autocast, world=world)
+    fitting = Settings(estimator=estimator, autocast=autocast, world=world, layers=settings.layers)
     if settings != fitting or not mode is affine is data is None:
-        raise TypeError("calibrate: with a module, only estimator, autocast and world can be given")
-    return _calibrate_module(source, batches, settings)
-
-
-def _calibrate_module(
-    module: nn.Module, batches: Iterable[torch.Tensor | Sequence[Any]], settings: Settings
-) -> nn.Module:
-    # the module inside a `torch.compile`d one, which would compile hooks anew for each layer
-    network = copy.deepcopy(module).eval()
-    eager: nn.Module = getattr(network, COMPILED, network)
-    track_statistics(eager)
-    images: Iterable[torch.Tensor] = _ImagesOf(batches, device_of([eager]))
-    if iter(batches) is batches:  # an iterator can be read once only, so this one can, too
-        images = iter(images)
-    name, autocast, world = settings.estimator, settings.autocast, settings.world
-    if name == CONSISTENT:
-        layers = consistent(eager, images, world=world, autocast=autocast).layers
-    else:
-        layers = one_pass(eager, images, estimator=name, world=world, autocast=autocast)
-    check_finite(layers)
-    owners = statistics_owners(eager)
-    for path, layer in layers.items():
-        with torch.no_grad():
-            set_statistics(owners[path], layer.mean, layer.variance)
-    kept = [f"{path} ({type(m).__name__})" for path, m in owners.items() if path not in layers]
-    if kept and world.leads:
-        warnings.warn(
-            "calibrate: expected an estimate for every layer with running statistics, but these "
-            f"keep theirs: {listed(kept, NAMED)}. They saw no data, or do not normalise by running "
-            "statistics.",
-            RecalWarning,
-            stacklevel=3,
-        )
-    return network
-
-
-@dataclass(frozen=True)
-class _ImagesOf:
-    """The images of batches, moved to a device; labels and other parts of a batch are left out."""
-
-    batches: Iterable[torch.Tensor | Sequence[Any]]
-    device: torch.device
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for batch in self.batches:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if not isinstance(images, torch.Tensor):
-                raise InputError(
-                    "calibrate: expected batches of images as tensors, alone or before their "
-                    f"labels, got {type(images).__name__}."
-                )
-            yield images.to(self.device)
+        raise TypeError("calibrate: with a module, only estimator, layers, autocast, world go")
+    return calibrate_module(source, batches, settings)
 
 
 def calibrate_matrix(
@@ -310,6 +258,16 @@ def prepare_calibration(
         affine: build_runnable(checkpoint, variant).to(settings.device)
         for affine, variant in stored.items()
     }
+    chosen: tuple[str, ...] = ()
+    if settings.layers:
+        example = torch.zeros(2, *spec.input_shape, device=settings.device)
+        for network in built.values():
+            chosen = estimate_only(network, settings.layers, example)
+        if unknown := set(checkpoint.missing) - set(chosen):
+            raise InputError(
+                f"{checkpoint.path}: --layers: expected all layers without stored statistics among "
+                f"them, got some without {listed(sorted(unknown))}."
+            )
     if data is None or isinstance(data, (str, Path)):
         data = open_family_images(spec, data, TRAIN)
     images = PreparedTogether(data, policies, settings.seed, spec.preparation)
@@ -335,6 +293,7 @@ def prepare_calibration(
                 tolerance=settings.tolerance,
                 autocast=None if settings.autocast is None else str(settings.autocast),
                 errors={},
+                layers=chosen,
             )
             networks[affine, number] = built[affine]
             drafts[affine, number] = replace(
@@ -375,6 +334,8 @@ def with_estimates(
         skipped=tuple(skipped),
         passes=passes,
         errors=layer_errors(layers),
-        layers_without_data=tuple(sorted(set(draft.layers) - set(layers))),
+        layers_without_data=tuple(
+            sorted(set(draft.estimated.layers or draft.layers) - set(layers))
+        ),
     )
     return replace(draft, tensors=tensors, statistics=statistics)

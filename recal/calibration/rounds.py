@@ -55,6 +55,7 @@ class Settings:
     workers: int = 0
     autocast: torch.dtype | None = None
     world: World = ALONE
+    layers: tuple[str, ...] = ()  # all
 
     def __post_init__(self) -> None:
         pick(self.estimator, ESTIMATORS, "--estimator")

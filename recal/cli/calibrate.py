@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ class Estimation:
     device: str
     autocast: str | None
     workers: int
+    layers: tuple[str, ...]
 
     def settings(self, world: World) -> Settings:
         """Return the settings for the processes that share the images."""
@@ -83,6 +85,7 @@ class Estimation:
             autocast=getattr(torch, self.autocast) if self.autocast else None,
             workers=self.workers,
             world=world,
+            layers=self.layers,
         )
 
 
@@ -198,6 +201,14 @@ def _several(option: str, given: tuple[str, ...]) -> click.UsageError:
         click.IntRange(0),
         lambda: min(8, cores_of_this_process() - 1),
         shown="number of cores less 1, at most 8",
+    ),
+    option(
+        "--layers",
+        "Layers to estimate, separated by commas: names, patterns such as 'block3.*', first or "
+        "last. The others keep their statistics.",
+        NAMES,
+        (),
+        shown="all",
     ),
 )
 @format_option
@@ -340,6 +351,7 @@ def _recalibrate(
     from recal.policies.policy import resolve_policy
     from recal.policies.prepared import PreparedImages
     from recal.report.statistics import estimation_blocks
+    from recal.variant.selection import chosen_layers
 
     if request.affine:
         raise UsageError("--affine: an ONNX file has one branch only. Leave it out.")
@@ -359,6 +371,7 @@ def _recalibrate(
             where=str(path),
             min_images=estimation.min_samples,
             skip_broken=estimation.skip_broken,
+            choose=partial(chosen_layers, estimation.layers) if estimation.layers else None,
             progress=bar,
         )
     output = request.output or Path(f"{path.stem}-{policy.name}.safetensors")

@@ -145,6 +145,7 @@ def recalibrate(
     where: str,
     min_images: int = MIN_IMAGES,
     skip_broken: bool = False,
+    choose: Callable[[Sequence[str]], tuple[str, ...]] | None = None,
     progress: Progress = silent,
 ) -> Variant:
     """Estimate the statistics that the network in an ONNX file itself sees, layer by layer.
@@ -162,6 +163,8 @@ def recalibrate(
         where: Name of the model, for messages.
         min_images: Smallest number of images that is accepted.
         skip_broken: Whether to leave out images that cannot be decoded, instead of an error.
+        choose: Function that returns the layers to estimate, of all in the order of the graph; None
+            for all.
         progress: Called with the numbers of image passes done and in total, or with the numbers of
             images tried and in total during the search for broken ones.
 
@@ -182,7 +185,8 @@ def recalibrate(
     drawn = np.concatenate(indices)
     kept: dict[int, NDArray[np.uint8]] = {}
     keeps = may_keep(len(drawn) * spec.size**2 * spec.channels)
-    levels = _levels(model.graph)
+    chosen = () if choose is None else choose(list(batch_norm_nodes(model.graph)))
+    levels = _levels(model.graph, chosen)
     total, done = len(levels) * len(drawn), 0
     current, errors = model, dict[str, LayerError]()
     for layers in levels:
@@ -236,14 +240,19 @@ def recalibrate(
             passes=len(levels),
             seed=images.seed,
             errors=errors,
+            layers=chosen,
         ),
         versions={"recal": __version__, "onnxruntime": onnxruntime.__version__},
     )
 
 
-def _levels(graph: onnx.GraphProto) -> list[list[str]]:
-    """Group the layers by the number of BatchNorm layers on the longest path to them."""
-    layers = {node.output[0]: layer for layer, node in batch_norm_nodes(graph).items()}
+def _levels(graph: onnx.GraphProto, chosen: Sequence[str]) -> list[list[str]]:
+    """Group layers, all or those chosen, by the number of these on the longest path to them."""
+    layers = {
+        node.output[0]: layer
+        for layer, node in batch_norm_nodes(graph).items()
+        if not chosen or layer in chosen
+    }
     depth: dict[str, int] = {}
     levels: list[list[str]] = []
     for node in graph.node:  # ONNX graphs are sorted

@@ -137,11 +137,16 @@ def estimation_blocks(variant: Variant, tolerance: float | None = None) -> list[
             f"variances within {variance:.2%} ({variance_layer}); other layers are more precise."
         )
     return [
-        f"Statistics of {len(variant.layers)} layers from {statistics.images:,} images "
+        f"Statistics of {_which(variant)} from {statistics.images:,} images "
         f"({_method(statistics)}).",
         bounds,
         *_stopped([variant], tolerance),
     ]
+
+
+def _which(variant: Variant) -> str:
+    chosen, count = variant.estimated.layers, len(variant.layers)
+    return f"{len(chosen)} of {count} layers ({listed(chosen)})" if chosen else f"{count} layers"
 
 
 def matrix_blocks(variants: Mapping[Path, Variant], tolerance: float | None) -> list[Block]:

@@ -20,6 +20,8 @@ ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 AFTERWARDS = {"drop", "act"}
 # attribute with the plain path of a layer, if its path in the network is another
 PLAIN_PATH = "recal_plain_path"
+# attribute that is true for a layer whose statistics are not to be estimated
+KEEPS = "recal_keeps_statistics"
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -75,7 +77,8 @@ def batch_norms(module: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that normalise by running statistics, by path, in order of definition.
 
     Layers of other classes, such as frozen and in-place BatchNorm, are shown to normalise by them.
-    In a network that `build` returned, the paths are the plain ones of the checkpoint.
+    Layers that are marked with `KEEPS` are left out. In a network that `build` returned, the paths
+    are the plain ones of the checkpoint.
 
     Raises:
         InputError: There are no such layers.
@@ -84,7 +87,8 @@ def batch_norms(module: nn.Module) -> dict[str, nn.Module]:
     layers = {
         name: layer
         for name, layer in owners.items()
-        if isinstance(layer, _BatchNorm) or (_is_norm(layer) and normalises(layer))
+        if not getattr(layer, KEEPS, False)
+        and (isinstance(layer, _BatchNorm) or (_is_norm(layer) and normalises(layer)))
     }
     if not layers:
         others = ", and does not normalise by those of its other layers" * bool(owners)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from recal.errors import listed
 from recal.schema import Record
 
 Count = Annotated[int, Meta(ge=0)]
@@ -90,7 +91,8 @@ class EstimatedStatistics(Record, frozen=True, kw_only=True, tag_field="source",
         tolerance: Largest error bound that was accepted, or None if all images were to be used.
         autocast: Reduced precision of the forward pass, such as `torch.bfloat16`, or None.
         errors: Errors of the layers by path; empty for a single image, which tells none.
-        layers_without_data: Layers that saw no data and keep the stored statistics.
+        layers: The layers that were to be estimated, if not all; others keep what is stored.
+        layers_without_data: Layers of these that saw no data and keep the stored statistics.
     """
 
     policy: str
@@ -107,11 +109,13 @@ class EstimatedStatistics(Record, frozen=True, kw_only=True, tag_field="source",
     tolerance: float | None = None
     autocast: str | None = None
     errors: dict[str, LayerError]
+    layers: tuple[str, ...] = ()
     layers_without_data: tuple[str, ...] = ()
 
     def label(self, affine: str) -> str:
         """Return the short name of a variant with these statistics and a branch's affine."""
-        return f"{affine}, {self.policy} statistics"
+        where = f" at {listed(self.layers, 1)}" if self.layers else ""
+        return f"{affine}, {self.policy} statistics{where}"
 
     def largest(self, bound: Bound) -> tuple[float, str]:
         """Return the largest error bound of all layers, and the layer; infinity if unknown."""

@@ -13,11 +13,13 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from recal.errors import listed, printable
 from recal.files import csv_text
@@ -117,6 +119,14 @@ def byte_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+class _Rate(ProgressColumn):
+    """The number of images per second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the speed of a task, or nothing as long as it is unknown."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
 @contextmanager
 def cell_bar(
     label: Callable[[str], str], *, hidden: bool = False
@@ -132,7 +142,7 @@ def cell_bar(
         is done and its columns by target name.
     """
     means: dict[str, list[float]] = {}
-    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("images"))
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("images"), _Rate())
     with _bar(*columns, hidden=hidden) as (progress, task):
 
         def on_cell(cell: Any, columns: dict[str, Any]) -> None:

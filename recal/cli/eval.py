@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,13 @@ def _submits() -> bool:
     shown="all of the suite",
 )
 @option(
+    "--attacked",
+    "Targets that a suite of attacks attacks, separated by commas; all targets predict.",
+    NAMES,
+    (),
+    shown="all targets",
+)
+@option(
     "--limit",
     "Number of images of each cell: the same stratified random sample in every cell.",
     COUNT,
@@ -213,6 +221,7 @@ def eval_command(
     checkpoint: Path | None,
     corruptions: tuple[str, ...],
     severities: tuple[int, ...],
+    attacked: tuple[str, ...],
     limit: int | None,
     seed: int,
     execution: ExecutionOptions,
@@ -249,6 +258,7 @@ def eval_command(
             checkpoint=checkpoint,
             corruptions=corruptions,
             severities=severities,
+            attacked=attacked,
             limit=limit,
             seed=seed,
             part=part,
@@ -275,8 +285,16 @@ def _evaluate(
         path, colon, branch = target.rpartition(":")
         return branch if colon else target if path else Path(target).stem
 
+    started, computed = time.perf_counter(), 0
     with cell_bar(short, hidden=not world.leads) as (on_images, on_cell):
-        run = run_evaluation(targets, request, progress=on_images, on_cell=on_cell, world=world)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal computed
+            computed = done
+            on_images(done, total)
+
+        run = run_evaluation(targets, request, progress=progress, on_cell=on_cell, world=world)
+    seconds = time.perf_counter() - started
     if not world.leads:
         return
     if run.left:
@@ -286,6 +304,8 @@ def _evaluate(
     write_report(summary, run.folder / "report.html")
     warn(summary.warnings)
     print_results(form, summary, [flat(row) for row in summary.targets], summary_blocks(summary))
+    if summary.attacks and computed:
+        note(f"{computed:,} images in {seconds:.0f} s: {computed / seconds:.1f} images/s", form)
     note(f"Report: {run.folder / 'report.html'}", form)
     warn(run.failures, "failed")
     if run.failures:

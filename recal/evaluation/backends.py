@@ -13,9 +13,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from recal.attacks.attack import AutoAttack
+from recal.attacks.autoattack import autoattack_images
+from recal.attacks.gradient import attack_images, random_starts
 from recal.calibration.hooks import autocasting
 from recal.errors import RecalError, reason
 from recal.evaluation.adaptation import AdaptedNetwork
+from recal.evaluation.attacked import Attacked, normalised
 from recal.evaluation.execution import Batch, Execution
 from recal.evaluation.targets import OnnxTarget, Target, VariantTarget
 from recal.export.trace import to_onnx
@@ -66,6 +70,29 @@ class Predictors:
         made = self._get(sha256)
         if isinstance(made, _TorchPredictor):
             made.begin_cell(images)
+
+    def attack(
+        self,
+        attacked: Attacked,
+        labels: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        images: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return images (N, 3, H, W) in [0, 1] under an attack, on their device.
+
+        Raises:
+            RecalError: The network cannot be built.
+        """
+        made = self._get(attacked.target.sha256)
+        if isinstance(made, RecalError):
+            raise made
+        assert isinstance(made, _TorchPredictor)
+        attack, targets = attacked.attack, torch.from_numpy(labels).to(images.device)
+        if isinstance(attack, AutoAttack):
+            return autoattack_images(made.logits, images, targets, attack, attacked.seed)
+        starts = random_starts(attack, attacked.seed, indices, images.shape[-1])
+        starts = None if starts is None else starts.to(images.device)
+        return attack_images(made.logits, images, targets, attack, starts)
 
     def _get(self, sha256: str) -> _OnnxPredictor | _TorchPredictor | RecalError:
         if sha256 not in self._made:
@@ -159,6 +186,11 @@ class _TorchPredictor:
     def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
         """Return a function that computes the logits of a batch."""
         return partial(self._logits, images)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images (N, 3, H, W) in [0, 1]; gradients flow through."""
+        result: torch.Tensor = self._network(normalised(images, self._spec.mean, self._spec.std))
+        return result
 
     @torch.inference_mode()
     def _logits(self, images: Batch) -> NDArray[np.float32]:

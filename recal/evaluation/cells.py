@@ -12,6 +12,7 @@ import torch
 
 from recal.distributed import ALONE, WHOLE, Part, World
 from recal.errors import InputError, RecalError
+from recal.evaluation.attacked import CLEAN, Attacked
 from recal.evaluation.execution import Execution
 from recal.evaluation.scoring import Scorer, Share
 from recal.evaluation.targets import Target
@@ -23,7 +24,10 @@ from recal.runs.store import (
     RunTarget,
     cell_file,
     images_digest,
+    read_batch,
     read_cell,
+    remove_batches,
+    write_batch,
     write_cell,
 )
 from recal.schema import to_json
@@ -51,6 +55,7 @@ class Work:
     targets: Sequence[Target]
     images: SuiteImages
     execution: Execution
+    attacked: Mapping[Cell, Attacked] = field(default_factory=dict)
     output: Path | None  # by default `runs/<suite>-<hash of the record>`
 
     @cached_property
@@ -70,8 +75,10 @@ class Work:
             classes=class_count(self.suite),
             standard=tuple(cell.name for cell in self.suite.cells()),
             cells=tuple(cell.name for cell in self.cells),
-            images=ImageDigests(clean=clean, corrupted=corrupted),
+            # attacked images are the clean ones, changed
+            images=ImageDigests(clean=clean, corrupted=clean if self.attacked else corrupted),
             seed=self.images.seed,
+            attacks=tuple(attacked.record(cell) for cell, attacked in self.attacked.items()),
             execution=self.execution.identity,
             targets=tuple(
                 RunTarget(
@@ -101,11 +108,16 @@ class Work:
 
     def scorer(self) -> Scorer:
         """Return a scorer of the cells' images by these networks."""
-        return Scorer(self.suite, [*self.networks.values()], self.images, self.execution)
+        networks = [*self.networks.values()]
+        return Scorer(self.suite, networks, self.images, self.execution, self.attacked)
 
     def count(self, cell: Cell) -> int:
         """Return the number of images of a cell."""
-        return len(self.images.chosen(cell).indices)
+        return len(self.images.chosen(self.read_from(cell)).indices)
+
+    def read_from(self, cell: Cell) -> Cell:
+        """Return the cell whose images are read: the clean one for attacks."""
+        return CLEAN if cell in self.attacked else cell
 
 
 @dataclass
@@ -190,7 +202,7 @@ class _Run:
             self._sequence.append(cell)
             self._last = keys
         if missing:
-            shares = self._world.gather(self._computed(cell, missing))
+            shares = self._world.gather(self._computed(cell, missing, keys))
             if self._world.leads:
                 columns |= self._written(cell, keys, missing, shares)
             self._done += self._work.count(cell)
@@ -210,14 +222,31 @@ class _Run:
             self._scorer.score(earlier, behind, dict(enumerate(self._scorer.batches(earlier))))
         self._moved |= set(behind)
 
-    def _computed(self, cell: Cell, networks: Sequence[str]) -> Share:
+    def _computed(self, cell: Cell, networks: Sequence[str], keys: Mapping[str, str]) -> Share:
         rank, size, total = self._world.rank, self._world.size, self._total
         mine = {n: b for n, b in enumerate(self._scorer.batches(cell)) if n % size == rank}
 
         def progress(images: int) -> None:
             self._progress(min(total, self._done + images * size), total)
 
-        return self._scorer.score(cell, networks, mine, progress)
+        # attacks take so long that their batches are kept; processes of other machines have no
+        # folder to keep them in
+        if cell not in self._work.attacked or not self._work.folder.is_dir():
+            return self._scorer.score(cell, networks, mine, progress)
+        files = {sha256: cell_file(self._work.folder, sha256, cell) for sha256 in networks}
+        kept: dict[tuple[str, int], Columns] = {}
+        for number in [*mine]:
+            found = {n: read_batch(files[n], number, keys[n]) for n in networks}
+            if None not in found.values():
+                kept |= {(n, number): columns for n, columns in found.items() if columns}
+                del mine[number]
+
+        def keep(network: str, number: int, columns: Columns) -> None:
+            write_batch(files[network], number, columns, keys[network])
+
+        share = self._scorer.score(cell, networks, mine, progress, keep)
+        share.columns |= kept
+        return share
 
     def _written(
         self, cell: Cell, keys: dict[str, str], networks: Sequence[str], shares: Sequence[Share]
@@ -239,6 +268,7 @@ class _Run:
                 written[sha256] = _joined(shares, sha256)
                 path = cell_file(self._work.folder, sha256, cell)
                 write_cell(path, written[sha256], keys[sha256])
+                remove_batches(path)
         return written
 
 
@@ -257,8 +287,9 @@ def _cell_keys(work: Work, cell: Cell, world: World, last: Mapping[str, str]) ->
     images; an InputError of one of them is raised in all.
     """
     fault, mine = "", list[str]()
+    read_from, attacked = work.read_from(cell), work.attacked.get(cell)
     try:
-        mine = work.images.fingerprints(cell, slice(world.rank, None, world.size))
+        mine = work.images.fingerprints(read_from, slice(world.rank, None, world.size))
     except (InputError, OSError) as error:
         fault = str(error)
     faults, shares = zip(*world.gather((fault, mine)), strict=True)
@@ -266,11 +297,12 @@ def _cell_keys(work: Work, cell: Cell, world: World, last: Mapping[str, str]) ->
         raise InputError(next(filter(None, faults)))
     rounds = zip_longest(*shares)
     hashes = [digest for of_round in rounds for digest in of_round if digest is not None]
-    indices = work.images.chosen(cell).indices.astype("<i8").tobytes()
+    indices = work.images.chosen(read_from).indices.astype("<i8").tobytes()
     common = {
         "version": EVALUATION_VERSION,
         "cell": cell.name,
-        "data": work.images.fingerprint(cell, hashes),
+        "data": work.images.fingerprint(read_from, hashes),
+        "attack": attacked and attacked.identity,
         "images": hashlib.sha256(indices).hexdigest(),
         "logits": [work.suite.classes, *work.suite.kept],
         "execution": work.execution.identity,

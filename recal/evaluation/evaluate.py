@@ -73,6 +73,7 @@ def evaluate(
     checkpoint: str | Path | Checkpoint | None = ...,
     corruptions: Sequence[str] = ...,
     severities: Sequence[int] = ...,
+    attacked: Sequence[str] = ...,
     limit: int | None = ...,
     seed: int = ...,
     batch_size: int | None = ...,
@@ -114,6 +115,7 @@ def evaluate(
     checkpoint: str | Path | Checkpoint | None = None,
     corruptions: Sequence[str] = (),
     severities: Sequence[int] = (),
+    attacked: Sequence[str] = (),
     limit: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
@@ -164,6 +166,8 @@ def evaluate(
         checkpoint: Where branches without a file, and weights of variants, are found.
         corruptions: Only these corruptions of the suite.
         severities: Only these severities.
+        attacked: Names or labels of the targets that a suite of attacks attacks; by default all.
+            Every target predicts the images of every attack.
         limit: Number of images in a seeded, stratified sample; by default all images.
         seed: Seed of that sample and of corruptions made on the fly.
         batch_size: Number of images in a batch; by default chosen by the size of the images.
@@ -215,6 +219,7 @@ def evaluate(
         checkpoint=Path(checkpoint) if isinstance(checkpoint, str) else checkpoint,
         corruptions=corruptions,
         severities=severities,
+        attacked=attacked,
         limit=limit,
         seed=seed,
         part=None if part is None else Part.parse(part),

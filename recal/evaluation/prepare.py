@@ -18,6 +18,7 @@ from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.distributed import Part
 from recal.errors import InputError, RecalError, UsageError, pick
 from recal.evaluation.adaptation import ALL_CELLS
+from recal.evaluation.attacked import attacked_cells, check_options
 from recal.evaluation.cells import Work
 from recal.evaluation.execution import ExecutionOptions, choose_execution
 from recal.evaluation.scoring import Scorer
@@ -56,6 +57,7 @@ class EvaluationRequest:
     checkpoint: Path | Checkpoint | None = None
     corruptions: Sequence[str] = ()
     severities: Sequence[int] = ()
+    attacked: Sequence[str] = ()
     limit: int | None = None
     seed: int = 0
     part: Part | None = None
@@ -94,6 +96,10 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     if request.reading.model.policy:  # what the user gives now overrides what files declare
         suite = msgspec.structs.replace(suite, policy=None)
     options = request.execution
+    attacked = attacked_cells(suite, targets, request.attacked, request.seed)
+    if attacked:
+        check_options(suite, options)
+        options, cells = replace(options, backend="torch"), [*attacked]
     if options.adaptation and options.adaptation.continual:
         cells = _in_sequence(cells, suite, request, options.adaptation.continual)
         names = tuple(cell.name for cell in cells)
@@ -107,12 +113,12 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
                 "onnxruntime only."
             )
     images = open_suite_images(
-        suite, request.data, spec, cells,
+        suite, request.data, spec, [] if attacked else cells,
         limit=request.limit, seed=request.seed, threads=execution.threads,
     )  # fmt: skip
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
-    check_pixels(images, cells)
+    check_pixels(images, cells[:1] if attacked else cells)
     doubts = [*warnings, *_doubts(suite, images, cells, targets)]
     images.warnings = (*images.warnings, *doubts, *_misfits(images, cells, targets))
     return Work(
@@ -121,6 +127,7 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
         targets=targets,
         images=images,
         execution=execution,
+        attacked=attacked,
         output=request.output,
     )
 
@@ -293,7 +300,7 @@ def make_plan(work: Work, *, processes: int = 1, progress: Progress = silent) ->
         cells=len(work.cells),
         images=sum(images.values()),
         forwards=sum(images.values()) * len(work.networks),
-        bytes=sum(map(work.images.size_in_bytes, work.cells)),
+        bytes=sum(work.images.size_in_bytes(work.read_from(cell)) for cell in work.cells),
         kept=sum(path.is_file() for path in files),
         rates=rates,
         faults=faults,

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from recal.data.sampling import in_batches
 from recal.errors import InputError, RecalError, reason
+from recal.evaluation.attacked import CLEAN, Attacked, AttackedBatch
 from recal.evaluation.backends import Predictors
 from recal.evaluation.execution import Batch, Execution
 from recal.evaluation.targets import Target
@@ -57,16 +60,22 @@ class Scorer:
     """Reads images of a suite's cells and scores them by several networks of different identity."""
 
     def __init__(
-        self, suite: Suite, networks: Sequence[Target], images: SuiteImages, execution: Execution
+        self,
+        suite: Suite,
+        networks: Sequence[Target],
+        images: SuiteImages,
+        execution: Execution,
+        attacked: Mapping[Cell, Attacked],
     ) -> None:
         self._suite, self._images, self._execution = suite, images, execution
+        self._attacked = attacked
         self._predictors = Predictors(networks, execution)
         self._preparations = {(target.spec.mean, target.spec.std) for target in networks}
         self._kept = kept_logits(suite)
 
     def batches(self, cell: Cell) -> list[NDArray[np.int64]]:
         """Return the indices of a cell's images, cut into batches."""
-        chosen, execution = self._images.chosen(cell), self._execution
+        chosen, execution = self._images.chosen(self._read_from(cell)), self._execution
         if execution.adaptation:
             return execution.adaptation.batches(chosen.indices, chosen.labels)
         return in_batches(chosen.indices, execution.batch_size)
@@ -77,13 +86,15 @@ class Scorer:
         networks: Sequence[str],
         batches: Mapping[int, NDArray[np.int64]],
         progress: Callable[[int], None] = lambda _images: None,
+        keep: Callable[[str, int, Columns], None] = lambda _network, _number, _columns: None,
     ) -> Share:
         """Score batches, by their number, of a cell; a network that fails is left out from then on.
 
-        `progress` is called with the number of images that are done.
+        `progress` is called with the number of images that are done, `keep` with every network,
+        number of a batch, and their columns.
         """
         share, done = Share(), 0
-        chosen = self._images.chosen(cell)
+        chosen = self._images.chosen(self._read_from(cell))
         try:
             self._begin(cell, networks, batches, share)
             for number, batch, started in self._started(cell, networks, batches):
@@ -100,6 +111,7 @@ class Scorer:
                         "label": chosen.labels[batch].astype(np.int32),
                         **score(logits, chosen.right(logits, batch)),
                     }
+                    keep(network, number, share.columns[network, number])
                 done += len(batch)
                 progress(done)
         except _UnreadableError as error:
@@ -127,6 +139,10 @@ class Scorer:
             except FAULTS as error:
                 share.wrong[network] = _fault(error)
 
+    def _read_from(self, cell: Cell) -> Cell:
+        """Return the cell whose images are read: the clean one for attacks."""
+        return CLEAN if cell in self._attacked else cell
+
     def _checked(
         self, logits: NDArray[np.float32], batch: NDArray[np.int64]
     ) -> NDArray[np.float32]:
@@ -146,19 +162,28 @@ class Scorer:
 
         While one is in use, the next one is started, and the one after that is read.
         """
+        attacked = self._attacked.get(cell)
 
-        def begun(images: Batch) -> dict[str, Callable[[], NDArray[np.float32]]]:
+        def begun(
+            images: Batch, batch: NDArray[np.int64]
+        ) -> dict[str, Callable[[], NDArray[np.float32]]]:
+            if attacked is not None:
+                labels = self._images.chosen(CLEAN).labels[batch]
+                attack = partial(self._predictors.attack, attacked, labels, batch)
+                images = AttackedBatch(images, attack, torch.device(self._execution.device))
             return {network: self._predictors.begin(network, images) for network in networks}
 
         with ThreadPoolExecutor(1) as pool:
             read = (
                 (n, some, pool.submit(self._prepare, cell, some)) for n, some in batches.items()
             )
-            yield from _one_late((n, some, begun(of.result())) for n, some, of in _one_late(read))
+            yield from _one_late(
+                (n, some, begun(of.result(), some)) for n, some, of in _one_late(read)
+            )
 
     def _prepare(self, cell: Cell, batch: NDArray[np.int64]) -> Batch:
         try:
-            images = Batch(self._images.read(cell, batch))
+            images = Batch(self._images.read(self._read_from(cell), batch))
         except InputError as error:
             raise _UnreadableError(str(error)) from error
         if self._execution.device == "cpu":

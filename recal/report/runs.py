@@ -94,6 +94,7 @@ def summary_blocks(summary: Summary) -> list[Block]:
     grids = [summary_table(summary), calibration_table(summary), part_table(summary, "corruption")]
     return [
         *(grid for grid in grids if grid.rows),
+        *attack_sentences(summary),
         *verdicts(summary),
         "Accuracies and ECE in percent, NLL in nats; ± half the width of the 95 % interval. "
         f"Computed by {summary.execution}.",
@@ -154,7 +155,30 @@ def part_table(summary: Summary, by: str) -> Grid:
             found.setdefault(name, {})[row.target] = value_of(row, "accuracy")
     targets = summary.targets
     rows = [(name, *(of.get(row.target, "-") for row in targets)) for name, of in found.items()]
-    return Grid("", (by, *(row.label for row in targets)), tuple(rows))
+    labels = [row.label for row in targets]
+    if summary.attacks and by == "corruption":
+        header = ("attack.attacked", *(f"{label} predicts" for label in labels))
+        return Grid("Robust accuracy: a row attacks one network", header, tuple(rows))
+    return Grid("", (by, *labels), tuple(rows))
+
+
+def attack_sentences(summary: Summary) -> list[str]:
+    """Return every attack in words, and how many images each network gets right under its own."""
+    labels = {row.target: row.label for row in summary.targets}
+    accuracies = {
+        (row.target, f"{row.corruption}-{row.severity}"): row.accuracy for row in summary.cells
+    }
+    own: dict[tuple[str, str], list[str]] = {}
+    for attacked in summary.attacks:
+        accuracy = accuracies.get((attacked.target, attacked.cell))
+        name = attacked.cell.partition(".")[0]
+        own.setdefault((name, attacked.attack), []).append(
+            f"{labels[attacked.target]} {percent(accuracy)} %"
+        )
+    return [
+        f"{name}: {attack}. Under the attack of its own: {', '.join(words)}."
+        for (name, attack), words in own.items()
+    ]
 
 
 def verdicts(summary: Summary) -> list[str]:

@@ -44,6 +44,20 @@ class RunTarget(Record, frozen=True, kw_only=True):
     model: ModelSpec
 
 
+class AttackedCell(Record, frozen=True, kw_only=True):
+    """What the images of a cell were made by.
+
+    Attributes:
+        cell: Name of the cell.
+        attack: The attack, in words.
+        target: Name of the target that was attacked; all targets predict the images.
+    """
+
+    cell: str
+    attack: str
+    target: str
+
+
 class ImageDigests(Record, frozen=True, kw_only=True):
     """Hashes of the images of the clean cell and of every corrupted cell, or None."""
 
@@ -62,6 +76,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
         standard: Names of the corrupted cells of the whole suite.
         cells: Names of the cells that were requested.
         seed: Seed of the sample of images and of corruptions made on the fly.
+        attacks: How the images of cells were attacked.
         execution: How networks were run, as far as numbers depend on it.
         versions: Versions of the packages that numbers depend on.
         held: Names of the cells that hold, by target; None until the run is finished. Other files
@@ -78,6 +93,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
     cells: tuple[str, ...]
     images: ImageDigests
     seed: int
+    attacks: tuple[AttackedCell, ...] = ()
     execution: str
     targets: Annotated[tuple[RunTarget, ...], Meta(min_length=1)]
     versions: dict[str, str]
@@ -271,6 +287,26 @@ def read_cell(path: Path, key: str | None = None) -> Columns | None:
     if key is not None and (table.schema.metadata or {}).get(KEY) != key.encode():
         return None
     return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def write_batch(path: Path, number: int, columns: Columns, key: str) -> None:
+    """Write the columns of one batch of the cell that will be written to a path."""
+    write_cell(_batch_file(path, number), columns, key)
+
+
+def read_batch(path: Path, number: int, key: str) -> Columns | None:
+    """Read one batch of a cell that is not finished; None if there is none of this key."""
+    return read_cell(_batch_file(path, number), key)
+
+
+def remove_batches(path: Path) -> None:
+    """Remove the batches of a cell that is finished."""
+    for piece in path.parent.glob(f".{path.stem}.*.batch"):
+        piece.unlink(missing_ok=True)
+
+
+def _batch_file(path: Path, number: int) -> Path:
+    return path.with_name(f".{path.stem}.{number}.batch")
 
 
 def remove_partial_cells(folder: Path) -> None:

@@ -16,7 +16,7 @@ from recal.runs.metrics import METRICS, Measured, Metrics, measure_columns, per_
 from recal.runs.parts import cells_left
 from recal.runs.quantities import Quantity, cell_groups, cell_metric, quantities_of
 from recal.runs.statistics import Interval, bounded_mean_interval, mean_interval
-from recal.runs.store import Columns, RunTarget, SavedRun, open_run, write_record
+from recal.runs.store import AttackedCell, Columns, RunTarget, SavedRun, open_run, write_record
 from recal.schema import Record, read_json_file, to_json
 from recal.suites.suite import Cell
 
@@ -103,6 +103,7 @@ class Summary(Record, frozen=True, kw_only=True):
         cells_done: Number of different cells that any target has.
         cells_of_suite: Number of cells of the whole suite.
         targets: One row for each target; `summary` in JSON.
+        attacks: How the images of cells were attacked; every target predicts those of each.
         execution: How networks were run, for people.
         warnings: What is odd about the images, the preprocessing or the results.
     """
@@ -117,6 +118,7 @@ class Summary(Record, frozen=True, kw_only=True):
     cells: tuple[CellRow, ...] = ()
     parts: tuple[PartRow, ...] = ()
     targets: tuple[TargetRow, ...] = msgspec.field(name="summary", default=())
+    attacks: tuple[AttackedCell, ...] = ()
     execution: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -236,7 +238,8 @@ def summarise_run(
         reference=None if record.reference is None else record.reference.source,
         images=max((max(m.images) for m in measured.values()), default=0),
         cells_done=len({cell for m in measured.values() for cell in m.cells}),
-        cells_of_suite=len(run.standard) + 1,
+        cells_of_suite=len(run.standard or record.attacks) + 1,
+        attacks=record.attacks,
         cells=cells,
         parts=tuple(
             PartRow(target=name, by=group.by, part=group.name, **_means(m, group.cells))

@@ -13,6 +13,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from recal.attacks.attack import AnyAttack
 from recal.corruptions.parameters import ALL_CORRUPTIONS
 from recal.data.label_files import read_classes
 from recal.datasets.catalogue import catalogue, wnids
@@ -176,6 +177,7 @@ class SuiteFile(Record, frozen=True, kw_only=True):
         names: A file that lists the images to use, `<class>/<file>` per line; empty for all.
         clean: The clean images.
         corrupted: The corrupted images; without corruptions for a clean suite.
+        attack: Attacks by name: every target that is attacked has a cell for each of them.
         reference: The errors that mCE is relative to, or None.
     """
 
@@ -189,9 +191,17 @@ class SuiteFile(Record, frozen=True, kw_only=True):
     names: str = ""
     clean: CleanSet = CleanSet()
     corrupted: CorruptedSet = CorruptedSet(severities=(), corruptions=())
+    attack: dict[str, AnyAttack] = msgspec.field(default_factory=dict)
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
+        for name in self.attack:
+            if re.fullmatch(r"\w{1,30}", name, re.ASCII) is None:
+                raise ValueError(
+                    f"attack: expected names of letters and digits, got {shown(name)}."
+                )
+        if self.attack and (self.corrupted.corruptions or self.subset):
+            raise ValueError("attack: expected neither corruptions nor a subset beside attacks.")
         _one_of(self.family, family_names(), "family")
         if self.reference is not None:
             names, known = self.reference.errors, self.corrupted.corruptions

@@ -1,0 +1,1 @@
+"""Adversarial images: declared attacks, and the steps that compute them."""

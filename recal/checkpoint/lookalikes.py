@@ -18,7 +18,7 @@ class Lookalikes:
 
     Attributes:
         parent: Path of the module that holds them; empty for the network itself.
-        names: Their names in it.
+        names: Names of the modules below `parent`.
     """
 
     parent: str
@@ -26,7 +26,7 @@ class Lookalikes:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Their paths."""
+        """Paths of the modules, from the network."""
         return tuple(f"{self.parent}.{name}" if self.parent else name for name in self.names)
 
     @property

@@ -12,10 +12,9 @@ import io
 import warnings
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
 
 from recal.checkpoint.inert import CONDITIONAL, RECORDS, TENSOR_GLOBALS
-from recal.checkpoint.walk import Walk
+from recal.checkpoint.walk import Bounded, Walk
 from recal.errors import InputError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -104,22 +103,6 @@ def _vet_legacy(path: Path) -> None:
             f"{path}: expected {total:,} bytes of storages, got a file of {size:,}. It is "
             "truncated or forged."
         )
-
-
-class Bounded:
-    """A file whose reader never allocates memory for more bytes than the file has."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.readline = file.readline
-        self.tell = file.tell
-        self._read = file.read
-        self._size = size
-
-    def read(self, count: int) -> bytes:
-        """Return the next bytes; more than the file has are a ValueError."""
-        if count > self._size:
-            raise ValueError("a value longer than the file")
-        return self._read(count)
 
 
 def _walk_or_refuse(path: Path, stream: io.BytesIO | Bounded) -> dict[str, int]:

@@ -7,12 +7,9 @@ import io
 import math
 import pickletools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from recal.checkpoint.inert import CONDITIONAL, ITEM_SIZES, REBUILD, RECORDS
-
-if TYPE_CHECKING:
-    from recal.checkpoint.safety import Bounded
 
 LATIN = ("latin1", "latin-1")
 # training checkpoints have up to some hundred thousand operations
@@ -39,6 +36,22 @@ class Thing(NamedTuple):
 
     nodes: int = 1
     is_bytes: bool = False
+
+
+class Bounded:
+    """A file whose reader never allocates memory for more bytes than the file has."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.readline = file.readline
+        self.tell = file.tell
+        self._read = file.read
+        self._size = size
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes; more than the file has are a ValueError."""
+        if count > self._size:
+            raise ValueError("a value longer than the file")
+        return self._read(count)
 
 
 class Walk:

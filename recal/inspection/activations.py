@@ -33,7 +33,7 @@ def compare_activations(
         checkpoint: The weights, for which `lost_activations` is a finding.
         variants: The variants, by the name to call them.
         pixels: Images, uint8 (N, size, size, 3).
-        answers: Their right classes, int64 (N, A).
+        answers: The right classes of each image, int64 (N, A).
         kept: Indices of the logits that the classes count, or None for all of them.
 
     Returns:

@@ -214,7 +214,7 @@ def check_file(path: Path, project: Path, pixels: np.ndarray) -> None:
     file = OnnxNetwork(project / "model.onnx")
     ties = []
     for start in range(0, len(pixels), 500):
-        inputs = normalise_array(pixels[start : start + 500], variant.spec.mean, variant.spec.std)
+        inputs = normalise_array(pixels[start : start + 500], variant.spec.normalisation)
         with torch.no_grad():
             own = network(torch.from_numpy(inputs)).numpy()
         unlike = np.flatnonzero(file.logits(inputs).argmax(1) != own.argmax(1))

@@ -68,7 +68,7 @@ class Task:
         """Yield normalised, contiguous NCHW batches, as a user's loader does."""
         for start in range(0, len(indices), BATCH):
             pixels = self.pixels[torch.from_numpy(indices[start : start + BATCH])]
-            yield normalise(pixels, self.spec.mean, self.spec.std, CPU).contiguous()
+            yield normalise(pixels, self.spec.normalisation, CPU).contiguous()
 
 
 def rounds(functions: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
@@ -265,8 +265,7 @@ def images(task: Task, draws: int = 3) -> None:
     def right(network: nn.Module) -> np.ndarray:
         with torch.inference_mode():
             logits = [
-                network(normalise(part, task.spec.mean, task.spec.std, CPU))
-                for part in pixels.split(500)
+                network(normalise(part, task.spec.normalisation, CPU)) for part in pixels.split(500)
             ]
         return (torch.cat(logits).argmax(1) == labels).numpy()
 

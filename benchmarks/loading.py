@@ -115,7 +115,7 @@ class Bench:
 
     def normalised(self, batch: torch.Tensor) -> torch.Tensor:
         """Return a normalised batch."""
-        return normalise(batch, self.family.mean, self.family.std, torch.device("cpu"))
+        return normalise(batch, self.family.normalisation, torch.device("cpu"))
 
     def forward_alone(self) -> None:
         """Run the network on images in memory."""

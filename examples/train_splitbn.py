@@ -176,7 +176,7 @@ def train(recipe: Recipe, data: Path, workers: int, output: Path) -> None:
         with Progress(*COLUMNS) as progress:
             task = progress.add_task("", total=steps, epoch=epoch + 1, loss=float("nan"))
             for batch, (weak, strong) in zip(batches, stream, strict=True):
-                inputs = normalise(torch.cat([weak, strong]), family.mean, family.std, device)
+                inputs = normalise(torch.cat([weak, strong]), family.normalisation, device)
                 loss = training.step(inputs, torch.from_numpy(images.labels[batch]).to(device))
                 progress.update(task, advance=1, loss=loss)
         training.epoch = epoch
@@ -200,7 +200,7 @@ def main_accuracy(
     network.eval()
     batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / 500))
     predictions = [
-        network(normalise(batch, family.mean, family.std, device)).argmax(1).cpu()
+        network(normalise(batch, family.normalisation, device)).argmax(1).cpu()
         for (batch,) in Batches(images, batches)
     ]
     return float((torch.cat(predictions).numpy() == images.source.labels).mean())

@@ -25,6 +25,6 @@ def test_document_without_marks_is_refused():
 
 def test_every_finding_and_normaliser_is_documented():
     text = DOCUMENT.read_text(encoding="utf-8")
-    table = text[text.index("| warning |") : text.index("`--data D` sends")]
+    table = text[text.index("| warning |") : text.index("`--data D` first compares")]
     assert table.count("\n| `") == len(CHECKS)
     assert all(f"`{name}`" in text for name in NORMALISERS[0])

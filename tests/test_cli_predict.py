@@ -32,7 +32,7 @@ def test_predictions_are_those_of_the_network(recal, model, split_checkpoint, cl
     checkpoint = load_checkpoint(split_checkpoint)
     spec = checkpoint.spec
     with torch.no_grad():
-        images = torch.from_numpy(normalise_array(pixels, spec.mean, spec.std))
+        images = torch.from_numpy(normalise_array(pixels, spec.normalisation))
         expected = build(checkpoint)(images).softmax(1).numpy()
     status, out, err = recal("predict", model, folder, "--json", "--top", "3")
     assert status == 0, err

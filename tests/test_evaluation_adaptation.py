@@ -198,7 +198,7 @@ def test_cells_are_predicted_by_their_own_batches(split_checkpoint, class_folder
         assert cell["index"].tolist() == list(range(40)), "in dataset order, whatever the batches"
         network = build(checkpoint).train()
         for batch in adaptation.batches(np.arange(40), source.labels):
-            x = normalise(torch.from_numpy(pixels[batch]), spec.mean, spec.std, torch.device("cpu"))
+            x = normalise(torch.from_numpy(pixels[batch]), spec.normalisation, torch.device("cpu"))
             with torch.no_grad():
                 p = torch.softmax(network(x).double(), 1)
             truth = -p[range(len(batch)), torch.from_numpy(source.labels[batch])].log()
@@ -226,7 +226,7 @@ def test_continual_cells_go_on_where_the_last_one_ended(split_checkpoint, class_
             pixels = corrupt(clean, cell[:-2], 5, family="cifar")
             for start in (0, 20):
                 part = torch.from_numpy(pixels[start : start + 20])
-                x = normalise(part, spec.mean, spec.std, torch.device("cpu"))
+                x = normalise(part, spec.normalisation, torch.device("cpu"))
                 network.train()(x)
                 p = network.eval()(x).double().softmax(1).numpy()
                 truth = -np.log(p[range(20), source.labels[start : start + 20]])
@@ -273,7 +273,7 @@ def test_a_cells_statistics_can_be_of_some_of_its_images(split_checkpoint, class
     source, checkpoint = open_images(class_folders, "test"), load_checkpoint(split_checkpoint)
     pixels = torch.from_numpy(np.stack([source[i] for i in range(40)]))
     spec = checkpoint.spec
-    x = normalise(pixels, spec.mean, spec.std, torch.device("cpu"))
+    x = normalise(pixels, spec.normalisation, torch.device("cpu"))
     network = build(checkpoint)
     for layer in batch_norms(network).values():
         layer.momentum = 1.0

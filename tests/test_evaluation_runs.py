@@ -66,7 +66,7 @@ def test_cells_hold_what_the_network_says_of_each_image(split_checkpoint, class_
     pictures = {"clean": clean, "contrast-5": corrupt(clean, "contrast", 5, family="cifar")}
     for name, pixels in pictures.items():
         cell = read_target_cell(run.folder, str(split_checkpoint), name)
-        batch = normalise(torch.from_numpy(pixels), spec.mean, spec.std, torch.device("cpu"))
+        batch = normalise(torch.from_numpy(pixels), spec.normalisation, torch.device("cpu"))
         with torch.no_grad():
             p = torch.softmax(network(batch).double(), 1)
         assert cell["index"].tolist() == list(range(40))

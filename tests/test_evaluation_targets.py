@@ -134,7 +134,7 @@ def test_a_subset_counts_the_largest_of_its_own_logits(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "n.pth")
     spec = checkpoint.spec
     with torch.no_grad():
-        images = torch.from_numpy(Batch(pixels).normalised(spec.mean, spec.std))
+        images = torch.from_numpy(Batch(pixels).normalised(spec.normalisation))
         logits = build(checkpoint)(images)[:, kept]
     assert cell["label"].tolist() == list(range(5, 197, 16))
     assert cell["prediction"].tolist() == logits.argmax(1).tolist()

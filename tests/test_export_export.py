@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from recal import build, export_onnx, load_checkpoint
-from recal.data.normalise import normalise_array
+from recal.data.normalise import Normalisation, normalise_array
 from recal.errors import InputError, UsageError, VerificationError
 from recal.export import forms
 from recal.export.forms import Float16, Float32
@@ -33,7 +33,7 @@ def checkpoint(split_checkpoint):
 
 @pytest.mark.slow
 def test_file_gives_the_logits_of_its_branch_and_no_other(checkpoint, tmp_path):
-    inputs = normalise_array(PIXELS, *(getattr(checkpoint.spec, k) for k in ("mean", "std")))
+    inputs = normalise_array(PIXELS, checkpoint.spec.normalisation)
     for branch in ("main", "aux0"):
         path = tmp_path / f"{branch}.onnx"
         proof = export_onnx(checkpoint, branch, path, PIXELS).proof
@@ -112,7 +112,7 @@ def test_nan_logits_pass_no_proof(checkpoint, tmp_path):
 
 
 def test_unfolded_graph_takes_other_branches_by_name(checkpoint):
-    inputs = normalise_array(PIXELS, (0.5,) * 3, (0.25,) * 3)
+    inputs = normalise_array(PIXELS, Normalisation((0.5,) * 3, (0.25,) * 3))
     base = to_onnx(build(checkpoint, "main"), 32, fold=False)
     variant = branch_variant(checkpoint, "aux0")
     swapped = with_arrays(base, dict(variant.tensors))
@@ -149,7 +149,7 @@ def test_bundled_images_take_the_size_of_the_network(checkpoint):
 def test_every_form_gives_what_it_says(checkpoint, tmp_path):
     """uint8, softmax, float16, fixed batch, any size and other opsets, against PyTorch."""
     spec = checkpoint.spec
-    images = normalise_array(PIXELS, spec.mean, spec.std)
+    images = normalise_array(PIXELS, spec.normalisation)
     with torch.no_grad():
         logits = build(checkpoint, "aux0")(torch.from_numpy(images))
     expected = {False: logits.numpy(), True: logits.softmax(1).numpy()}
@@ -196,7 +196,7 @@ def test_the_network_runs_the_same_for_eval_whatever_the_form(checkpoint, tmp_pa
     found = []
     for form in ({}, {"uint8": True}, {"softmax": True}, {"batch": 4}):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", PIXELS, **form)
-        logits = OnnxNetwork(tmp_path / "m.onnx").classify(PIXELS, spec.mean, spec.std)
+        logits = OnnxNetwork(tmp_path / "m.onnx").classify(PIXELS, spec.normalisation)
         found.append(logits - logits.max(axis=1, keepdims=True))
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], atol=1e-3)

@@ -106,7 +106,7 @@ def test_ranges_are_those_of_the_images(checkpoint, made_of, tmp_path):
     model = onnx.load(tmp_path / "m.onnx")
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     spec = checkpoint.spec
-    images = normalise_array(made_of[0].pixels, spec.mean, spec.std).astype(np.float64)
+    images = normalise_array(made_of[0].pixels, spec.normalisation).astype(np.float64)
     low, high = min(0.0, images.min()), max(0.0, images.max())
     (first,) = (n for n in model.graph.node if n.input[0] == "input")
     assert first.op_type == "QuantizeLinear"
@@ -123,7 +123,7 @@ def test_ranges_are_those_of_the_images(checkpoint, made_of, tmp_path):
 def test_what_is_lost_is_counted_right(checkpoint, made_of, tmp_path, form):
     proof = exported(checkpoint, tmp_path / "m.onnx", made_of, **form).int8.proof
     held_out, spec = made_of[1], checkpoint.spec
-    images = normalise_array(held_out.pixels, spec.mean, spec.std)
+    images = normalise_array(held_out.pixels, spec.normalisation)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     inputs, size = held_out.pixels if "uint8" in form else images, form.get("batch", 1)
     found = np.concatenate(
@@ -165,7 +165,7 @@ def test_too_much_loss_is_refused_and_a_good_file_stays(checkpoint, made_of, tmp
     with pytest.raises(VerificationError, match="of predictions to change, got"):
         exported(checkpoint, good, (images, plain), max_drop=0.0)
     own = build(checkpoint)(torch.from_numpy(
-        normalise_array(held_out.pixels, *(getattr(checkpoint.spec, k) for k in ("mean", "std")))
+        normalise_array(held_out.pixels, checkpoint.spec.normalisation)
     )).argmax(1).numpy()  # fmt: skip
     right = HeldOutImages(pixels=held_out.pixels, answers=own[:, None], what="images")
     with pytest.raises(VerificationError, match=r"of accuracy to be lost, got .* \(100\.00% in fl"):

@@ -36,11 +36,11 @@ def test_each_number_gives_its_variant(checkpoint, tmp_path, form):
     variants = three(checkpoint)
     proofs = export_onnx(checkpoint, variants, path, PIXELS, form=Switchable(), **form).proofs
     spec = checkpoint.spec
-    images = torch.from_numpy(normalise_array(PIXELS, spec.mean, spec.std))
+    images = torch.from_numpy(normalise_array(PIXELS, spec.normalisation))
     for name, variant in variants.items():
         with torch.no_grad():
             expected = build(checkpoint, variant)(images).numpy()
-        found = OnnxNetwork(path, variant=name).classify(PIXELS, spec.mean, spec.std)
+        found = OnnxNetwork(path, variant=name).classify(PIXELS, spec.normalisation)
         np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
         assert min(rival.distance for rival in proofs[name].rivals.values()) > 0.01
     assert verify_alone(path).record.variants[2].name == "mixed"

@@ -82,7 +82,10 @@ def trained(request, tmp_path_factory):
             network(torch.randn(8, 3, 32, 32) * (branch + 1))
     network.eval()
     path = tmp_path_factory.mktemp(request.param) / "trained.pth"
-    content = {"arch": ARCH, "family": "cifar", "classes": 10, "size": 32}
+    content = {
+        "arch": ARCH, "family": "cifar", "classes": 10, "size": 32,
+        "mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616],
+    }  # fmt: skip
     torch.save({**content, "state_dict": network.state_dict()}, path)
     return path, network
 

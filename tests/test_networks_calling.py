@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recal import build, calibrate, evaluate, export_onnx, load_checkpoint
+from recal.data.normalise import Normalisation
 from recal.errors import InputError, RecalError, RecalWarning
 from recal.export.forms import Patchable
 from recal.inspection.scores import score_branches
@@ -128,7 +129,9 @@ def test_what_is_plainly_the_logits_is_taken_and_named(name, folder, tmp_path):
     with pytest.warns(RecalWarning, match=rf"its part '{part}.* is taken as the logits"):
         export_onnx(checkpoint, "main", tmp_path / "m.onnx", pixels, form=Patchable())
     expected = expected_logits(folder, pixels)
-    found = OnnxNetwork(tmp_path / "m.onnx").classify(pixels, [0.5] * 3, [0.25] * 3)
+    found = OnnxNetwork(tmp_path / "m.onnx").classify(
+        pixels, Normalisation((0.5,) * 3, (0.25,) * 3)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     right = (expected.argmax(1) == np.arange(24) % 10).mean()
     with warnings.catch_warnings():

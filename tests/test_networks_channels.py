@@ -10,6 +10,7 @@ from torch import nn
 from recal import calibrate, evaluate, export_onnx, load_checkpoint
 from recal.data.folders import open_images
 from recal.data.images import with_channels
+from recal.data.normalise import Normalisation
 from recal.errors import InputError, UsageError
 from recal.export.forms import Float16, Patchable
 from recal.networks.names import create_network
@@ -88,7 +89,7 @@ def test_files_take_as_many_channels_and_give_the_networks_logits(channels, uint
     assert onnx.channels == onnx.record.model.channels == channels
     with torch.no_grad():
         expected = network(inputs_of(pixels)).numpy()
-    found = onnx.classify(pixels, MEAN[:channels], STD[:channels])
+    found = onnx.classify(pixels, Normalisation(MEAN[:channels], STD[:channels]))
     tolerance = (1e-2 if isinstance(form, Float16) else 1e-4) * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=tolerance)
 

@@ -31,7 +31,7 @@ def test_the_serving_example_runs(recal, split_checkpoint, class_folders, tmp_pa
     spec = checkpoint.spec
     pixels = np.stack([np.asarray(Image.open(path)) for path in pictures])
     with torch.no_grad():
-        images = torch.from_numpy(normalise_array(pixels, spec.mean, spec.std))
+        images = torch.from_numpy(normalise_array(pixels, spec.normalisation))
         expected = build(checkpoint, "aux0")(images).softmax(1).numpy()
     assert [name for name, _ in found] == [names[i] for i in expected.argmax(1)]
     np.testing.assert_allclose([p for _, p in found], expected.max(1), atol=1e-5)

@@ -19,7 +19,8 @@ from recal.data.images import FileSource
 from recal.data.normalise import normalise_array
 from recal.data.sampling import keyed_draws
 from recal.errors import InputError, UsageError
-from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec, usual_preprocessing
+from recal.networks.completion import complete_spec, usual_preprocessing
+from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.policies.families import load_family
 from recal.policies.ops import Prepare, RandAugment
 from recal.policies.policy import load_policy, policy_names
@@ -69,7 +70,7 @@ def recals_input(spec, pictures, tmp_path):
     source = FileSource(tmp_path, files, None)
     images = PreparedImages(source, spec.clean_policy, 0, spec.preparation)
     batch = images.batch(range(len(pictures)))
-    return torch.from_numpy(normalise_array(batch, spec.mean, spec.std))
+    return torch.from_numpy(normalise_array(batch, spec.normalisation))
 
 
 def assert_same(spec, name, pictures, tmp_path, args=None, **options):

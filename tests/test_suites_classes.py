@@ -55,7 +55,7 @@ def logits_of(path, source, indices):
     pixels = np.stack([source[i] for i in indices])
     spec = checkpoint.spec
     with torch.no_grad():
-        return build(checkpoint)(torch.from_numpy(Batch(pixels).normalised(spec.mean, spec.std)))
+        return build(checkpoint)(torch.from_numpy(Batch(pixels).normalised(spec.normalisation)))
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -96,7 +96,7 @@ def test_sets_of_whole_batches_mixed_by_their_shares_equal_pooling_them(
 
     spec = checkpoint.spec
     batches = [
-        normalise(batch, spec.mean, spec.std, torch.device("cpu"))
+        normalise(batch, spec.normalisation, torch.device("cpu"))
         for part in parts
         for (batch,) in Batches(
             PreparedTogether(part, [load_policy("cifar", "clean")], 0, spec.preparation),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from recal.calibration.estimators import Estimate, layer_errors
+from recal.calibration.feeding import check_feeding, sample_pixels
 from recal.calibration.modules import calibrate_module
 from recal.calibration.rounds import (
     DEFAULT_BATCH,
@@ -28,6 +29,7 @@ from recal.data.sampling import DEFAULT_SAMPLES
 from recal.data.splits import TRAIN
 from recal.distributed import ALONE, WHOLE, Part, World
 from recal.errors import InputError, listed
+from recal.networks.feeding import AS_ASSUMED
 from recal.policies.families import open_family_images
 from recal.policies.policy import Policy, resolve_policy
 from recal.policies.prepared import PreparedTogether
@@ -141,7 +143,10 @@ def calibrate(
         progress: Called with the numbers of image passes done and expected.
 
     Raises:
-        UsageError: There is no such policy, branch or estimator, or a number is out of its range.
+        UsageError: There is no such policy, branch or estimator, or a number is out of its range;
+            or the stored statistics fit the images clearly better under another normalisation than
+            the assumed one, which `Checkpoint.overridden` sets (`mean`, `std`, `channel_order`, or
+            `mean="as-assumed"`).
         InputError: There are no images, or too few; or they have the wrong size; or weights and
             architecture do not fit.
         TypeError: An argument does not go with a module.
@@ -270,6 +275,8 @@ def prepare_calibration(
             )
     if data is None or isinstance(data, (str, Path)):
         data = open_family_images(spec, data, TRAIN)
+    if spec.input_from != AS_ASSUMED:
+        check_feeding(checkpoint, spec, sample_pixels(data, spec))
     images = PreparedTogether(data, policies, settings.seed, spec.preparation)
     networks: dict[Key, nn.Module] = {}
     drafts: dict[Key, Variant] = {}

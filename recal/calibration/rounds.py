@@ -177,7 +177,7 @@ class _Task:
         """Return the batches of the networks by key; those of one policy share a tensor."""
         spec, device = self.spec, self.settings.device
         policies = {policy for _, policy in keys}
-        ready = {p: normalise(pixels[p], spec.mean, spec.std, device) for p in policies}
+        ready = {p: normalise(pixels[p], spec.normalisation, device) for p in policies}
         return {key: ready[key[1]] for key in keys}
 
 

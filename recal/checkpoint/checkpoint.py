@@ -15,9 +15,12 @@ from recal.checkpoint.fitting import Separated, separate_and_fit
 from recal.checkpoint.layouts import AS_FOUND, Layout, ReadingOptions, parse_roles
 from recal.checkpoint.lookalikes import find_lookalikes
 from recal.checkpoint.reading import WeightFile, read_weight_file
+from recal.data.normalise import ChannelOrder
 from recal.errors import InputError, RecalError, UsageError, did_you_mean, listed, printable
 from recal.networks.activations import layers_with_activation, looks_like_timms
-from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
+from recal.networks.completion import complete_spec
+from recal.networks.feeding import AsAssumed
+from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.schema import convert
 
 # layers whose scale and shift are computed from a further input of the network
@@ -155,7 +158,7 @@ class Checkpoint:
         arch: str | None = None,
         classes: int | None = None,
         family: str | None = None,
-        mean: Sequence[float] | None = None,
+        mean: Sequence[float] | AsAssumed | None = None,
         std: Sequence[float] | None = None,
         size: int | None = None,
         bn_act: bool | None = None,
@@ -164,6 +167,7 @@ class Checkpoint:
         crop_mode: str | None = None,
         policy: str | None = None,
         channels: int | None = None,
+        channel_order: ChannelOrder | None = None,
     ) -> Checkpoint:
         """Return this checkpoint with another description of its network than the file's.
 
@@ -174,7 +178,8 @@ class Checkpoint:
             arch: Name of the architecture: `wrn16_1`, `timm:resnet50`, `python:FILE.py:CALLABLE`.
             classes: Number of classes, K.
             family: Family of policies that suits the network, such as `cifar`.
-            mean: Mean of each channel of images in [0, 1].
+            mean: Mean of each channel of images in [0, 1]; or `as-assumed` to use what recal
+                assumes, even if images show that it does not fit.
             std: Standard deviation of each channel.
             size: Side of the square input, in pixels.
             bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d`
@@ -185,6 +190,7 @@ class Checkpoint:
                 `none`.
             policy: Text of a policy without random ops that prepares test images.
             channels: Number of channels of the images, C.
+            channel_order: Order of the channels in the network's input, `rgb` or `bgr`.
 
         Raises:
             InputError: A value is of the wrong type or out of its range.
@@ -194,7 +200,7 @@ class Checkpoint:
             "arch": arch, "classes": classes, "family": family,
             "mean": mean, "std": std, "size": size, "crop_share": crop_share,
             "interpolation": interpolation, "crop_mode": crop_mode, "policy": policy,
-            "bn_act": bn_act, "channels": channels,
+            "bn_act": bn_act, "channels": channels, "channel_order": channel_order,
         }  # fmt: skip
         overrides = convert(given, ModelOverrides, str(self.path))
         reading = replace(self.reading, model=overrides.over(self.overrides))
@@ -211,7 +217,8 @@ class Checkpoint:
             InputError: A value is out of its range.
         """
         tensors = {**self.weights, **self.branches["main"]}
-        return complete_spec(self.overrides, self.facts, tensors, str(self.path))
+        where, convention = str(self.path), self.layout.convention
+        return complete_spec(self.overrides, self.facts, tensors, where, convention)
 
 
 def _layers(branches: Mapping[str, Mapping[str, torch.Tensor]]) -> list[str]:

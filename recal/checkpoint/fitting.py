@@ -159,7 +159,7 @@ def _fit(
     for name, prefix in _candidates(options.model.arch, known.arch, shapes):
         below = shapes if prefix is None else _below(shapes, prefix)
         classes = known.classes or possible_classes(below)[0]
-        tensors = network_tensors(name, classes, trusted=options.model.arch is not None)
+        tensors = network_tensors(name, classes, shapes, trusted=options.model.arch is not None)
         plain = None if tensors is None else _plain(tensors, found.layout)
         if plain is not None:
             prefixes = _prefixes(shapes, _shapes(plain)) if prefix is None else [prefix]

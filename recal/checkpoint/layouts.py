@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from recal.errors import UsageError, pick, shown
+from recal.networks.feeding import Convention
 from recal.networks.spec import NOTHING_GIVEN, ModelOverrides
 from recal.schema import Record, read_toml
 
@@ -76,6 +77,7 @@ class Layout:
             to decide.
         doubt: Why the roles may be others; empty if they are certain.
         refused: Why files of this layout cannot be used; empty if they can.
+        convention: Mean and std that its authors use, where the file names none; None if unknown.
         automatic: Whether the layout can be detected from keys; otherwise only `--layout` selects
             it.
     """
@@ -92,6 +94,7 @@ class Layout:
     common: bool = False
     doubt: str = ""
     refused: str = ""
+    convention: Convention | None = None
     automatic: bool = True
 
 
@@ -135,6 +138,9 @@ def marked(sites: Mapping[str, Site]) -> dict[str, Site]:
 
 _FIRST_OF_BATCH = "main = first part of the batch (clean or weakly augmented), aux0 ... = the rest"
 _CLEAN_FIRST = "main = clean images, aux0 = adversarial ones"
+# images in [0, 1] as they are, in code for CIFAR-10 and CIFAR-100
+_UNNORMALISED = Convention(mean=(0.0,) * 3, std=(1.0,) * 3, families=("cifar",))
+_HALVES = Convention(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 LAYOUTS = (
     Layout(
@@ -150,6 +156,7 @@ LAYOUTS = (
         source="arXiv 1911.09665; github.com/tingxueronghua/pytorch-classification-advprop",
         roles="main = clean half of the batch, aux0 = adversarial half",
         places=(Place("{layer}.aux_bn.{leaf}", 1), PLAIN),
+        convention=_HALVES,
     ),
     Layout(
         name="two-adversaries",
@@ -157,6 +164,7 @@ LAYOUTS = (
         source="forks of pytorch-classification-advprop",
         roles="main = clean images, aux0 and aux1 = one adversary each",
         places=(Place("{layer}.aux_bn{index}.{leaf}", 0), PLAIN),
+        convention=_HALVES,
     ),
     Layout(
         name="dubn",
@@ -165,6 +173,7 @@ LAYOUTS = (
         roles="main = clean and AugMix images, aux0 = AugMax images",
         places=(Place("{layer}.bn.{index}.{leaf}"),),
         common=True,
+        convention=_UNNORMALISED,
     ),
     Layout(
         name="dubin",
@@ -173,6 +182,7 @@ LAYOUTS = (
         roles="main = clean and AugMix images, aux0 = AugMax images; {layer}.IN is shared",
         places=(Place("{layer}.bn.{index}.{leaf}"),),
         common=True,
+        convention=_UNNORMALISED,
     ),
     Layout(
         name="once-for-all",
@@ -180,6 +190,7 @@ LAYOUTS = (
         source="arXiv 2010.11828; github.com/VITA-Group/Once-for-All-Adversarial-Training",
         roles=_CLEAN_FIRST,
         places=(Place("{layer}.BN_c.{leaf}", 0), Place("{layer}.BN_a.{leaf}", 1)),
+        convention=_UNNORMALISED,
     ),
     Layout(
         name="sandwich",
@@ -213,6 +224,7 @@ LAYOUTS = (
         roles="main = normal images, aux0 = PGD, aux1 = PGD on the cross-entropy",
         places=(Place("{layer}.bn_list.{index}.{leaf}"),),
         branches=(3, 99),
+        convention=_UNNORMALISED,
     ),
     Layout(
         name="acl-reversed",
@@ -223,6 +235,7 @@ LAYOUTS = (
         branches=(2, 2),
         order=(1, 0),
         automatic=False,
+        convention=_UNNORMALISED,
     ),
     Layout(
         name="domain",

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from recal.checkpoint.folders import hub_facts, locate, merge, renamed
 from recal.checkpoint.inert import RECORDS, plain
 from recal.checkpoint.safety import vet_file
+from recal.data.normalise import ChannelOrder
 from recal.errors import InputError, UsageError, reason
 from recal.networks.spec import ModelOverrides
 from recal.networks.wrappers import strip_front
@@ -29,9 +30,12 @@ STRAY_PARTS = ("criterion.", "loss.", "loss_fn.", "metrics.", "train_metrics.", 
 FACTS: dict[str, tuple[type, ...]] = {
     "arch": (str,), "family": (str,), "classes": (int,), "bn_act": (bool,), "mean": (list, tuple),
     "std": (list, tuple), "size": (int,), "channels": (int,), "crop_share": (float, int),
-    "interpolation": (str,), "crop_mode": (str,),
+    "interpolation": (str,), "crop_mode": (str,), "channel_order": (str,),
 }  # fmt: skip
-WORDS = {"interpolation": get_args(Interpolation), "crop_mode": get_args(CropMode)}
+WORDS = {
+    "interpolation": get_args(Interpolation), "crop_mode": get_args(CropMode),
+    "channel_order": get_args(ChannelOrder),
+}  # fmt: skip
 LARGEST = {"classes": 10**6, "size": 4096, "channels": 1024}
 # names of the same facts among the arguments of training scripts
 ARGUMENTS = {"arch": ("arch", "model"), "classes": ("num_classes",), "size": ("img_size",),

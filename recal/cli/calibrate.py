@@ -13,7 +13,6 @@ import click
 from recal.cli.console import note, print_results, progress_bar, quiet_unless, warn
 from recal.cli.options import (
     COUNT,
-    NAMES,
     PATH,
     autocast_option,
     checkpoint_or_sample,
@@ -33,6 +32,7 @@ from recal.cli.options import (
     refuse_typed,
     seed_option,
 )
+from recal.cli.values import NAMES
 from recal.distributed import Part, World, joined, local_device
 from recal.errors import InputError, UsageError
 from recal.machine import cores_of_this_process
@@ -283,7 +283,7 @@ def _estimate(checkpoint: Checkpoint, request: Request, settings: Settings, form
     )
     note(
         f"{path.name}: weight and bias of branch {branches}, statistics of {modes} images out of "
-        f"{len(images):,} in {images.where}. Input: {spec.how_prepared}.",
+        f"{len(images):,} in {images.where}. Input: {spec.feeding}, {spec.how_prepared}.",
         form,
     )
     with progress_bar("images", hidden=not settings.world.leads) as bar:

@@ -7,7 +7,6 @@ import click
 
 from recal.cli.options import (
     COUNT,
-    NAMES,
     PATH,
     examples,
     format_option,
@@ -15,6 +14,7 @@ from recal.cli.options import (
     output_option,
     seed_option,
 )
+from recal.cli.values import NAMES
 from recal.files import data_folders
 from recal.machine import available_cores
 

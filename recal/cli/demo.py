@@ -84,7 +84,7 @@ def demo_command(output: Path) -> None:
     spec, model = checkpoint.spec, output / "model.onnx"
     pixels, what = comparison_images(spec, images, 10_000)
     evidence = export_onnx(checkpoint, variants.get(best.target, best.target), model, pixels)
-    logits = OnnxNetwork(model).logits(normalise_array(pixels, spec.mean, spec.std))
+    logits = OnnxNetwork(model).logits(normalise_array(pixels, spec.normalisation))
     cell = read_target_cell(run.folder, best.target, "clean")
     equal = int((logits.argmax(axis=1) == cell["prediction"]).sum())
     _show(

@@ -12,12 +12,10 @@ import click
 from recal.cli.console import cell_bar, note, print_results, progress_bar, quiet_unless, warn
 from recal.cli.options import (
     COUNT,
-    NAMES,
     PATH,
     autocast_option,
     checkpoint_or_sample,
     choose_device,
-    counts,
     data_option,
     device_option,
     examples,
@@ -35,6 +33,7 @@ from recal.cli.options import (
     typed_words,
 )
 from recal.cli.submit import NOT_OF_PARTS, Submission, submission_options, submit_parts
+from recal.cli.values import NAMES, counts
 from recal.distributed import Part, World, joined, local_device
 from recal.errors import RecalError, listed
 

@@ -11,7 +11,6 @@ import click
 from recal.cli.console import note, print_results, progress_bar, warn
 from recal.cli.options import (
     COUNT,
-    NAMES,
     PATH,
     checkpoint_or_sample,
     data_option,
@@ -25,6 +24,7 @@ from recal.cli.options import (
     prepared_by,
     reading_options,
 )
+from recal.cli.values import NAMES
 from recal.errors import InputError, UsageError
 from recal.files import require_file
 
@@ -211,6 +211,7 @@ def export_command(
     written only if ONNX Runtime returns the variant's logits, and not those of another branch. With
     --int8 it is judged by the predictions that stay the same.
     """
+    from recal.calibration.feeding import check_feeding
     from recal.checkpoint.checkpoint import read_checkpoint
     from recal.export.export import export_onnx
     from recal.export.forms import FLOAT_FORMS, Int8
@@ -233,6 +234,8 @@ def export_command(
         pixels, images = chosen.held_out.pixels[:IMAGES], chosen.held_out.what
     else:
         pixels, images = comparison_images(first.spec, data, samples or IMAGES)
+    if data is not None:
+        check_feeding(loaded, first.spec, pixels)
     stem = "switchable" if form_options.switchable else Path(variant).stem
     output = output or Path(f"{checkpoint.stem}-{stem}.onnx")
     with progress_bar("images", hidden=not form_options.int8) as bar:
@@ -253,6 +256,7 @@ def export_command(
         )
     held = f"{len(variants)} variants" if form_options.switchable else first.label
     note(f"Wrote {output}: {held}, {form_name}, {output.stat().st_size / 1e6:.2f} MB.", form)
+    note(f"Input: {first.spec.feeding}.", form)
     rows = [{"file": str(output), "form": form_name, **row} for row in evidence_rows(evidence)]
     document = {"file": output, "form": form_name, "evidence": evidence}
     print_results(form, document, rows, export_blocks(evidence, images))

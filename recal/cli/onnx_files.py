@@ -13,7 +13,6 @@ from recal.cli.console import console, note, print_results, progress_bar, warn
 from recal.cli.options import (
     COUNT,
     PATH,
-    counts,
     data_option,
     examples,
     flag,
@@ -26,6 +25,7 @@ from recal.cli.options import (
     reading_options,
     refuse_typed,
 )
+from recal.cli.values import counts
 from recal.errors import BrokenImageError, InputError
 from recal.report.blocks import MARKUPS
 

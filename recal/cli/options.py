@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 from click.core import ParameterSource
 
+from recal.cli.values import AS_ASSUMED, Channels
 from recal.distributed import Part
 from recal.errors import UsageError, reason
 from recal.files import sample_checkpoint, sample_images
@@ -23,54 +24,10 @@ Decorator: TypeAlias = Callable[[Any], Any]
 
 MODEL_FIELDS = (
     "arch", "classes", "family", "mean", "std", "size", "crop_share", "interpolation", "crop_mode",
-    "channels",
+    "channels", "channel_order",
 )  # fmt: skip
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
-
-
-class Listed(click.ParamType[tuple[Any, ...]]):
-    """Values separated by commas, such as `main,aux0`; a list of recal.toml is taken as it is.
-
-    Args:
-        name: The values as the help shows them.
-        kind: Function that reads one value.
-        wanted: Phrase for the values that are accepted.
-        fits: Function that tells whether the values are accepted.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        kind: Callable[[str], Any],
-        wanted: str = "",
-        fits: Callable[[tuple[Any, ...]], bool] = lambda _: True,
-    ) -> None:
-        self.name, self.kind, self.wanted, self.fits = name, kind, wanted, fits
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[Any, ...]:
-        """Split the text at its commas and read each part."""
-        parts = value.split(",") if isinstance(value, str) else value
-        parts = parts if isinstance(parts, list | tuple) else [parts]
-        try:
-            found = tuple(self.kind(str(part).strip()) for part in parts)
-            if self.fits(found):
-                return found
-        except ValueError:
-            pass
-        return self.fail(f"expected {self.wanted}, got {value!r}.", param)
-
-
-def counts(minimum: int = 1) -> Listed:
-    """Return the type of integers from `minimum`, such as `1,8,64`."""
-    wanted = f"integers from {minimum} such as 1,2,3"
-    return Listed("n,n,...", int, wanted, lambda found: all(n >= minimum for n in found))
-
-
-NAMES = Listed("a,b,...", str)
-CHANNELS = Listed("r,g,b", float, "numbers such as 0.485,0.456,0.406, one for each channel")
 
 
 def examples(*lines: str) -> str:
@@ -273,8 +230,13 @@ _MODEL = (
     flag("--trust", "Run the code that recal.toml names as architecture."),
     option("--classes", "Number of classes.", COUNT),
     option("--family", "Family of policies and preprocessing: cifar, imagenet, sample or tiny."),
-    option("--mean", "Mean of each channel of images in [0, 1].", CHANNELS),
-    option("--std", "Standard deviation of each channel of images in [0, 1].", CHANNELS),
+    option(
+        "--mean",
+        "Mean of each channel of images in [0, 1]; as-assumed keeps what recal assumes, even "
+        "if images show that it does not fit.",
+        Channels(AS_ASSUMED),
+    ),
+    option("--std", "Standard deviation of each channel of images in [0, 1].", Channels()),
     option("--size", "Height and width of the network's input, in pixels.", COUNT),
     option(
         "--crop-share",
@@ -293,6 +255,12 @@ _MODEL = (
         click.Choice(("center", "squash", "border", "none")),
     ),
     option("--channels", "Number of channels of the network's input, such as 1 for grey.", COUNT),
+    option(
+        "--channel-order",
+        "Order of the channels in the network's input.",
+        click.Choice(("rgb", "bgr")),
+        shown="rgb",
+    ),
 )
 model_options = packed("overrides", _model_overrides, *_MODEL)
 _READING = (

@@ -8,7 +8,8 @@ import click
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from recal.cli.options import CHANNELS, MODEL_FIELDS
+from recal.cli.options import MODEL_FIELDS
+from recal.cli.values import Channels
 from recal.schema import Record, read_toml
 
 COMMAND_TABLES = ("calibrate", "eval", "export")
@@ -17,13 +18,10 @@ USE_DATA = (*COMMAND_TABLES, "suites")
 # a file cannot give the permission to run the code that it names
 NEVER = ("trust",)
 
+MODEL_KEYS = tuple(name.replace("_", "-") for name in MODEL_FIELDS)
 # tables that hold for all commands, and their keys
 SHARED_TABLES = {
-    "model": (
-        "checkpoint",
-        *(field.replace("_", "-") for field in MODEL_FIELDS),
-        *("layout", "roles", "ema", "prefix", "bn-act"),
-    ),
+    "model": ("checkpoint", *MODEL_KEYS, "layout", "roles", "ema", "prefix", "bn-act"),
     "data": ("data", "workers"),
 }
 
@@ -109,8 +107,8 @@ def _type(option: click.Option) -> Any:
         }
         number = int if isinstance(kind, click.IntRange) else float
         return Annotated[number, Meta(**bounds)]
-    if kind is CHANNELS:
+    if isinstance(kind, Channels):
         # a bound on the string would crash msgspec 0.22, which cannot hold one beside a length
-        return str | tuple[float, float, float]
+        return str | float | tuple[float, float, float]
     simple = {"integer": int, "float": float, "text": str, "path": str}
     return simple.get(kind.name, str | float | tuple[str | float, ...])

@@ -64,7 +64,10 @@ def inspect_command(
     No code in the file is run, and no architecture is needed. Without a CHECKPOINT, the bundled
     sample is used.
     """
+    from recal.calibration.feeding import look, misfit, sample_pixels
     from recal.checkpoint.checkpoint import read_checkpoint
+    from recal.data.folders import find_images
+    from recal.data.splits import TEST
     from recal.inspection.distances import inspect_checkpoint
     from recal.inspection.scores import score_activations, score_branches
     from recal.report.plots import plot_inspection
@@ -82,9 +85,14 @@ def inspect_command(
     if plot is not None:
         plot_inspection(inspection, plot)
         note(f"Wrote {plot}.", form)
-    if data is None:
-        scores: tuple[BranchScore, ...] = ()
-    else:
+    feeding, fault = None, None
+    scores: tuple[BranchScore, ...] = ()
+    if data is not None:
+        source = find_images(data, (), TEST, what="images to score the branches on")
+        pixels = sample_pixels(source, loaded.spec)
+        feeding = None if pixels is None else look(loaded, loaded.spec, pixels)
+        fault = None if feeding is None else misfit(loaded, loaded.spec, feeding)
+    if data is not None and fault is None:
         with progress_bar("images") as bar:
             scores = score_branches(loaded, data, samples=samples, seed=seed, progress=bar)
         scored = score_activations(loaded, data, samples=samples, seed=seed)
@@ -93,11 +101,13 @@ def inspect_command(
             inspection = replace(inspection, findings=(*others, scored))
     print_results(
         form,
-        inspection_document(inspection, scores),
+        inspection_document(inspection, scores, feeding),
         distance_rows(inspection),
-        inspection_blocks(inspection, scores),
+        inspection_blocks(inspection, scores, feeding),
     )
     warn(finding.sentence for finding in inspection.findings)
+    if fault is not None:
+        raise fault
 
 
 @click.command(

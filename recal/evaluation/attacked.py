@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from recal.attacks.attack import AnyAttack, AutoAttack
 from recal.attacks.autoattack import check_autoattack
-from recal.data.normalise import normalise
+from recal.data.normalise import Normalisation, normalise
 from recal.errors import UsageError, listed
 from recal.evaluation.execution import Batch, ExecutionOptions
 from recal.evaluation.targets import OnnxTarget, Target
@@ -17,6 +18,8 @@ from recal.schema import to_json
 from recal.suites.suite import Cell, Suite
 
 CLEAN = Cell(None, None)
+# RGB images in [0, 1]
+UNCHANGED = Normalisation((0.0,) * 3, (1.0,) * 3)
 UNNAMEABLE = re.compile(r"[^\w.-]", re.ASCII)
 
 
@@ -129,22 +132,20 @@ class AttackedBatch(Batch):
         self._attack, self._device = attack, device
         self._adversarial: torch.Tensor | None = None
 
-    def on_device(
-        self, mean: Sequence[float], std: Sequence[float], device: torch.device
-    ) -> torch.Tensor:
+    def on_device(self, how: Normalisation, device: torch.device) -> torch.Tensor:
         """Return the normalised adversarial images on a device."""
         if self._adversarial is None:
             with torch.inference_mode(False):  # whose tensors have no gradients
                 pixels = torch.from_numpy(self.pixels)
-                clean = normalise(pixels, (0.0,) * 3, (1.0,) * 3, self._device).contiguous()
+                clean = normalise(pixels, UNCHANGED, self._device).contiguous()
                 self._adversarial = self._attack(clean).detach()
-        return normalised(self._adversarial.to(device), mean, std)
+        return normalised(self._adversarial.to(device), how)
 
 
-def normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalised(images: torch.Tensor, how: Normalisation) -> torch.Tensor:
     """Return images (N, 3, H, W) in [0, 1] as a network takes them; gradients flow through."""
-    shift, scale = torch.tensor((mean, std), dtype=torch.float32, device=images.device)[
-        ..., None, None
-    ]
-    inputs: torch.Tensor = (images - shift) / scale
+    numbers = torch.from_numpy(how.numbers.astype(np.float32)).to(images.device)
+    shift, scale = numbers[..., None, None]
+    ordered = images.flip(1) if how.step < 0 else images
+    inputs: torch.Tensor = (ordered - shift) / scale
     return inputs.contiguous(memory_format=torch.channels_last)

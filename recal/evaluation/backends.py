@@ -145,7 +145,7 @@ class _OnnxPredictor:
 
     def __init__(self, network: OnnxNetwork, target: Target, pool: ThreadPoolExecutor) -> None:
         self._network = network
-        self._mean, self._std = target.spec.mean, target.spec.std
+        self._normalisation = target.spec.normalisation
         self._pool = pool
         values = target.spec.channels * target.spec.size**2
         self._piece = max(SMALLEST_PIECE, PIECE_VALUES // values)
@@ -155,7 +155,7 @@ class _OnnxPredictor:
         if self._network.takes_pixels:
             inputs: NDArray[Any] = images.pixels
         else:
-            inputs = images.normalised(self._mean, self._std)
+            inputs = images.normalised(self._normalisation)
         pieces = [inputs[i : i + self._piece] for i in range(0, len(inputs), self._piece)]
         started = self._pool.map(self._network.logits, pieces)
         return lambda: np.concatenate(list(started))
@@ -189,12 +189,12 @@ class _TorchPredictor:
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of images (N, 3, H, W) in [0, 1]; gradients flow through."""
-        result: torch.Tensor = self._network(normalised(images, self._spec.mean, self._spec.std))
+        result: torch.Tensor = self._network(normalised(images, self._spec.normalisation))
         return result
 
     @torch.inference_mode()
     def _logits(self, images: Batch) -> NDArray[np.float32]:
-        batch = images.on_device(self._spec.mean, self._spec.std, self._device)
+        batch = images.on_device(self._spec.normalisation, self._device)
         if self._adapted is not None:
             result = self._adapted(batch)
         else:
@@ -214,4 +214,4 @@ class _OnDevice:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for batch in self.images:
-            yield batch.on_device(self.spec.mean, self.spec.std, self.device)
+            yield batch.on_device(self.spec.normalisation, self.device)

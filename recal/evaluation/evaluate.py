@@ -14,6 +14,7 @@ from torch import nn
 from recal.calibration.hooks import device_of
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.layouts import Layout, ReadingOptions
+from recal.data.normalise import ChannelOrder
 from recal.data.remote import local_data
 from recal.distributed import ALONE, Part, World
 from recal.errors import InputError, UsageError
@@ -25,6 +26,7 @@ from recal.evaluation.prepare import EvaluationRequest, prepare_work
 from recal.evaluation.targets import Given
 from recal.files import locked
 from recal.networks.calling import logits_place
+from recal.networks.feeding import AsAssumed
 from recal.networks.spec import ModelOverrides
 from recal.progress import Progress, silent
 from recal.runs.metrics import Metrics, metrics_of, score
@@ -90,7 +92,7 @@ def evaluate(
     arch: str | None = ...,
     classes: int | None = ...,
     family: str | None = ...,
-    mean: Sequence[float] | None = ...,
+    mean: Sequence[float] | AsAssumed | None = ...,
     std: Sequence[float] | None = ...,
     size: int | None = ...,
     crop_share: float | None = ...,
@@ -98,6 +100,7 @@ def evaluate(
     crop_mode: str | None = ...,
     policy: str | None = ...,
     channels: int | None = ...,
+    channel_order: ChannelOrder | None = ...,
     progress: Progress = ...,
     on_cell: OnCell = ...,
     world: World = ...,
@@ -132,7 +135,7 @@ def evaluate(
     arch: str | None = None,
     classes: int | None = None,
     family: str | None = None,
-    mean: Sequence[float] | None = None,
+    mean: Sequence[float] | AsAssumed | None = None,
     std: Sequence[float] | None = None,
     size: int | None = None,
     crop_share: float | None = None,
@@ -140,6 +143,7 @@ def evaluate(
     crop_mode: str | None = None,
     policy: str | None = None,
     channels: int | None = None,
+    channel_order: ChannelOrder | None = None,
     progress: Progress = silent,
     on_cell: OnCell = drop_cell,
     world: World = ALONE,
@@ -185,7 +189,8 @@ def evaluate(
         arch: Architecture, if other than the files say.
         classes: Number of classes, if other than the files say.
         family: Family of policies, if other than the files say.
-        mean: Mean of each channel of images in [0, 1], if other than the files say.
+        mean: Mean of each channel of images in [0, 1], if other than the files say; or
+            `as-assumed` to use what recal assumes, even if the images show that it does not fit.
         std: Standard deviation of each channel, if other than the files say.
         size: Side of the input in pixels, if other than the files say.
         crop_share: Share of the resized side that the crop keeps, if other than the files say.
@@ -193,6 +198,7 @@ def evaluate(
         crop_mode: `center`, `squash`, `border` or `none`, if other than the files say.
         policy: Text of a policy without random ops that prepares test images.
         channels: Number of channels of the images, if other than the files say.
+        channel_order: Order of the channels in the networks' input, `rgb` or `bgr`.
         progress: Called with images of cells done and in total.
         on_cell: Called with each cell that is done and its columns by target name.
         world: The processes that share the work; only the leading one writes files.
@@ -211,6 +217,7 @@ def evaluate(
         "crop_share": crop_share, "interpolation": interpolation, "crop_mode": crop_mode,
         "policy": policy,
         "channels": channels,
+        "channel_order": channel_order,
     }  # fmt: skip
     request = EvaluationRequest(
         suite=suite,

@@ -1,14 +1,12 @@
 """How networks are run, and the batches that they take."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recal.data.normalise import normalise, normalise_array
+from recal.data.normalise import Normalisation, normalise, normalise_array
 from recal.errors import UsageError, pick
 from recal.evaluation.adaptation import Adaptation
 from recal.machine import cores_of_this_process
@@ -84,26 +82,23 @@ class Batch:
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
-        self._arrays: dict[tuple[Any, ...], NDArray[np.float32]] = {}
-        self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._arrays: dict[Normalisation, NDArray[np.float32]] = {}
+        self._tensors: dict[tuple[Normalisation, torch.device], torch.Tensor] = {}
 
-    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    def normalised(self, how: Normalisation) -> NDArray[np.float32]:
         """Return float32 (N, C, H, W), (x / 255 - mean) / std."""
-        key = tuple(mean), tuple(std)
-        if key not in self._arrays:
-            self._arrays[key] = normalise_array(self.pixels, mean, std)
-        return self._arrays[key]
+        if how not in self._arrays:
+            self._arrays[how] = normalise_array(self.pixels, how)
+        return self._arrays[how]
 
-    def on_device(
-        self, mean: Sequence[float], std: Sequence[float], device: torch.device
-    ) -> torch.Tensor:
+    def on_device(self, how: Normalisation, device: torch.device) -> torch.Tensor:
         """Return the normalised images on a device, in channels_last."""
-        key = tuple(mean), tuple(std), device
+        key = how, device
         if key not in self._tensors:
             if device.type == "cpu":
-                batch = torch.from_numpy(self.normalised(mean, std))
+                batch = torch.from_numpy(self.normalised(how))
             else:
-                batch = normalise(torch.from_numpy(self.pixels), mean, std, device)
+                batch = normalise(torch.from_numpy(self.pixels), how, device)
             self._tensors[key] = batch.contiguous(memory_format=torch.channels_last)
         return self._tensors[key]
 

@@ -13,8 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from recal.calibration.feeding import check_feeding, chosen
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
+from recal.data.normalise import Normalisation
 from recal.distributed import Part
 from recal.errors import InputError, RecalError, UsageError, pick
 from recal.evaluation.adaptation import ALL_CELLS
@@ -31,6 +33,7 @@ from recal.evaluation.targets import (
     resolve_targets,
 )
 from recal.inspection.activations import SCORED, compare_activations
+from recal.networks.feeding import AS_ASSUMED
 from recal.networks.spec import ModelSpec
 from recal.progress import Progress, silent
 from recal.runs.store import cell_file
@@ -44,7 +47,7 @@ LOOKED_AT = 64
 # of normalised pixels: natural images are near (0, 1) if mean and std are those of their data set
 LARGEST_MEAN, SMALLEST_STD, LARGEST_STD = 0.6, 0.6, 1.6
 # mean and std of networks that take any images as they are, or from -1 to 1
-CONVENTIONS = ((0.0, 1.0), (0.5, 0.5))
+CONVENTIONS = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,7 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
     if images.clean is not None:
         cells = [Cell(None, None), *cells]
     check_pixels(images, cells[:1] if attacked else cells)
+    _check_feeding(images, cells[:1] if attacked else cells, targets)
     doubts = [*warnings, *_doubts(suite, images, cells, targets)]
     images.warnings = (*images.warnings, *doubts, *_misfits(images, cells, targets))
     return Work(
@@ -210,6 +214,35 @@ def _shared_preparation(targets: Sequence[Target]) -> tuple[ModelSpec, list[str]
     return shared, [f"{told}{shared.how_prepared}."] if others else []
 
 
+def _check_feeding(images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Target]) -> None:
+    """Raise an error for a checkpoint whose statistics do not fit the images as they are fed."""
+    pixels = None
+    seen: set[tuple[int, Normalisation]] = set()
+    for target in targets:
+        if isinstance(target, OnnxTarget) or target.spec.input_from == AS_ASSUMED:
+            continue
+        key = id(target.checkpoint), target.spec.normalisation
+        if key not in seen:
+            seen.add(key)
+            pixels = _mildest(images, cells) if pixels is None else pixels
+            check_feeding(target.checkpoint, target.spec, pixels)
+
+
+def _mildest(images: SuiteImages, cells: Sequence[Cell]) -> NDArray[np.uint8] | None:
+    """Return some clean images, or else some of all corruptions at the lowest severity."""
+    lowest = min((cell.severity or 0 for cell in cells), default=0)
+    mild = [cell for cell in cells if (cell.severity or 0) == lowest]
+    read = []
+    for number, cell in enumerate(mild):
+        indices = images.chosen(cell).indices
+        some = indices[chosen(len(indices), images.network.size)][number :: len(mild)]
+        try:
+            read.append(images.read(cell, some))
+        except InputError:
+            continue  # which the evaluation of the cell reports
+    return np.concatenate(read) if read else None
+
+
 def _misfits(images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Target]) -> list[str]:
     """Return a warning for every target whose mean and std do not fit the clean images."""
     if images.of_clean is None or not cells:
@@ -221,7 +254,7 @@ def _misfits(images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Targe
     for target in targets:
         own = np.array([target.spec.mean, target.spec.std])
         shift, scale = np.abs(mean - own[0]) / own[1], std / own[1]
-        usual = any(np.abs(own.T - convention).max() < 0.01 for convention in CONVENTIONS)
+        usual = any(np.abs(own.T - convention).max() < 0.003 for convention in CONVENTIONS)
         fits = (
             shift.max() <= LARGEST_MEAN
             and SMALLEST_STD <= scale.min() <= scale.max() <= LARGEST_STD

@@ -70,7 +70,7 @@ class Scorer:
         self._suite, self._images, self._execution = suite, images, execution
         self._attacked = attacked
         self._predictors = Predictors(networks, execution)
-        self._preparations = {(target.spec.mean, target.spec.std) for target in networks}
+        self._preparations = {target.spec.normalisation for target in networks}
         self._kept = kept_logits(suite)
 
     def batches(self, cell: Cell) -> list[NDArray[np.int64]]:
@@ -187,8 +187,8 @@ class Scorer:
         except InputError as error:
             raise _UnreadableError(str(error)) from error
         if self._execution.device == "cpu":
-            for mean, std in self._preparations:
-                images.normalised(mean, std)
+            for normalisation in self._preparations:
+                images.normalised(normalisation)
         return images
 
 

@@ -120,5 +120,5 @@ def _onnx_target(name: str, reading: ReadingOptions) -> OnnxTarget:
     if network.size not in (None, spec.size):
         raise InputError(f"{path}: expected an input of {spec.size} pixels, got {network.size}.")
     digest = hashlib.sha256(path.read_bytes())
-    digest.update(to_json(spec).encode())
+    digest.update(to_json(spec.computed).encode())
     return OnnxTarget(name=name, label=path.name, sha256=digest.hexdigest(), spec=spec, path=path)

@@ -179,7 +179,7 @@ class Switchable(Form):
         arrays = [subject.variant.tensors for subject in subjects]
         model = switchable(_dressed(unfolded, spec, normalised), arrays)
         if options.uint8:
-            accept_uint8(model, spec.mean, spec.std)
+            accept_uint8(model, spec.normalisation)
         return model
 
 
@@ -260,7 +260,7 @@ def _ranges(
     spec, size = subject.spec, options.batch or BATCH
     parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
     batches = (
-        normalise_array(filled(part, options.batch or 0), spec.mean, spec.std) for part in parts
+        normalise_array(filled(part, options.batch or 0), spec.normalisation) for part in parts
     )
     return activation_ranges(graph, batches)
 
@@ -270,7 +270,7 @@ def _dressed(model: onnx.ModelProto, spec: ModelSpec, options: GraphOptions) -> 
     if options.softmax:
         end_in_softmax(model)
     if options.uint8:
-        accept_uint8(model, spec.mean, spec.std)
+        accept_uint8(model, spec.normalisation)
     model.producer_name, model.producer_version = "recal", ""
     model.graph.name = "recal"
     return model

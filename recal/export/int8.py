@@ -161,7 +161,7 @@ def judge(
     parts: dict[str, list[NDArray[np.floating]]] = {"pytorch": [], "folded": [], "int8": []}
     for batch in batches_of(len(held_out.pixels)):
         pixels = held_out.pixels[batch]
-        images = normalise_array(pixels, spec.mean, spec.std)
+        images = normalise_array(pixels, spec.normalisation)
         parts["pytorch"].append(run_torch(subject.reference, images, softmax=softmax))
         for name, session in sessions.items():
             parts[name].append(session.outputs(pixels if session.takes_pixels else images))
@@ -175,7 +175,7 @@ def judge(
             f"{where}: expected int8 outputs within {LARGEST_ERROR} of the spread of those in "
             f"float32, got an error of {error:.2f}."
         )
-    few = normalise_array(held_out.pixels[:RIVAL_IMAGES], spec.mean, spec.std)
+    few = normalise_array(held_out.pixels[:RIVAL_IMAGES], spec.normalisation)
     off = (found - exact)[: len(few)]
     ways, indistinct = {}, []
     for name, rival in subject.rivals.items():

@@ -48,7 +48,7 @@ def hostile_inputs(
     Source: Goodfellow et al., arXiv 1412.6572, section 4 (the sign of the gradient).
     """
     pixels = pixels[:IMAGES]
-    images = normalise_array(pixels, spec.mean, spec.std)
+    images = normalise_array(pixels, spec.normalisation)
     with torch.enable_grad():
         inputs = torch.from_numpy(images).requires_grad_()
         logits = network(inputs * 1.0)  # not the leaf, which a network may not change in place
@@ -56,10 +56,11 @@ def hostile_inputs(
             (logits.logsumexp(dim=1) - logits.amax(dim=1)).sum().backward()
     signs = np.zeros_like(images) if inputs.grad is None else inputs.grad.sign().numpy()
     if not takes_pixels:
-        step = (LEVELS / 255 / np.asarray(spec.std, np.float32)).reshape(1, -1, 1, 1)
+        step = (LEVELS / 255 / spec.normalisation.numbers[1]).reshape(1, -1, 1, 1)
         scaled = [images[:2] * np.float32(scale) for scale in (HALF_SCALES if half else SCALES)]
         return [images + step.astype(np.float32) * signs, *scaled]
-    moved = pixels + LEVELS * signs.transpose(0, 2, 3, 1).astype(np.int16)
+    in_rgb = signs[:, :: spec.normalisation.step].transpose(0, 2, 3, 1)
+    moved = pixels + LEVELS * in_rgb.astype(np.int16)
     shape = pixels.shape[1:]
     board = (np.indices(shape).sum(axis=0) % 2 * 255).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
@@ -165,11 +166,11 @@ def prove(
     """
     network, spec, where = subject.reference, subject.spec, subject.where
     session = OnnxNetwork(model, variant=number)
-    reference = widest(network, normalise_array(subject.images[:1], spec.mean, spec.std))
+    reference = widest(network, normalise_array(subject.images[:1], spec.normalisation))
     softmax, takes_pixels = session.gives_probabilities, session.takes_pixels
     count = max(len(subject.images), sum(BATCHES))
     pixels = np.resize(subject.images, (count, *subject.images.shape[1:]))
-    images = normalise_array(pixels, spec.mean, spec.std)
+    images = normalise_array(pixels, spec.normalisation)
     inputs = pixels if takes_pixels else images
     check_any_batch(session, spec.size, where, "Give --fixed-batch 1.")
     exported = np.concatenate([session.outputs(inputs[part]) for part in batches_of(count)])
@@ -178,7 +179,7 @@ def prove(
     half = allowed is FLOAT16
     groups = hostile_inputs(network, pixels, spec, takes_pixels=takes_pixels, half=half)
     hostile = np.concatenate(groups)
-    normalised = normalise_array(hostile, spec.mean, spec.std) if takes_pixels else hostile
+    normalised = normalise_array(hostile, spec.normalisation) if takes_pixels else hostile
     both = np.concatenate([few, normalised])
     exact, rounding = exact_outputs(network, reference, both, softmax=softmax)
     own_error = SLACK * float(rounding[: len(few)].max())

@@ -73,7 +73,7 @@ def _right(
 ) -> NDArray[np.bool_]:
     spec = msgspec.structs.replace(variant.spec, bn_act=bool(bn_act))
     network = build_classifier(checkpoint, replace(variant, spec=spec)).network
-    images = torch.from_numpy(normalise_array(pixels, spec.mean, spec.std))
+    images = torch.from_numpy(normalise_array(pixels, spec.normalisation))
     logits = torch.cat([network(part) for part in torch.split(images, BATCH)]).numpy()
     predicted = (logits if kept is None else logits[:, kept]).argmax(axis=1)
     result: NDArray[np.bool_] = (predicted[:, None] == answers).any(axis=1)

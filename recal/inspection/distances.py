@@ -10,6 +10,7 @@ from recal.checkpoint.checkpoint import Checkpoint, Finding
 from recal.errors import UsageError
 from recal.inspection.findings import examine
 from recal.networks.detect import architecture_of
+from recal.networks.names import is_known
 
 # PyTorch's default for the number that BatchNorm adds to a variance
 EPS = 1e-5
@@ -65,6 +66,7 @@ class Inspection:
         writer: The software that writes this layout.
         roles: Which images trained which branch, by the convention of that software.
         architecture: Name of the architecture, or None if it cannot be determined.
+        feeding: Mean, std and channel order and where they come from, for people, or None.
         parameters: Number of values outside of the BatchNorm layers.
         weights_sha256: SHA-256 of the weights, which variants record.
         branches: The branches, `main` first.
@@ -77,6 +79,7 @@ class Inspection:
     writer: str
     roles: str
     architecture: str | None
+    feeding: str | None
     parameters: int
     weights_sha256: str
     branches: tuple[BranchReport, ...]
@@ -90,18 +93,21 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     Needs no architecture. Statistics are compared in float64, with 1e-5 added to variances as
     BatchNorm itself does.
     """
-    architecture = checkpoint.overrides.arch
-    if architecture is None:
+    architecture, feeding = checkpoint.overrides.arch, None
+    if architecture is None or is_known(architecture):
         with suppress(UsageError):
             tensors = {**checkpoint.weights, **checkpoint.branches["main"]}
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             architecture = architecture_of(checkpoint.facts.arch, shapes)
+        with suppress(UsageError):
+            feeding = checkpoint.spec.feeding
     return Inspection(
         path=str(checkpoint.path),
         layout=checkpoint.layout.name,
         writer=checkpoint.layout.writer,
         roles=checkpoint.layout.roles,
         architecture=architecture,
+        feeding=feeding,
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
         weights_sha256=checkpoint.weights_sha256,
         branches=tuple(

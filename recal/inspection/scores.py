@@ -115,7 +115,7 @@ def score_branches(
         moments: Found = {}
         correct = 0
         for indices, (pixels,) in zip(chosen, batches, strict=True):
-            found = listener(normalise(pixels, spec.mean, spec.std, torch.device("cpu")))
+            found = listener(normalise(pixels, spec.normalisation, torch.device("cpu")))
             moments = merge_found([moments, found])
             done += len(indices)
             progress(done, total)

@@ -1,6 +1,6 @@
 """Networks for images of 32 x 32 pixels: WRN, ResNet, pre-activation ResNet and ResNeXt-29.
 
-Their tensors have the names that AugMix and RobustBench use.
+Their tensors have the names that RobustBench uses. `respell` gives wide ResNets those of AugMix.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from recal.errors import UsageError
 
 EXPANSION = 4  # width after a bottleneck, in widths inside
+SHORTCUT, OTHER_SHORTCUT = "convShortcut", "conv_shortcut"
 BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -27,13 +28,15 @@ class BasicBlock(nn.Module):
         self.conv1 = _conv(width_in, width_out, 3, stride)
         self.bn2 = nn.BatchNorm2d(width_out)
         self.conv2 = _conv(width_out, width_out, 3)
-        self.convShortcut = None if width_in == width_out else _conv(width_in, width_out, 1, stride)
+        if width_in != width_out:
+            self.add_module(SHORTCUT, _conv(width_in, width_out, 1, stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, C', H / stride, W / stride)."""
         active = F.relu(self.bn1(x))
         # if the width changes, the shortcut starts from the activated input, too
-        shortcut = x if self.convShortcut is None else self.convShortcut(active)
+        convolution = self._modules.get(SHORTCUT) or self._modules.get(OTHER_SHORTCUT)
+        shortcut = x if convolution is None else convolution(active)
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return shortcut + out  # type: ignore[no-any-return]
 
@@ -81,6 +84,13 @@ class WideResNet(nn.Module):
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         x = F.relu(self.bn1(x))
         return self.fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def respell(network: nn.Module) -> None:
+    """Name the shortcuts of a wide ResNet as the code of AugMix, AugMax and AFA does."""
+    for block in network.modules():
+        if isinstance(block, BasicBlock) and SHORTCUT in block._modules:
+            block._modules[OTHER_SHORTCUT] = block._modules.pop(SHORTCUT)
 
 
 class PadShortcut(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from recal.networks.names import (
     create_network,
     first_convolution,
     is_known,
+    respelt,
     split_name,
 )
 from recal.networks.wrappers import strip_front
@@ -95,7 +96,7 @@ def fits(name: str, shapes: Shapes) -> bool:
     """
     expected = plain_shapes(shapes)
     for classes in possible_classes(expected):
-        tensors = network_tensors(name, classes)
+        tensors = network_tensors(name, classes, shapes)
         if tensors is None:
             return False
         own = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -123,9 +124,11 @@ def possible_classes(shapes: Shapes) -> list[int]:
 
 
 def network_tensors(
-    name: str, classes: int, *, trusted: bool = False
+    name: str, classes: int, names: Iterable[str] = (), *, trusted: bool = False
 ) -> Mapping[str, torch.Tensor] | None:
     """Return the tensors of a network with fresh weights, as in its state_dict.
+
+    Their spelling follows `names`, those of a file, as in `create_network`.
 
     They have no values where the network can be built without memory. BatchNorm layers without
     statistics are given some.
@@ -134,29 +137,34 @@ def network_tensors(
         None if the network cannot be built.
     """
     try:
+        spelling = respelt(names)
         if split_name(name)[0] in HARMLESS_ORIGINS:
             with suppress(NotImplementedError, RuntimeError):  # of networks that compute when built
-                return _harmless_tensors(name, classes)
-        return _tensors(name, classes, trusted) if trusted else None
+                return _harmless_tensors(name, classes, spelling)
+        return _tensors(name, classes, spelling, trusted) if trusted else None
     except (UsageError, NotImplementedError, RuntimeError):
         return None
 
 
 @functools.lru_cache(maxsize=64)
-def _harmless_tensors(name: str, classes: int) -> Mapping[str, torch.Tensor]:
+def _harmless_tensors(
+    name: str, classes: int, spelling: tuple[str, ...]
+) -> Mapping[str, torch.Tensor]:
     import torch
 
     with torch.device("meta"):
-        return _tensors(name, classes, trusted=False)
+        return _tensors(name, classes, spelling, trusted=False)
 
 
-def _tensors(name: str, classes: int, trusted: bool) -> Mapping[str, torch.Tensor]:
+def _tensors(
+    name: str, classes: int, spelling: tuple[str, ...], trusted: bool
+) -> Mapping[str, torch.Tensor]:
     import torch
 
     from recal.networks.tracking import track_statistics
 
     with torch.random.fork_rng(devices=[]):
-        network = create_network(name, classes, trusted=trusted)
+        network = create_network(name, classes, trusted=trusted, names=spelling)
     track_statistics(network)
     return network.state_dict()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from recal.errors import UsageError, did_you_mean, pick
@@ -23,7 +23,12 @@ HARMLESS_ORIGINS = ("", "recal", "timm", "torchvision")
 
 
 def create_network(
-    name: str, classes: int, *, channels: int = 3, trusted: bool = False
+    name: str,
+    classes: int,
+    *,
+    channels: int = 3,
+    trusted: bool = False,
+    names: Iterable[str] = (),
 ) -> nn.Module:
     """Build a network with randomly initialised weights.
 
@@ -36,6 +41,8 @@ def create_network(
             parameter `in_chans`, `in_channels` or `input_channels`.
         trusted: Whether the user gave the name. A name found in a checkpoint, variant or ONNX file
             cannot select `python:` or `robustbench:`, which import other people's code.
+        names: Names of the tensors that the network is to load. They select the spelling where
+            published code has several.
 
     Raises:
         UsageError: The name is unknown, or is not allowed.
@@ -49,6 +56,8 @@ def create_network(
     if origin == "python":
         return _python(target, classes, channels)
     network = ORIGINS[origin](target, classes)
+    if ORIGINS[origin] is _own and respelt(names):
+        _cifar().respell(network)
     found = first_convolution(network) if channels != 3 else None
     if found is not None:
         _take_channels(found[1], channels)
@@ -71,6 +80,11 @@ def _take_channels(convolution: nn.Conv2d, channels: int) -> None:
     convolution.in_channels = channels
     convolution.weight = nn.Parameter(convolution.weight.new_empty(shape))
     convolution.reset_parameters()
+
+
+def respelt(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the first tensor's name that is spelt as in AugMix's code, or nothing."""
+    return tuple(name for name in names if ".conv_shortcut." in name)[:1]
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
+from recal.data.normalise import ChannelOrder, Normalisation
 from recal.errors import UsageError
-from recal.networks.detect import RGB, architecture_of, input_channels, possible_classes
-from recal.networks.outputs import count_classes
-from recal.networks.wrappers import Channels, strip_front
+from recal.networks.detect import RGB
+from recal.networks.feeding import (
+    AS_ASSUMED,
+    SOURCES,
+    AsAssumed,
+    InputSource,
+    describe_input,
+    for_each,
+)
+from recal.networks.wrappers import Channels
 from recal.policies.families import load_family
 from recal.policies.policy import Policy, load_policy
 from recal.policies.preparation import (
@@ -27,9 +32,8 @@ from recal.policies.preparation import (
 from recal.schema import Record, convert
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1, le=2**24)]
 ChannelCount = Annotated[int, Meta(ge=1, le=1024)]
 
@@ -51,6 +55,8 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         crop_mode: How test images are resized and cropped: see `Preparation`.
         policy: Text of the policy that prepares test images; empty for the family's `clean`.
         channels: Number of channels of the images: 3 for RGB, 1 for grey.
+        channel_order: Order of the channels in the network's input.
+        input_from: Where mean and std come from; if from two places, the less certain one.
     """
 
     arch: str
@@ -65,6 +71,8 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
     crop_mode: CropMode = "none"
     policy: str = ""
     channels: ChannelCount = RGB
+    channel_order: ChannelOrder = "rgb"
+    input_from: InputSource = "given"
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -123,6 +131,21 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         return self.channels, self.size, self.size
 
     @property
+    def normalisation(self) -> Normalisation:
+        """How pixels become the network's input."""
+        return Normalisation(self.mean, self.std, self.channel_order)
+
+    @property
+    def feeding(self) -> str:
+        """Mean, std and channel order, and where they come from, as a phrase for people."""
+        return f"{describe_input(self.normalisation)} ({SOURCES[self.input_from]})"
+
+    @property
+    def computed(self) -> ModelSpec:
+        """This specification without where mean and std come from, which changes no output."""
+        return msgspec.structs.replace(self, input_from="given")
+
+    @property
     def trusted(self) -> bool:
         """Whether the user named the architecture, so that it may be their own code (`python:`)."""
         return False
@@ -145,21 +168,31 @@ class ModelSpec(Record, frozen=True, kw_only=True, eq=False):
         """Return this specification with the given fields replaced."""
         trusted = self.trusted or overrides.arch is not None
         kind = TrustedSpec if trusted else ModelSpec
-        return convert({**msgspec.to_builtins(self), **overrides.given()}, kind, "model")
+        given = overrides.given()
+        channels = overrides.channels or self.channels
+        if overrides.std is not None:
+            given["std"] = for_each(overrides.std, channels)
+        if overrides.mean == AS_ASSUMED:
+            given["mean"], given["input_from"] = self.mean, AS_ASSUMED
+        elif overrides.mean is not None:
+            given["mean"] = for_each(overrides.mean, channels)
+            if overrides.std is not None:
+                given["input_from"] = "given"
+        return convert({**msgspec.to_builtins(self), **given}, kind, "model")
 
     def __eq__(self, other: object) -> bool:
-        """Compare all fields; who named the architecture makes no difference."""
+        """Compare what is computed; who named the architecture, or mean and std, is ignored."""
         if not isinstance(other, ModelSpec):
             return NotImplemented
-        return msgspec.structs.astuple(self) == msgspec.structs.astuple(other)
+        return msgspec.structs.astuple(self.computed) == msgspec.structs.astuple(other.computed)
 
     def __ne__(self, other: object) -> bool:
-        """Compare all fields, as `__eq__` does; without it, identities would be compared."""
+        """Compare as `__eq__` does; without it, identities would be compared."""
         return not self == other
 
     def __hash__(self) -> int:
-        """Return a hash of all fields."""
-        return hash(msgspec.structs.astuple(self))
+        """Return a hash of the fields that `__eq__` compares."""
+        return hash(msgspec.structs.astuple(self.computed))
 
 
 class TrustedSpec(ModelSpec, frozen=True, kw_only=True, eq=False):
@@ -175,12 +208,15 @@ class TrustedSpec(ModelSpec, frozen=True, kw_only=True, eq=False):
 
 
 class ModelOverrides(Record, frozen=True, kw_only=True):
-    """Any of the fields of `ModelSpec`, to override or complete what a file says."""
+    """Any of the fields of `ModelSpec`, to override or complete what a file says.
+
+    A mean `as-assumed` keeps what recal assumes, even if images show that it does not fit.
+    """
 
     arch: str | None = None
     classes: Count | None = None
     family: str | None = None
-    mean: Channels | None = None
+    mean: Channels | AsAssumed | None = None
     std: Channels | None = None
     size: Side | None = None
     bn_act: bool | None = None
@@ -189,6 +225,7 @@ class ModelOverrides(Record, frozen=True, kw_only=True):
     crop_mode: CropMode | None = None
     policy: str | None = None
     channels: ChannelCount | None = None
+    channel_order: ChannelOrder | None = None
 
     def given(self) -> dict[str, object]:
         """Return the fields that are not None."""
@@ -220,153 +257,6 @@ class ModelOverrides(Record, frozen=True, kw_only=True):
 
 
 NOTHING_GIVEN = ModelOverrides()
-
-
-def usual_preprocessing(
-    arch: str, family: str | None = None, size: int | None = None
-) -> ModelOverrides:
-    """Return family and preprocessing that go with an architecture's name, as far as known.
-
-    For timm they are those of its configuration, such as Inception's mean and std for
-    `tf_efficientnet_b0.ap_in1k`, as `timm.data.resolve_data_config` resolves it; with its
-    `test_input_size` as `size`, its `test_crop_pct`. For torchvision they are those on which all
-    its weights of the name agree. They are ImageNet's: a network of another family gets none.
-    """
-    origin, _, name = arch.rpartition(":")
-    if origin in ("timm", "torchvision") and family not in (None, "imagenet"):
-        return NOTHING_GIVEN
-    if origin == "timm":
-        return _timm(name, size)
-    if origin == "torchvision":
-        return _torchvision(name)
-    if arch.startswith("robustbench:"):
-        return _zoo(arch.removeprefix("robustbench:"))
-    return ModelOverrides(family="cifar")
-
-
-def _timm(name: str, size: int | None) -> ModelOverrides:
-    import timm
-    from timm.data.config import resolve_data_config
-
-    try:
-        config = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
-    except RuntimeError as error:
-        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        near = f" Use one of {', '.join(tags)}, or no tag." if tags else " Leave the tag out."
-        raise UsageError(f"--arch: timm has no weights '{name}'.{near}") from error
-    if config is None:
-        return ModelOverrides(family="imagenet")
-    tests = size is not None and config.test_input_size == (config.input_size[0], size, size)
-    content = config.to_dict()  # type: ignore[no-untyped-call]
-    found = resolve_data_config(pretrained_cfg=content, use_test_size=tests)  # type: ignore[no-untyped-call]
-    return ModelOverrides(
-        family="imagenet",
-        mean=found["mean"] if len(found["mean"]) == RGB else None,
-        std=found["std"] if len(found["std"]) == RGB else None,
-        size=found["input_size"][-1],
-        crop_share=found["crop_pct"],
-        interpolation=found["interpolation"],
-        crop_mode=found["crop_mode"],
-    )
-
-
-def _torchvision(name: str) -> ModelOverrides:
-    from torchvision import models
-
-    known = name in models.list_models(module=models)
-    presets = [w.transforms() for w in models.get_model_weights(name)] if known else []
-
-    def agreed(values: list[T]) -> T | None:
-        return values[0] if len(set(values)) == 1 else None
-
-    return ModelOverrides(
-        family="imagenet",
-        size=agreed([preset.crop_size[0] for preset in presets]),
-        crop_share=agreed([_share(p.crop_size[0], p.resize_size[0]) for p in presets]),
-        interpolation=agreed([preset.interpolation.value for preset in presets]),
-    )
-
-
-def _share(size: int, resized: int) -> float:
-    """Return the share that gives back, as `Prepare` rounds, the side that was resized to."""
-    share = size / resized
-    return share if math.floor(size / share) == resized else math.nextafter(share, 0)
-
-
-@functools.lru_cache
-def _zoo(name: str) -> ModelOverrides:
-    """Return the preprocessing of RobustBench's network, which takes images in [0, 1].
-
-    If it has mean and standard deviation as buffers, recal applies them in its place.
-    """
-    from recal.networks.external import zoo_network
-
-    front = strip_front(zoo_network(name).state_dict())
-    return ModelOverrides(
-        family="imagenet" if name.startswith("imagenet/") else "cifar",
-        mean=front.mean or (0.0, 0.0, 0.0),
-        std=front.std or (1.0, 1.0, 1.0),
-    )
-
-
-def complete_spec(
-    overrides: ModelOverrides,
-    facts: ModelOverrides,
-    tensors: Mapping[str, torch.Tensor],
-    where: str = "model",
-) -> ModelSpec:
-    """Fill a specification: first from the user, then the file, the network and the family.
-
-    The tensors are the weights and one branch under plain names, which may determine the
-    architecture and the number of classes; it is a `UsageError` if nothing does.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    known = overrides.over(facts)
-    arch = overrides.arch or architecture_of(facts.arch, shapes)
-    told = known
-    known = known.over(usual_preprocessing(arch, known.family, known.size))
-    family = load_family(known.family or "cifar")
-    trusted, size = overrides.arch is not None, known.size or family.size
-    classes = known.classes
-    if classes is None and shapes:
-        classes = count_classes(arch, shapes, (known.channels, size), trusted=trusted)
-        classes = classes or possible_classes(shapes)[0]
-    classes = classes or family.classes
-    if classes is None:
-        raise UsageError(
-            f"{where}: the number of classes cannot be told from the file. Give --classes."
-        )
-    trusted = overrides.arch is not None
-    channels = known.channels or (
-        input_channels(arch, classes, shapes, trusted=trusted) if shapes else RGB
-    )
-    mean, std = told.mean, told.std
-    if channels == RGB:
-        mean, std = known.mean or family.mean, known.std or family.std
-    elif len({*family.mean}) == len({*family.std}) == 1:  # a family of grey images
-        mean, std = mean or family.mean[:1] * channels, std or family.std[:1] * channels
-    if mean is None or std is None:
-        plural = "s" * (channels > 1)
-        raise UsageError(
-            f"{where}: expected mean and std of each channel, because the network takes images of "
-            f"{channels} channel{plural}, got none. Give --mean and --std, {channels} "
-            f"number{plural} each."
-        )
-    content = {
-        "arch": arch,
-        "classes": classes,
-        "family": family.name,
-        "mean": mean,
-        "std": std,
-        "size": size,
-        "bn_act": known.bn_act is not False,
-        "crop_share": known.crop_share or family.crop_share,
-        "interpolation": known.interpolation or family.interpolation,
-        "crop_mode": known.crop_mode or family.crop_mode,
-        "policy": known.policy or "",
-        "channels": channels,
-    }
-    return convert(content, TrustedSpec if trusted else ModelSpec, where)
 
 
 def _numbers(values: Channels) -> str:

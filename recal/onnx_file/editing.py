@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from recal.data.normalise import Normalisation
 from recal.errors import InputError
 
 LEAVES = ("weight", "bias", "running_mean", "running_var")
@@ -85,12 +86,13 @@ def with_arrays(
     return changed
 
 
-def accept_uint8(model: onnx.ModelProto, mean: Sequence[float], std: Sequence[float]) -> None:
+def accept_uint8(model: onnx.ModelProto, normalisation: Normalisation) -> None:
     """Make the input uint8 (N, H, W, C) pixels and put the normalisation into the graph."""
     graph = model.graph
     batch, channels, height, width = _shape(graph.input[0])
     # (x - 255 mean) / (255 std): two passes over the pixels instead of three
-    shift, scale = 255.0 * np.asarray(mean, np.float64), 1 / (255.0 * np.asarray(std, np.float64))
+    mean, std = normalisation.numbers
+    shift, scale = 255.0 * mean, 1 / (255.0 * std)
     graph.initializer.extend(
         numpy_helper.from_array(values.astype(np.float32).reshape(1, -1, 1, 1), name)
         for name, values in (("pixel_shift", shift), ("pixel_scale", scale))
@@ -102,6 +104,11 @@ def accept_uint8(model: onnx.ModelProto, mean: Sequence[float], std: Sequence[fl
         helper.make_node("Sub", ["levels", "pixel_shift"], ["centred"], "minus_mean"),
         helper.make_node("Mul", ["centred", "pixel_scale"], ["normalised"], "over_std"),
     ]
+    if normalisation.step < 0:
+        order = numpy_helper.from_array(np.array([2, 1, 0], np.int64), "channel_order")
+        graph.initializer.append(order)
+        front[0].input[0] = "bgr"
+        front.insert(0, helper.make_node("Gather", ["input", order.name], ["bgr"], axis=3))
     refill(graph.node, [*front, *graph.node])
     shape = (batch, height, width, channels)
     pixels = helper.make_tensor_value_info("input", TensorProto.UINT8, shape)

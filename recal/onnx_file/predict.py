@@ -8,7 +8,8 @@ import numpy as np
 
 from recal.data.images import IMAGE_SUFFIXES, FileSource
 from recal.errors import BrokenImageError, InputError, UsageError
-from recal.networks.spec import ModelOverrides, ModelSpec, complete_spec
+from recal.networks.completion import complete_spec
+from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.onnx_file.session import OnnxNetwork
 from recal.policies.prepared import PreparedImages
 from recal.progress import Progress, silent
@@ -113,7 +114,7 @@ def predict(
         progress(end, len(images))
         if not read:
             continue
-        logits = network.classify(np.stack(list(read.values())), spec.mean, spec.std)
+        logits = network.classify(np.stack(list(read.values())), spec.normalisation)
         shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]

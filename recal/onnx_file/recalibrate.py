@@ -198,7 +198,7 @@ def recalibrate(
                 if keeps:
                     kept[number] = batch
                 if taken.elem_type != TensorProto.UINT8:
-                    batch = normalise_array(batch, spec.mean, spec.std)
+                    batch = normalise_array(batch, spec.normalisation)
                 for layer, moments in run(batch).items():
                     parts[layer].append(moments)
                 done += len(batch)

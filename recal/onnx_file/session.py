@@ -1,7 +1,7 @@
 """Running ONNX files in ONNX Runtime, and checking them against their own record, without torch."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from recal.data.normalise import normalise_array
+from recal.data.normalise import Normalisation, normalise_array
 from recal.errors import InputError, VerificationError, pick, reason
 from recal.onnx_file.reading import check_model, read_model
 from recal.onnx_file.record import OnnxRecord, Probe, check_digest, parse_record, read_record
@@ -154,10 +154,10 @@ class OnnxNetwork:
         return np.concatenate(parts)
 
     def classify(
-        self, pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
+        self, pixels: NDArray[np.uint8], normalisation: Normalisation
     ) -> NDArray[np.float32]:
         """Return logits (N, K) of pixels, uint8 (N, H, W, C), normalised if the file needs it."""
-        return self.logits(pixels if self.takes_pixels else normalise_array(pixels, mean, std))
+        return self.logits(pixels if self.takes_pixels else normalise_array(pixels, normalisation))
 
     def noise(self, images: int, side: int) -> NDArray[Any]:
         """Return seeded noise as the file takes it; `side` in pixels applies if it takes any."""

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from recal.data.folders import find_images
 from recal.data.images import ImageSource
+from recal.data.normalise import Normalisation
 from recal.data.remote import local_data
 from recal.data.splits import TRAIN
 from recal.errors import pick
@@ -57,6 +58,11 @@ class Family(Record, frozen=True, kw_only=True):
             crop_mode=self.crop_mode,
             published=self.size,
         )
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The mean and std as a `Normalisation`."""
+        return Normalisation(self.mean, self.std)
 
 
 class OfFamily(Protocol):

@@ -98,7 +98,19 @@ def summary_blocks(summary: Summary) -> list[Block]:
         *verdicts(summary),
         "Accuracies and ECE in percent, NLL in nats; ± half the width of the 95 % interval. "
         f"Computed by {summary.execution}.",
+        *_feeding(summary),
         *_origin(summary),
+    ]
+
+
+def _feeding(summary: Summary) -> list[Block]:
+    """Return a sentence for each way in which networks were fed."""
+    ways: dict[str, list[str]] = {}
+    for label, way in summary.feeding.items():
+        ways.setdefault(way, []).append(label)
+    return [
+        f"Input of {', '.join(labels) if len(ways) > 1 else 'the networks'}: {way}."
+        for way, labels in ways.items()
     ]
 
 

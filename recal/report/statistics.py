@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recal.errors import listed
+from recal.networks.feeding import describe_input
 from recal.policies.prepared import USED_WHOLE
 from recal.report.blocks import Block, Facts, Grid
 from recal.variant.statistics import Bound, BranchStatistics, EstimatedStatistics
 
 if TYPE_CHECKING:
+    from recal.calibration.feeding import Feeding
     from recal.inspection.distances import BranchReport, Inspection
     from recal.inspection.scores import BranchScore
     from recal.variant.variant import Variant
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 BAR = 20
 
 
-def inspection_blocks(inspection: Inspection, scores: Sequence[BranchScore] = ()) -> list[Block]:
+def inspection_blocks(
+    inspection: Inspection, scores: Sequence[BranchScore] = (), feeding: Feeding | None = None
+) -> list[Block]:
     """Return the facts, the distances between branches, and how well each branch does."""
     blocks: list[Block] = [_facts(inspection)]
     finite = [d.symmetric_kl for b in inspection.branches for d in b.distances]
@@ -33,6 +37,8 @@ def inspection_blocks(inspection: Inspection, scores: Sequence[BranchScore] = ()
             "mean: shift in standard deviations; log var: log-variance ratio; affine: relative "
             "distance; sym. KL: symmetric KL divergence in nats."
         )
+    if feeding is not None:
+        blocks += _fits(feeding)
     if scores:
         blocks.append(_scores(scores))
     if not inspection.findings:
@@ -41,11 +47,13 @@ def inspection_blocks(inspection: Inspection, scores: Sequence[BranchScore] = ()
 
 
 def inspection_document(
-    inspection: Inspection, scores: Sequence[BranchScore] = ()
+    inspection: Inspection, scores: Sequence[BranchScore] = (), feeding: Feeding | None = None
 ) -> dict[str, Any]:
     """Return the content of `recal inspect --json`."""
     warnings = [finding.sentence for finding in inspection.findings]
     document = {**asdict(inspection), "warnings": warnings}
+    if feeding is not None:
+        document["fits"] = asdict(feeding)
     by_name = {score.branch: score for score in scores}
     for branch in document["branches"]:
         if branch["name"] in by_name:
@@ -73,6 +81,7 @@ def _facts(inspection: Inspection) -> Facts:
         "file": inspection.path,
         "layout": inspection.layout + (f" ({inspection.writer})" if inspection.writer else ""),
         "architecture": inspection.architecture or "unknown; pass --arch to build it",
+        **({"input": inspection.feeding} if inspection.feeding else {}),
         "branches": ", ".join(branch.name for branch in inspection.branches),
         "roles": inspection.roles,
         "BatchNorm": f"{main.layers} layers, {main.channels:,} channels",
@@ -91,6 +100,23 @@ def _distances(branch: BranchReport, largest: float) -> Grid:
         rows.append((d.layer, *numbers, affine, f"{d.symmetric_kl:.3f}", bar.ljust(BAR)))
     header = ("layer", "mean", "log var", "affine", "sym. KL", "")
     return Grid(f"{branch.name} against main", header, tuple(rows))
+
+
+def _fits(feeding: Feeding) -> list[Block]:
+    """Return how well the stored statistics fit images under the usual normalisations."""
+    if not feeding.fits:
+        return [feeding.verdict]
+    names = tuple(feeding.fits[0].distances)
+    rows = [
+        (fit.what, describe_input(fit.normalisation), *(f"{fit.distances[n]:.4f}" for n in names))
+        for fit in feeding.fits
+    ]
+    title = f"input: statistics of {feeding.layer} against {feeding.images:,} images"
+    return [
+        Grid(title, ("normalisation", "numbers", *names), tuple(rows), left=(0, 1)),
+        f"{feeding.verdict[0].upper()}{feeding.verdict[1:]} Values are squared Hellinger "
+        "distances, from 0 to 1.",
+    ]
 
 
 def _scores(scores: Sequence[BranchScore]) -> Facts:

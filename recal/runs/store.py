@@ -112,7 +112,10 @@ class RunRecord(Record, frozen=True, kw_only=True):
     @property
     def request(self) -> str:
         """The hash of what was requested."""
-        return digest_of(msgspec.structs.replace(self, held=None))
+        # who says how networks are fed is of no account
+        replace = msgspec.structs.replace
+        targets = tuple(replace(t, model=t.model.computed) for t in self.targets)
+        return digest_of(replace(self, held=None, targets=targets))
 
 
 @dataclass(frozen=True)

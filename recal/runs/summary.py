@@ -105,6 +105,7 @@ class Summary(Record, frozen=True, kw_only=True):
         targets: One row for each target; `summary` in JSON.
         attacks: How the images of cells were attacked; every target predicts those of each.
         execution: How networks were run, for people.
+        feeding: Mean, std and channel order of each target, and where they come from, for people.
         warnings: What is odd about the images, the preprocessing or the results.
     """
 
@@ -120,6 +121,7 @@ class Summary(Record, frozen=True, kw_only=True):
     targets: tuple[TargetRow, ...] = msgspec.field(name="summary", default=())
     attacks: tuple[AttackedCell, ...] = ()
     execution: str = ""
+    feeding: dict[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -240,6 +242,7 @@ def summarise_run(
         cells_done=len({cell for m in measured.values() for cell in m.cells}),
         cells_of_suite=len(run.standard or record.attacks) + 1,
         attacks=record.attacks,
+        feeding={target.label: target.model.feeding for target in record.targets},
         cells=cells,
         parts=tuple(
             PartRow(target=name, by=group.by, part=group.name, **_means(m, group.cells))

@@ -1,7 +1,7 @@
 """Ordinary networks and checkpoints, with plain BatchNorm, from a checkpoint and a variant."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
     origin = split_name(spec.arch)[0]
     if origin in HARMLESS_ORIGINS:
         _check_without_memory(checkpoint, spec, given, where)
-    network = _create(checkpoint, spec)
+    network = _create(checkpoint, spec, given)
     if checkpoint.facts.mean is None:
         _check_normalisation(network, spec, where)
     plain = make_plain(network, checkpoint.layout, checkpoint.weights)
@@ -134,7 +134,7 @@ def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
     network.load_state_dict(state, strict=True)
     network = network.float().requires_grad_(False).eval()
     if plain.replaced and origin not in RECALS_OWN:
-        own = load_own(_create(checkpoint, spec), checkpoint.layout, given)
+        own = load_own(_create(checkpoint, spec, given), checkpoint.layout, given)
         if own is not None and compare_networks(
             network, own, spec.input_shape, plain.replaced, where
         ):
@@ -142,20 +142,22 @@ def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
     return Built(network=network, own=network)
 
 
-def _create(checkpoint: Checkpoint, spec: ModelSpec) -> nn.Module:
+def _create(checkpoint: Checkpoint, spec: ModelSpec, names: Iterable[str]) -> nn.Module:
     """Create the network with the same random values each time, for what no file stores."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would change GPUs' too
-        network = _network(spec).cpu()
+        network = _network(spec, names).cpu()
     track_statistics(network)
     if not spec.bn_act:
         drop_activations(network, checkpoint.split_layers)
     return network
 
 
-def _network(spec: ModelSpec) -> nn.Module:
-    """Create a network of the specification's architecture, in its random state."""
-    return create_network(spec.arch, spec.classes, channels=spec.channels, trusted=spec.trusted)
+def _network(spec: ModelSpec, names: Iterable[str]) -> nn.Module:
+    """Create a network of the specification's architecture for tensors of these names."""
+    return create_network(
+        spec.arch, spec.classes, channels=spec.channels, trusted=spec.trusted, names=names
+    )
 
 
 def _check_normalisation(network: nn.Module, spec: ModelSpec, where: str) -> None:
@@ -178,7 +180,7 @@ def _check_without_memory(
     """Refuse an architecture that does not fit before it takes memory, which may be any amount."""
     try:
         with torch.device("meta"):
-            network = _network(spec)
+            network = _network(spec, given)
             track_statistics(network)
         names = make_plain(network, checkpoint.layout, checkpoint.weights).names
     except (NotImplementedError, RuntimeError):
@@ -245,10 +247,7 @@ def convert(checkpoint: Checkpoint, variant: Variant | str, output: Path) -> tup
     spec, notes = _spec(checkpoint, variant)
     if spec is not None:
         notes.append(_check(checkpoint, variant, state, spec))
-        mean, std = (",".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
-        notes.append(
-            f"it expects images in [0, 1] with mean {mean} and std {std}, {spec.size} pixels"
-        )
+        notes.append(f"it expects images in [0, 1], {spec.size} pixels, {spec.feeding}")
     if suffix == ".safetensors":
         write_whole(output, save(state, metadata={METADATA_KEY: to_json(spec or {})}))
     else:
@@ -275,7 +274,7 @@ def _check(
 ) -> str:
     """Load the state with strict=True into the architecture and compare with what recal builds."""
     built = build_classifier(checkpoint, variant).network
-    network = _network(spec)
+    network = _network(spec, state)
     if not spec.bn_act:  # of a plain file, every layer's is dropped
         drop_activations(network, checkpoint.layers)
     try:

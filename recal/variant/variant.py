@@ -93,7 +93,7 @@ class Variant:
     @property
     def sha256(self) -> str:
         """SHA-256 of the network that the variant makes: weights, BatchNorm and preprocessing."""
-        digest = hashlib.sha256((self.weights_sha256 + to_json(self.spec)).encode())
+        digest = hashlib.sha256((self.weights_sha256 + to_json(self.spec.computed)).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode() + np.ascontiguousarray(self.tensors[name]).tobytes())
         return digest.hexdigest()

@@ -97,8 +97,8 @@ def test_another_variant_is_not_this_one(checkpoint, exported):
 def test_a_runtime_that_computes_otherwise_is_found(exported):
     model = read_model(exported)
     record = read_record(model, "m.onnx")
-    (first, *rest), *others = record.probe.outputs
-    probe = replace(record.probe, outputs=((first + 0.1, *rest), *others))
+    (((first, *rest), *others),) = record.probe.outputs
+    probe = replace(record.probe, outputs=(((first + 0.1, *rest), *others),))
     write_record(model, replace(record, probe=probe))
     exported.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match="This ONNX Runtime computes otherwise"):

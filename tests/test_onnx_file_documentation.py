@@ -22,7 +22,7 @@ def test_the_serving_example_runs(recal, split_checkpoint, class_folders, tmp_pa
         "--class-names", "names.txt",
     )  # fmt: skip
     assert status == 0, err
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT.partition("## Run it")[2], re.S)
     scope = {}
     exec(code, scope)
     pictures = sorted((class_folders / "test" / "class1").iterdir())

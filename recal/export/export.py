@@ -110,7 +110,7 @@ def export_onnx(
         model=spec,
         variants=tuple(HeldVariant.of(subject.variant, subject.name) for subject in subjects),
         versions=with_onnx(versions_with_torch()),
-        probe=make_probe(content),
+        probe=make_probe(content, len(subjects)),
         checkpoint_sha256=digest.hexdigest(),
         classes=None if class_names is None else tuple(class_names),
         accuracies=accuracies,

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from recal.errors import InputError, VerificationError
 from recal.networks.spec import ModelSpec
+from recal.onnx_file.probe import Probe
 from recal.onnx_file.reading import graph_bytes
 from recal.schema import Record, convert, read_json, to_json
 from recal.variant.statistics import Statistics
@@ -153,20 +154,6 @@ class Int8Record(Record, frozen=True, kw_only=True):
     proof: Int8Proof
 
 
-class Probe(Record, frozen=True, kw_only=True):
-    """Outputs on seeded noise, which tell a device whether its ONNX Runtime computes the same.
-
-    Attributes:
-        seed: Seed of the noise.
-        largest: Largest absolute output.
-        outputs: First outputs of each image.
-    """
-
-    seed: Count
-    largest: float
-    outputs: tuple[tuple[float, ...], ...]
-
-
 class Accuracies(Record, frozen=True, kw_only=True):
     """What an evaluation found of the variant in the file.
 
@@ -224,7 +211,7 @@ class OnnxRecord(Record, frozen=True, kw_only=True):
         model: Architecture and preprocessing.
         variants: The variants in the file: one, or in a switchable file several, in order.
         versions: Versions of the libraries that made the file.
-        probe: Outputs on seeded noise.
+        probe: Outputs on noise that any language can repeat.
         checkpoint_sha256: Hash of the checkpoint's file.
         classes: Names of the classes, in the order of the outputs.
         accuracies: Results of an evaluation of the variant.

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from recal.data.normalise import Normalisation, normalise_array
 from recal.errors import InputError, VerificationError, pick, reason
+from recal.onnx_file.probe import IMAGES, Probe, probe_of, repeatable_noise
 from recal.onnx_file.reading import check_model, read_model
-from recal.onnx_file.record import OnnxRecord, Probe, check_digest, parse_record, read_record
+from recal.onnx_file.record import OnnxRecord, check_digest, parse_record, read_record
 
 NODE = re.compile(r"Name:('[^']*')")
 INPUTS = ("tensor(float)", "tensor(uint8)")
@@ -80,6 +81,7 @@ class OnnxNetwork:
         optimisation: How far ONNX Runtime folds and fuses nodes.
 
     Attributes:
+        variant: Number of the variant that runs; None if the file is not switchable.
         classes: Number of classes, or None if the file leaves it open.
         batch: Number of images to which the file is fixed, or None.
         size: Side of the input in pixels, or None if the file leaves it open.
@@ -109,10 +111,10 @@ class OnnxNetwork:
             names = [held.name for held in self.record.variants] if self.record else []
             variant = names.index(pick(variant, names, "--variant"))
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._extra: dict[str, NDArray[Any]] = {}
+        self.variant: int | None = None
         if any(given.name == "variant" for given in inputs):
             inputs = [given for given in inputs if given.name != "variant"]
-            self._extra["variant"] = np.array(variant, np.int64)
+            self.variant = variant
         shape, kind = (inputs[0].shape, inputs[0].type) if inputs else ([], "")
         if len(inputs) != 1 or len(outputs) != 1 or len(shape) != 4 or kind not in INPUTS:
             raise InputError(
@@ -144,12 +146,13 @@ class OnnxNetwork:
         Raises:
             InputError: ONNX Runtime refuses the images.
         """
+        chosen = {} if self.variant is None else {"variant": np.array(self.variant, np.int64)}
         if self.batch is None:
-            return run_session(self._session, {self._input: inputs, **self._extra})[0]
+            return run_session(self._session, {self._input: inputs, **chosen})[0]
         parts = []
         for start in range(0, len(inputs), self.batch):
             part = inputs[start : start + self.batch]
-            given = {self._input: filled(part, self.batch), **self._extra}
+            given = {self._input: filled(part, self.batch), **chosen}
             parts.append(run_session(self._session, given)[0][: len(part)])
         return np.concatenate(parts)
 
@@ -160,12 +163,10 @@ class OnnxNetwork:
         return self.logits(pixels if self.takes_pixels else normalise_array(pixels, normalisation))
 
     def noise(self, images: int, side: int) -> NDArray[Any]:
-        """Return seeded noise as the file takes it; `side` in pixels applies if it takes any."""
+        """Return noise as the file takes it; `side` in pixels applies if it takes any."""
         side, channels = self.size or side, self.channels or 3
-        rng = np.random.default_rng(SEED)
-        if self.takes_pixels:
-            return rng.integers(0, 256, (images, side, side, channels), dtype=np.uint8)
-        return rng.standard_normal((images, channels, side, side), dtype=np.float32)
+        places = (side, side, channels) if self.takes_pixels else (channels, side, side)
+        return repeatable_noise((images, *places), pixels=self.takes_pixels)
 
 
 def check_any_batch(network: OnnxNetwork, side: int, where: str, advice: str) -> None:
@@ -198,21 +199,20 @@ def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:
     return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
 
 
-SEED = 0
 SIDE = 64  # of noise for networks that take any size
-KEPT = 8
 TOLERANCE = 1e-3
 COARSE_TOLERANCE = 5e-2
 
 
-def make_probe(model: bytes) -> Probe:
-    """Run a network on two images of seeded noise and return its first outputs."""
-    outputs = _on_noise(model)
-    return Probe(
-        seed=SEED,
-        largest=float(f"{np.abs(outputs).max():.4g}"),
-        outputs=tuple(tuple(float(f"{value:.6g}") for value in row[:KEPT]) for row in outputs),
-    )
+def make_probe(model: bytes, variants: int = 1) -> Probe:
+    """Run each variant of a network on noise and return the first outputs."""
+    network = OnnxNetwork(model)
+    inputs = network.noise(network.batch or IMAGES, SIDE)
+    outputs = []
+    for number in range(variants):
+        network.variant = number if variants > 1 else None
+        outputs.append(network.outputs(inputs))
+    return probe_of(inputs, outputs)
 
 
 def noise_difference(
@@ -230,7 +230,7 @@ def _on_noise(
     model: bytes, optimisation: onnxruntime.GraphOptimizationLevel = FULL
 ) -> NDArray[np.float64]:
     network = OnnxNetwork(model, optimisation=optimisation)
-    return network.outputs(network.noise(2, SIDE)).astype(np.float64)
+    return network.outputs(network.noise(IMAGES, SIDE)).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,11 +260,8 @@ def verify_alone(path: Path) -> SelfCheck:
     record = read_record(model, where)
     check_digest(model, record, where)
     check_model(model, where)
-    found, recorded = _on_noise(model.SerializeToString())[:, :KEPT], record.probe.outputs
-    difference = float("inf")
-    if [len(row) for row in recorded] == [found.shape[1]] * len(found):
-        distance = np.abs(found - np.asarray(recorded, np.float64)).max()
-        difference = float(distance / max(1.0, record.probe.largest))
+    again = make_probe(model.SerializeToString(), len(record.variants))
+    difference = record.probe.difference(again)
     allowed = COARSE_TOLERANCE if record.form in ("float16", "int8") else TOLERANCE
     if not difference <= allowed:
         raise VerificationError(

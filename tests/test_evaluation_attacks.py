@@ -64,7 +64,9 @@ def model(split_checkpoint):
 @pytest.mark.parametrize("start", [False, True])
 def test_the_attack_is_the_papers(model, attack, start):
     model, x, y = model.double(), pixels().double(), torch.arange(6)
-    starts = random_starts(Pgd(**{**options(attack), "random_start": start}), 3, np.arange(6), 32)
+    starts = random_starts(
+        Pgd(**{**options(attack), "random_start": start}), 3, np.arange(6), (3, 32, 32)
+    )
     starts = None if starts is None else starts.double()
     found = attack_images(model, x, y, attack, starts)
     torch.testing.assert_close(found, pgd(model, x, y, attack, starts), rtol=0, atol=1e-9)
@@ -98,10 +100,10 @@ def test_torchattacks_changes_images_alike(model, attack):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_starts_belong_to_an_image_and_fill_the_ball(norm):
     attack = Pgd(norm=norm, radius=8, step=2, steps=1)
-    whole = random_starts(attack, 5, np.arange(100), 8)
-    part = random_starts(attack, 5, np.array([70, 3]), 8)
+    whole = random_starts(attack, 5, np.arange(100), (3, 8, 8))
+    part = random_starts(attack, 5, np.array([70, 3]), (3, 8, 8))
     assert torch.equal(part, whole[[70, 3]])
-    assert not torch.equal(random_starts(attack, 6, np.arange(100), 8), whole)
+    assert not torch.equal(random_starts(attack, 6, np.arange(100), (3, 8, 8)), whole)
     lengths = whole.abs().amax((1, 2, 3)) if norm == "linf" else whole.flatten(1).norm(dim=1)
     assert (lengths <= 8 / 255 * (1 + 1e-6)).all()
     shares = whole.flatten() * 255 / 16 + 0.5 if norm == "linf" else lengths * 255 / 8
@@ -155,7 +157,7 @@ def test_every_target_predicts_the_images_of_every_attack(
     y = torch.from_numpy(source.labels)
     models = {name: Normalised(checkpoint, name).eval() for name in ("main", "aux0")}
     for name, attack in read_suite(tmp_path / "two.toml").attack.items():
-        starts = random_starts(attack, 4, np.arange(40), 32)
+        starts = random_starts(attack, 4, np.arange(40), (3, 32, 32))
         for attacked, network in models.items():
             images = attack_images(network, x, y, attack, starts)
             for target, other in models.items():

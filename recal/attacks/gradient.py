@@ -1,5 +1,6 @@
 """Projected gradient descent on a batch of images, each by itself."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from recal.attacks.attack import LEVELS, Pgd
 from recal.corruptions.random import Draws, derive_key, fill_normals, uniforms
+from recal.data.normalise import Normalisation
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """Function from images in [0, 1], (N, 3, H, W), to logits, (N, K), through which gradients flow."""
@@ -57,26 +59,35 @@ def attack_images(
     return changed
 
 
+def normalised(images: torch.Tensor, how: Normalisation) -> torch.Tensor:
+    """Return images (N, C, H, W) in [0, 1] as a network takes them; gradients flow through."""
+    numbers = torch.from_numpy(how.numbers.astype(np.float32)).to(images.device)
+    shift, scale = numbers[..., None, None]
+    ordered = images.flip(1) if how.step < 0 else images
+    inputs: torch.Tensor = (ordered - shift) / scale
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
 def _norms(images: torch.Tensor) -> torch.Tensor:
     norms: torch.Tensor = images.flatten(1).norm(dim=1)
     return norms.view(-1, 1, 1, 1)
 
 
 def random_starts(
-    attack: Pgd, seed: int, indices: NDArray[np.int64], side: int
+    attack: Pgd, seed: int, indices: NDArray[np.int64], shape: tuple[int, ...]
 ) -> torch.Tensor | None:
-    """Return the random changes that an attack starts with, float32 (N, 3, side, side), or None.
+    """Return the random changes that an attack starts with, float32 (N, *shape), or None.
 
     Those of an image are a function of the seed and its index alone.
     """
     if not attack.random_start:
         return None
-    shape, radius = (len(indices), 3, side, side), attack.radius / LEVELS
+    whole, radius = (len(indices), *shape), attack.radius / LEVELS
     draws = Draws(derive_key(seed, f"attack/{attack.norm}", 0), indices.astype(np.int64))
     if attack.norm == "linf":
-        changes = (2 * uniforms(draws, 3 * side**2) - 1) * radius
-        return torch.from_numpy(changes.astype(np.float32).reshape(shape))
-    changes = np.empty(shape)
+        changes = (2 * uniforms(draws, math.prod(shape)) - 1) * radius
+        return torch.from_numpy(changes.astype(np.float32).reshape(whole))
+    changes = np.empty(whole)
     for i, change in enumerate(changes):
         fill_normals(change, 0.0, 1.0, draws, i)
     lengths = np.sqrt(np.square(changes).sum(axis=(1, 2, 3)))

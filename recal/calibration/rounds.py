@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from recal.attacks.attack import Pgd
+from recal.attacks.gradient import attack_images, normalised, random_starts
 from recal.calibration.consistent import Consistent, consistent
 from recal.calibration.estimators import (
     CONSISTENT,
@@ -22,7 +24,7 @@ from recal.calibration.estimators import (
 from recal.calibration.hooks import Listener, observe
 from recal.data.batches import Batches, PolicyBatches
 from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
-from recal.data.normalise import normalise
+from recal.data.normalise import Normalisation, normalise
 from recal.data.sampling import DEFAULT_SAMPLES
 from recal.distributed import ALONE, WHOLE, Part, World
 from recal.errors import InputError, UsageError, pick
@@ -120,6 +122,13 @@ def estimate(
             f"--part: expected at most {len(batches)} parts, the number of batches, got {part}."
         )
     drawn = np.concatenate(batches)
+    policies = [prepared.policy for prepared in images.each]
+    if settings.tolerance is not None and any(policy.mix for policy in policies):
+        raise UsageError(
+            "--tolerance: expected a policy that mixes no images, got one that mixes each with any "
+            "of the whole sample. Set --samples instead."
+        )
+    images = images.mixing_with(np.sort(drawn))
     task = _Task(networks, images, settings, spec, part, progress)
     rounds = _Layerwise(task) if settings.estimator == CONSISTENT else _OneReading(task)
     size, tolerance, end = settings.batch_size, settings.tolerance, len(batches)
@@ -173,12 +182,42 @@ class _Task:
     def read(self, batches: Sequence[NDArray[np.int64]], *, keep: bool) -> Batches:
         return Batches(self.images, batches, workers=self.settings.workers, keep=keep)
 
-    def inputs(self, pixels: PolicyBatches, keys: Iterable[Key]) -> dict[Key, torch.Tensor]:
-        """Return the batches of the networks by key; those of one policy share a tensor."""
+    def inputs(
+        self, pixels: PolicyBatches, keys: Iterable[Key], indices: NDArray[np.int64]
+    ) -> dict[Key, torch.Tensor]:
+        """Return the batches of the networks by key; those of one policy share a tensor.
+
+        Adversarial images are those of each network with its stored statistics.
+        """
         spec, device = self.spec, self.settings.device
+        attacks = [prepared.policy.attack for prepared in self.images.each]
         policies = {policy for _, policy in keys}
         ready = {p: normalise(pixels[p], spec.normalisation, device) for p in policies}
-        return {key: ready[key[1]] for key in keys}
+        return {
+            key: ready[key[1]]
+            if (attack := attacks[key[1]]) is None
+            else self._attacked(attack, self.networks[key], pixels[key[1]], indices)
+            for key in keys
+        }
+
+    def _attacked(
+        self, attack: Pgd, network: nn.Module, pixels: torch.Tensor, indices: NDArray[np.int64]
+    ) -> torch.Tensor:
+        """Return normalised images that lead a network away from its own predictions."""
+        spec, device = self.spec, self.settings.device
+        unchanged = Normalisation((0.0,) * len(spec.mean), (1.0,) * len(spec.mean))
+        images = normalise(pixels, unchanged, device).contiguous()
+
+        def logits(images: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = network(normalised(images, spec.normalisation))
+            return found
+
+        with torch.no_grad():
+            labels = logits(images).argmax(1)
+        starts = random_starts(attack, self.settings.seed, indices, tuple(images.shape[1:]))
+        starts = None if starts is None else starts.to(device)
+        changed = attack_images(logits, images, labels, attack, starts)
+        return normalised(changed.detach(), spec.normalisation)
 
 
 Found = tuple[dict[Key, dict[str, Estimate]], dict[Key, int]]
@@ -198,7 +237,10 @@ class _OneReading:
         task, world = self._task, self._task.settings.world
         own = task.own(batches, self._done)
         read = task.read([batches[number] for number in own], keep=False)
-        inputs = (task.inputs(pixels, task.networks) for pixels in read)
+        inputs = (
+            task.inputs(pixels, task.networks, batches[number])
+            for number, pixels in zip(own, read, strict=True)
+        )
         listen = partial(Listener, by_batch=True, autocast=task.settings.autocast)
         through = np.cumsum([len(batch) for batch in batches])
         for count, (key, found) in enumerate(observe(task.networks, inputs, listen=listen)):
@@ -219,7 +261,8 @@ class _Layerwise:
     def estimates(self, batches: Sequence[NDArray[np.int64]]) -> Found:
         """Return statistics and passes of these batches."""
         task, settings = self.task, self.task.settings
-        read = task.read([batches[number] for number in task.own(batches)], keep=True)
+        own = [batches[number] for number in task.own(batches)]
+        read = task.read(own, keep=True)
         total = sum(map(len, batches))
         results: dict[Key, Consistent] = {}
 
@@ -229,7 +272,7 @@ class _Layerwise:
 
         for key, network in task.networks.items():
             results[key] = consistent(
-                network, _Inputs(task, read, key), world=settings.world,
+                network, _Inputs(task, read, own, key), world=settings.world,
                 autocast=settings.autocast, progress=progress,
             )  # fmt: skip
         task.progress(total, total)
@@ -243,10 +286,12 @@ class _Inputs:
 
     task: _Task
     read: Batches
+    indices: Sequence[NDArray[np.int64]]
     key: Key
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return (self.task.inputs(pixels, [self.key])[self.key] for pixels in self.read)
+        for pixels, indices in zip(self.read, self.indices, strict=True):
+            yield self.task.inputs(pixels, [self.key], indices)[self.key]
 
 
 def check_finite(layers: Mapping[str, Estimate]) -> None:

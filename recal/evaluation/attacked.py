@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from recal.attacks.attack import AnyAttack, AutoAttack
 from recal.attacks.autoattack import check_autoattack
+from recal.attacks.gradient import normalised
 from recal.data.normalise import Normalisation, normalise
 from recal.errors import UsageError, listed
 from recal.evaluation.execution import Batch, ExecutionOptions
@@ -140,12 +140,3 @@ class AttackedBatch(Batch):
                 clean = normalise(pixels, UNCHANGED, self._device).contiguous()
                 self._adversarial = self._attack(clean).detach()
         return normalised(self._adversarial.to(device), how)
-
-
-def normalised(images: torch.Tensor, how: Normalisation) -> torch.Tensor:
-    """Return images (N, 3, H, W) in [0, 1] as a network takes them; gradients flow through."""
-    numbers = torch.from_numpy(how.numbers.astype(np.float32)).to(images.device)
-    shift, scale = numbers[..., None, None]
-    ordered = images.flip(1) if how.step < 0 else images
-    inputs: torch.Tensor = (ordered - shift) / scale
-    return inputs.contiguous(memory_format=torch.channels_last)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from recal.attacks.attack import AutoAttack
 from recal.attacks.autoattack import autoattack_images
-from recal.attacks.gradient import attack_images, random_starts
+from recal.attacks.gradient import attack_images, normalised, random_starts
 from recal.calibration.hooks import autocasting
 from recal.errors import RecalError, reason
 from recal.evaluation.adaptation import AdaptedNetwork
-from recal.evaluation.attacked import Attacked, normalised
+from recal.evaluation.attacked import Attacked
 from recal.evaluation.execution import Batch, Execution
 from recal.evaluation.targets import OnnxTarget, Target, VariantTarget
 from recal.export.trace import to_onnx
@@ -90,7 +90,7 @@ class Predictors:
         attack, targets = attacked.attack, torch.from_numpy(labels).to(images.device)
         if isinstance(attack, AutoAttack):
             return autoattack_images(made.logits, images, targets, attack, attacked.seed)
-        starts = random_starts(attack, attacked.seed, indices, images.shape[-1])
+        starts = random_starts(attack, attacked.seed, indices, tuple(images.shape[1:]))
         starts = None if starts is None else starts.to(images.device)
         return attack_images(made.logits, images, targets, attack, starts)
 

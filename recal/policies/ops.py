@@ -180,13 +180,14 @@ class RandomHorizontalFlip(Op, frozen=True, kw_only=True, tag="random_horizontal
 
 
 class RandAugment(Op, frozen=True, kw_only=True, tag="rand_augment"):
-    """Apply timm's RandAugment: `n` ops drawn for each image, each applied with probability 0.5.
+    """Apply timm's RandAugment: `n` ops drawn for each image, each applied with probability `p`.
 
     Attributes:
         n: Number of ops.
         magnitude: Strength of the ops.
         mstd: Standard deviation of the normal noise on the magnitude, which stays in 0 to 10.
         increasing: Whether to use the variants of the ops that grow with the magnitude.
+        p: Probability of each op; timm's is 0.5, the paper's 1.
         translate: Largest shift in pixels (timm's `translate_const`); by default 0.45 of the size.
         fill: Colour of the area that shifts and rotations uncover.
     """
@@ -195,11 +196,13 @@ class RandAugment(Op, frozen=True, kw_only=True, tag="rand_augment"):
     magnitude: Magnitude = 9
     mstd: Deviation = 0.0
     increasing: bool = False
+    p: Fraction = 0.5
     translate: Length | UnsetType = UNSET
     fill: Colour
 
     def transform(self, network: Preparation) -> Transform:
-        config = f"rand-m{self.magnitude}-n{self.n}-mstd{self.mstd:.6f}-inc{int(self.increasing)}"
+        config = f"rand-m{self.magnitude}-n{self.n}-p{self.p:.6f}"
+        config += f"-mstd{self.mstd:.6f}-inc{int(self.increasing)}"
         return _timm("rand_augment_transform", config, self, network)
 
 
@@ -305,14 +308,33 @@ class ColorJitter(Op, frozen=True, kw_only=True, tag="color_jitter"):
 
 
 class Cutout(Op, frozen=True, kw_only=True, tag="cutout"):
-    """Blacken a random square with probability `p`; its side is `size`, or half the network's."""
+    """Blacken a random square with probability `p`; its side is `size`, or half the network's.
+
+    Attributes:
+        inside: Whether the square is inside the image. The paper's is not: its centre is uniform
+            over the image, and what is outside is cut off.
+
+    Source: DeVries and Taylor, arXiv 1708.04552.
+    """
 
     geometric: ClassVar[bool] = True
     size: Side | UnsetType = UNSET
     p: Fraction = 1.0
+    inside: bool = True
 
     def transform(self, network: Preparation) -> Transform:
         v2, side = _v2(), self.size or network.size // 2
+
+        def cut(image: Image.Image) -> Image.Image:
+            # the global generator, because keyed_draws() seeds it for every image
+            if np.random.uniform() >= self.p:
+                return image
+            pixels, rows = np.array(image), []
+            for length in pixels.shape[:2]:
+                start = np.random.randint(length) - side // 2
+                rows.append(slice(max(0, start), max(0, start + side)))
+            pixels[tuple(rows)] = 0
+            return Image.fromarray(pixels)
 
         def apply(image: Image.Image) -> Image.Image:
             if side >= min(image.size):  # torchvision would silently erase nothing
@@ -325,7 +347,7 @@ class Cutout(Op, frozen=True, kw_only=True, tag="cutout"):
             pixels = erase(v2.functional.pil_to_tensor(image))
             return v2.functional.to_pil_image(pixels)  # type: ignore[no-any-return]
 
-        return apply
+        return apply if self.inside else cut
 
 
 class GaussianNoise(Op, frozen=True, kw_only=True, tag="gaussian_noise"):

@@ -14,9 +14,11 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 
+from recal.attacks.attack import Pgd
 from recal.errors import InputError, pick, shown
 from recal.files import read_text, shipped
 from recal.policies.families import FAMILY_FILE
+from recal.policies.mixing import AnyMix
 from recal.policies.ops import AnyOp, Prepare
 from recal.policies.preparation import Preparation
 from recal.schema import Record, json_schema, parse_toml
@@ -46,11 +48,15 @@ class PolicyFile(Record, frozen=True, kw_only=True):
         summary: One line for people.
         op: Operations, applied in order.
         part: Policies to mix, in place of operations.
+        mix: How the image is mixed with another one afterwards, or None.
+        attack: The attack on the network that statistics are estimated for, or None; it comes last.
     """
 
     summary: str
     op: tuple[AnyOp, ...] = ()
     part: tuple[PolicyPart, ...] = ()
+    mix: AnyMix | None = None
+    attack: Pgd | None = None
 
     def __post_init__(self) -> None:
         if self.op and self.part:
@@ -69,6 +75,9 @@ class Policy:
         ops: The operations, in order.
         parts: In place of ops: other policies, of which one is drawn for each image, and the
             probability of each.
+        mix: How the image is mixed with another one afterwards, or None.
+        attack: The attack that makes adversarial images of the result, or None. It needs a network,
+            so calibration alone can apply it.
         text: The file's text followed by those of its parts, which a variant's record carries.
     """
 
@@ -76,6 +85,8 @@ class Policy:
     summary: str
     ops: tuple[AnyOp, ...] = ()
     parts: tuple[tuple[Policy, float], ...] = ()
+    mix: AnyMix | None = None
+    attack: Pgd | None = None
     text: str
 
     @classmethod
@@ -104,7 +115,7 @@ class Policy:
     @property
     def draws(self) -> bool:
         """Whether anything in it is random."""
-        return bool(self.parts) or any(op.random for op in self.ops)
+        return bool(self.parts) or self.mix is not None or any(op.random for op in self.ops)
 
     @property
     def prepares(self) -> bool:
@@ -115,7 +126,7 @@ class Policy:
     def keeps(self, network: Preparation) -> bool:
         """Return whether images of the network's size stay as they are, and others are refused."""
         as_they_are = network.crop_mode == "none" and all(isinstance(o, Prepare) for o in self.ops)
-        return as_they_are and not self.parts
+        return as_they_are and not self.parts and self.mix is None and self.attack is None
 
     @property
     def not_geometric(self) -> tuple[str, ...]:
@@ -178,15 +189,23 @@ def read_policy(path: Path) -> Policy:
             raise InputError(f"{where}: expected the name of another policy beside this one.")
         part_text = read_text(beside)
         part_file = parse_toml(part_text, PolicyFile, str(beside))
-        if part_file.part:
-            raise InputError(f"{where}: expected a policy of ops, got a mix, '{part.policy}'.")
+        if part_file.part or part_file.mix or part_file.attack:
+            raise InputError(f"{where}: expected a policy of ops alone, got '{part.policy}'.")
         parts.append(_policy(part.policy, part_file, part_text))
     return _policy(path.stem, file, "\n".join([text, *(part.text for part in parts)]), parts)
 
 
 def _policy(name: str, file: PolicyFile, text: str, parts: Sequence[Policy] = ()) -> Policy:
     mixed = tuple(zip(parts, (part.share for part in file.part), strict=True))
-    return Policy(name=name, summary=file.summary, ops=file.op, parts=mixed, text=text)
+    return Policy(
+        name=name,
+        summary=file.summary,
+        ops=file.op,
+        parts=mixed,
+        mix=file.mix,
+        attack=file.attack,
+        text=text,
+    )
 
 
 def policy_schema() -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Images under a policy, as arrays. Policies without random ops need no torch."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from recal.errors import InputError, UsageError
 from recal.policies.policy import Policy
 from recal.policies.preparation import Preparation
 
+# part of the key of the draws that mix an image, which are apart from those of its ops
+MIXING = 1
 USED_WHOLE = (
     "all images have the size of prepared ones, and are used whole. To resize and crop them again, "
     "give a --policy that does."
@@ -31,12 +34,19 @@ class PreparedImages:
         seed: Key of the random draws, together with an image's index.
         network: How images become the network's input; it is fitted to the source. With other than
             1 and 3 channels, a policy that changes colours is a `UsageError`.
+        partners: Indices of the images that a policy mixes others with; by default all.
     """
 
     def __init__(
-        self, source: ImageSource, policy: Policy, seed: int, network: Preparation
+        self,
+        source: ImageSource,
+        policy: Policy,
+        seed: int,
+        network: Preparation,
+        partners: NDArray[np.int64] | None = None,
     ) -> None:
         self.source, self.policy, self.seed = source, policy, seed
+        self.partners = partners
         self.network, self.size = network.fitted(source), network.size
         self.channels = network.channels
         if self.channels not in (1, 3) and policy.not_geometric:
@@ -65,7 +75,7 @@ class PreparedImages:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the transform is built anew where loaders start their workers with pickles
-        return type(self), (self.source, self.policy, self.seed, self.network)
+        return type(self), (self.source, self.policy, self.seed, self.network, self.partners)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return image `index`, uint8 (size, size, C): see `batch`."""
@@ -73,15 +83,40 @@ class PreparedImages:
         return image
 
     def batch(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return several images, uint8 (N, size, size, C); any other size is an `InputError`."""
+        """Return several images, uint8 (N, size, size, C); any other size is an `InputError`.
+
+        So is a policy of adversarial images, which need a network.
+        """
+        if self.policy.attack is not None:
+            raise UsageError(
+                f"policy '{self.policy.name}': expected a policy without [attack], whose images "
+                "are made for a network: `recal calibrate` alone can use it."
+            )
         (images,) = _read_all(self.source, [self], indices)
         return images
 
     def apply(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return image `index` under the policy, of any size, from its decoded pixels, uint8.
 
-        Random policies seed the global generators, which `undisturbed_draws` restores.
+        Random policies seed the global generators, which `undisturbed_draws` restores. Adversarial
+        images are made later, of the result.
         """
+        image, mix = self._under_ops(index, pixels), self.policy.mix
+        if mix is None:
+            return image
+        seed_draws(self.seed, index, MIXING)
+        shares = mix.shares(*image.shape[:2])
+        drawn = np.random.randint(len(self.source) if self.partners is None else len(self.partners))
+        other = drawn if self.partners is None else int(self.partners[drawn])
+        partner = self._under_ops(other, self.source[other])
+        if partner.shape != image.shape:
+            raise InputError(
+                f"{self.source.name(index)}: expected images of one size to mix, got "
+                f"{self.source.name(other)} of another. Put an op that crops into the policy."
+            )
+        return mix.mixed(image, partner, shares)
+
+    def _under_ops(self, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if pixels.shape[2] != self.channels:
             pixels = with_channels(pixels, self.channels, self.source.name(index))
         try:
@@ -127,6 +162,16 @@ class PreparedTogether:
         self.source, self.size, fitted = source, network.size, network.fitted(source)
         self.channels = network.channels
         self.each = tuple(PreparedImages(source, policy, seed, fitted) for policy in policies)
+
+    def mixing_with(self, partners: NDArray[np.int64]) -> Self:
+        """Return the same with the indices of the images that policies mix others with."""
+        if all(images.policy.mix is None for images in self.each):
+            return self
+        found = copy.copy(self)
+        found.each = tuple(
+            PreparedImages(i.source, i.policy, i.seed, i.network, partners) for i in self.each
+        )
+        return found
 
     def __len__(self) -> int:
         return len(self.source)

@@ -35,7 +35,7 @@ from recal.cli.options import (
 from recal.cli.submit import NOT_OF_PARTS, Submission, submission_options, submit_parts
 from recal.cli.values import NAMES, counts
 from recal.distributed import Part, World, joined, local_device
-from recal.errors import RecalError, listed
+from recal.errors import RecalError, UsageError, listed
 
 if TYPE_CHECKING:
     from recal.checkpoint.layouts import ReadingOptions
@@ -320,6 +320,11 @@ def _submit(
     """Check the request, start the parts that evaluate it, and print where to look for them."""
     from recal.evaluation.prepare import prepare_work
 
+    adaptation = request.execution.adaptation
+    if adaptation is not None and adaptation.continual:
+        raise UsageError(
+            "--submit: expected no --continual, whose cells follow each other: they are one job."
+        )
     work = prepare_work(targets, request)
     warn(work.images.warnings)
     parameters = {str(p.name) for p in click.get_current_context().command.params}

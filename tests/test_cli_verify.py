@@ -23,6 +23,12 @@ def test_verify_alone_and_against_a_checkpoint(recal, split_checkpoint, class_fo
         ),
         (["--variant", "main"], 2, "--variant: expected --checkpoint too"),
         (["--samples", "9"], 2, "--samples: expected --checkpoint too"),
+        (["--provider", "cpu"], 2, "--provider: expected one of"),
+        (
+            ["--provider", "CPUExecutionProvider", "--checkpoint", split_checkpoint],
+            2,
+            "--checkpoint: expected it without --provider",
+        ),
     ):
         status, _, err = recal("verify", "m.onnx", *arguments)
         assert status == expected

@@ -10,7 +10,8 @@ from recal import build, export_onnx, load_checkpoint
 from recal.data.normalise import normalise_array
 from recal.errors import InputError, UsageError
 from recal.export.forms import Patchable, Switchable
-from recal.onnx_file.session import OnnxNetwork, verify_alone
+from recal.onnx_file.engines import verify_alone
+from recal.onnx_file.session import OnnxNetwork
 from recal.variant.variant import branch_variant
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)

@@ -13,9 +13,10 @@ from recal import build, export_onnx, load_checkpoint
 from recal.errors import InputError, RecalError, UsageError, VerificationError
 from recal.export.forms import Float16, Patchable, Switchable
 from recal.export.verify import recorded_variants, verify_against
+from recal.onnx_file.engines import verify_alone
 from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import read_entries, read_record, write_entries, write_record
-from recal.onnx_file.session import OnnxNetwork, verify_alone
+from recal.onnx_file.session import OnnxNetwork
 from recal.variant.statistics import EstimatedStatistics
 from recal.variant.variant import branch_variant
 
@@ -101,7 +102,7 @@ def test_a_runtime_that_computes_otherwise_is_found(exported):
     probe = replace(record.probe, outputs=(((first + 0.1, *rest), *others),))
     write_record(model, replace(record, probe=probe))
     exported.write_bytes(model.SerializeToString())
-    with pytest.raises(VerificationError, match="This ONNX Runtime computes otherwise"):
+    with pytest.raises(VerificationError, match="This engine computes otherwise"):
         verify_alone(exported)
 
 

@@ -1,4 +1,4 @@
-"""The noise of probes can be repeated in any language, by the code in docs/deployment.md."""
+"""The noise of probes can be repeated in any language, by the code in docs/engines.md."""
 
 import re
 import shutil
@@ -12,14 +12,15 @@ from msgspec.structs import replace
 
 from recal import export_onnx, load_checkpoint
 from recal.export.forms import Switchable
+from recal.onnx_file.engines import verify_alone
 from recal.onnx_file.probe import Probe, repeatable_noise
 from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import read_record
-from recal.onnx_file.session import make_probe, verify_alone
+from recal.onnx_file.session import make_probe
 from recal.variant.variant import branch_variant
 
-TEXT = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text(encoding="utf-8")
-SECTION = TEXT.partition("### The probe\n")[2].partition("\n## ")[0]
+TEXT = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="utf-8")
+SECTION = TEXT.partition("## The probe\n")[2].partition("\n## ")[0]
 CODE = dict(re.findall(r"```(\w+)\n(.*?)```", SECTION, re.S))
 COUNT = 3 * 40 * 40
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -133,8 +134,16 @@ def test_the_probe_of_a_switchable_file_holds_every_variant(split_checkpoint, tm
 def test_distance_is_relative_to_the_largest_output():
     probe = Probe(shape=(1, 3, 8, 8), largest=4.0, outputs=(((1.0, -4.0),), ((0.5, 2.0),)))
     other = replace(probe, outputs=(((1.0, -4.0),), ((0.5, 2.5),)))
-    assert probe.difference(other) == 0.125
-    assert replace(probe, largest=0.1).difference(other) == 0.5
-    assert probe.difference(replace(probe, outputs=probe.outputs[:1])) == float("inf")
-    assert probe.difference(replace(probe, shape=(1, 3, 4, 16))) == float("inf")
-    assert replace(probe, outputs=(((1.0,),), ((2.0, 3.0),))).difference(probe) == float("inf")
+    found = probe.deviation(other)
+    assert (found.relative, found.place, found.recorded, found.found) == (0.125, (1, 0, 1), 2, 2.5)
+    assert replace(probe, largest=0.1).deviation(other).relative == 0.5
+    for unlike in (
+        replace(probe, outputs=probe.outputs[:1]),
+        replace(probe, shape=(1, 3, 4, 16)),
+        replace(probe, outputs=(((1.0,),), ((2.0, 3.0),))),
+    ):
+        assert probe.deviation(unlike).relative == float("inf")
+        assert unlike.deviation(probe).place is None
+    broken = probe.deviation(replace(probe, outputs=(((1.0, float("nan")),), ((0.5, 2.0),))))
+    assert np.isnan(broken.relative)
+    assert broken.place == (0, 0, 1)

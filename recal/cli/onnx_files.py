@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     "verify",
     epilog=examples(
         "recal verify model.onnx",
+        "recal verify model.onnx --provider openvino",
         "recal verify model.onnx --checkpoint checkpoint.pth --variant weak.safetensors",
     ),
 )
@@ -56,6 +57,12 @@ if TYPE_CHECKING:
 )
 @option("--samples", "Number of images to compare on.", COUNT, 256)
 @flag("--alone", "Ignore the checkpoint that recal.toml names.")
+@option(
+    "--provider",
+    "Engine whose outputs are compared with those recorded: an execution provider of ONNX Runtime, "
+    "such as CUDAExecutionProvider, or openvino.",
+    shown="CPUExecutionProvider",
+)
 @format_option
 @reading_options
 def verify_command(
@@ -65,31 +72,36 @@ def verify_command(
     data: Path | None,
     samples: int,
     alone: bool,
+    provider: str | None,
     form: str,
     reading: ReadingOptions,
 ) -> None:
     """Check the ONNX file MODEL against its record, and with --checkpoint against the network.
 
     Alone: the file is whole and valid, no tensor, node or record was changed since it was written,
-    and ONNX Runtime here returns the outputs that were recorded. With a checkpoint, the variant is
-    exported again and compared: tensors, bytes and logits. Exits with 4 if anything differs.
+    and ONNX Runtime, or the engine of --provider, returns the outputs that were recorded. With a
+    checkpoint, the variant is exported again and compared: tensors, bytes and logits. Exits with 4
+    if anything differs.
     """
-    if checkpoint is None or alone:
-        from recal.onnx_file.session import verify_alone
+    if provider is not None:
+        refuse_typed(("checkpoint",), "expected it without --provider. Leave one of them out.")
+    if checkpoint is None or alone or provider is not None:
+        from recal.onnx_file.engines import CPU, verify_alone
 
         refuse_typed(
             ("variant", "data", "samples"),
             "expected --checkpoint too, which it belongs to. Add it.",
         )
-        check = verify_alone(model)
+        check = verify_alone(model, provider or CPU)
         row = {
             "file": str(model),
             "variant": check.record.title,
+            "engine": check.engine,
             "probe_difference": check.probe_difference,
         }
         sentence = (
-            f"{model}: {check.record.title}, unchanged since it was written; outputs on recorded "
-            f"noise within {check.probe_difference:.1e} of the largest."
+            f"{model}: {check.record.title}, unchanged since it was written; {check.engine} gives "
+            f"the recorded outputs within {check.probe_difference:.1e} of the largest."
         )
         print_results(form, row, [row], [sentence])
         note("Pass --checkpoint (and --variant) to compare with the network itself.", form)

@@ -1,7 +1,7 @@
 """Outputs on noise that any program can repeat, in any language, kept in the record of a file.
 
 Number i of the noise, in the order of memory, is a hash of i in 32-bit arithmetic. The hash is the
-function `lowbias32`. docs/deployment.md gives it in other languages.
+function `lowbias32`. docs/engines.md gives it in other languages.
 
 Source: Wellons, "Prospecting for hash functions" (2018),
 https://nullprogram.com/blog/2018/07/31/.
@@ -10,6 +10,7 @@ https://nullprogram.com/blog/2018/07/31/.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -36,15 +37,37 @@ class Probe(Record, frozen=True, kw_only=True):
     largest: float
     outputs: tuple[tuple[tuple[float, ...], ...], ...]
 
-    def difference(self, other: Probe) -> float:
-        """Return the largest distance of another probe's outputs, relative to max(1, `largest`).
-
-        It is infinite if the other probe has other shapes.
-        """
+    def deviation(self, other: Probe) -> Deviation:
+        """Return the largest distance of another probe's outputs from these, and its place."""
         if self.shape != other.shape or _lengths(self) != _lengths(other):
-            return float("inf")
+            return Deviation(relative=float("inf"))
         own, others = (np.array(probe.outputs, np.float64) for probe in (self, other))
-        return float(np.abs(own - others).max() / max(1.0, self.largest))
+        distance = np.abs(own - others)
+        variant, image, output = np.unravel_index(distance.argmax(), distance.shape)
+        return Deviation(
+            relative=float(distance.max() / max(1.0, self.largest)),
+            place=(int(variant), int(image), int(output)),
+            recorded=float(own[variant, image, output]),
+            found=float(others[variant, image, output]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """The output that is farthest from the recorded one.
+
+    Attributes:
+        relative: Its distance, relative to max(1, the largest output recorded); infinite if the
+            shapes differ, NaN if an output is.
+        place: Numbers of the variant, the image and the output, from 0; None if shapes differ.
+        recorded: The output as recorded.
+        found: The output as found.
+    """
+
+    relative: float
+    place: tuple[int, int, int] | None = None
+    recorded: float = 0.0
+    found: float = 0.0
 
 
 def repeatable_noise(shape: Sequence[int], *, pixels: bool) -> NDArray[Any]:

@@ -1,8 +1,7 @@
-"""Running ONNX files in ONNX Runtime, and checking them against their own record, without torch."""
+"""Running ONNX files in ONNX Runtime on the CPU, without torch."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from recal.data.normalise import Normalisation, normalise_array
-from recal.errors import InputError, VerificationError, pick, reason
+from recal.errors import InputError, pick, reason
 from recal.onnx_file.probe import IMAGES, Probe, probe_of, repeatable_noise
-from recal.onnx_file.reading import check_model, read_model
-from recal.onnx_file.record import OnnxRecord, check_digest, parse_record, read_record
+from recal.onnx_file.reading import read_model
+from recal.onnx_file.record import parse_record
 
 NODE = re.compile(r"Name:('[^']*')")
+Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 INPUTS = ("tensor(float)", "tensor(uint8)")
 TINY = np.finfo(np.float32).tiny
 FULL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -81,6 +81,7 @@ class OnnxNetwork:
         optimisation: How far ONNX Runtime folds and fuses nodes.
 
     Attributes:
+        run: Function from inputs by name to the output; another engine's may take its place.
         variant: Number of the variant that runs; None if the file is not switchable.
         classes: Number of classes, or None if the file leaves it open.
         batch: Number of images to which the file is fixed, or None.
@@ -105,12 +106,13 @@ class OnnxNetwork:
     ) -> None:
         where = str(model) if isinstance(model, Path) else "ONNX model"
         content = read_model(model).SerializeToString() if isinstance(model, Path) else model
-        self._session = open_session(content, where, threads=threads, optimisation=optimisation)
-        self.record = parse_record(self._session.get_modelmeta().custom_metadata_map, where)
+        session = open_session(content, where, threads=threads, optimisation=optimisation)
+        self.run: Run = lambda given: run_session(session, given)[0]
+        self.record = parse_record(session.get_modelmeta().custom_metadata_map, where)
         if isinstance(variant, str):
             names = [held.name for held in self.record.variants] if self.record else []
             variant = names.index(pick(variant, names, "--variant"))
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        inputs, outputs = session.get_inputs(), session.get_outputs()
         self.variant: int | None = None
         if any(given.name == "variant" for given in inputs):
             inputs = [given for given in inputs if given.name != "variant"]
@@ -148,12 +150,12 @@ class OnnxNetwork:
         """
         chosen = {} if self.variant is None else {"variant": np.array(self.variant, np.int64)}
         if self.batch is None:
-            return run_session(self._session, {self._input: inputs, **chosen})[0]
+            return self.run({self._input: inputs, **chosen})
         parts = []
         for start in range(0, len(inputs), self.batch):
             part = inputs[start : start + self.batch]
             given = {self._input: filled(part, self.batch), **chosen}
-            parts.append(run_session(self._session, given)[0][: len(part)])
+            parts.append(self.run(given)[: len(part)])
         return np.concatenate(parts)
 
     def classify(
@@ -200,13 +202,18 @@ def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 SIDE = 64  # of noise for networks that take any size
-TOLERANCE = 1e-3
-COARSE_TOLERANCE = 5e-2
 
 
-def make_probe(model: bytes, variants: int = 1) -> Probe:
-    """Run each variant of a network on noise and return the first outputs."""
+def make_probe(model: bytes, variants: int = 1, run: Run | None = None) -> Probe:
+    """Run each variant of a network on noise and return the first outputs.
+
+    Args:
+        model: The serialised model.
+        variants: Number of variants in it.
+        run: What runs it: another engine's function instead of a session on the CPU.
+    """
     network = OnnxNetwork(model)
+    network.run = run or network.run
     inputs = network.noise(network.batch or IMAGES, SIDE)
     outputs = []
     for number in range(variants):
@@ -231,41 +238,3 @@ def _on_noise(
 ) -> NDArray[np.float64]:
     network = OnnxNetwork(model, optimisation=optimisation)
     return network.outputs(network.noise(IMAGES, SIDE)).astype(np.float64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfCheck:
-    """The result of checking a file without its checkpoint.
-
-    Attributes:
-        record: What the file says of itself.
-        probe_difference: Distance of outputs on noise from those recorded, relative to the largest.
-    """
-
-    record: OnnxRecord
-    probe_difference: float
-
-
-def verify_alone(path: Path) -> SelfCheck:
-    """Check that a file is whole, valid and unchanged, and that it computes as it did when written.
-
-    The digest in the file protects against damage and careless edits. A forged file with a new
-    digest is found by `recal.export.verify.verify_against` alone.
-
-    Raises:
-        InputError: It is no whole ONNX file, or not one that recal wrote.
-        VerificationError: Its contents were changed, or this ONNX Runtime computes otherwise.
-    """
-    model, where = read_model(path), str(path)
-    record = read_record(model, where)
-    check_digest(model, record, where)
-    check_model(model, where)
-    again = make_probe(model.SerializeToString(), len(record.variants))
-    difference = record.probe.difference(again)
-    allowed = COARSE_TOLERANCE if record.form in ("float16", "int8") else TOLERANCE
-    if not difference <= allowed:
-        raise VerificationError(
-            f"{path}: expected the outputs that were recorded, within {allowed:.0e}, got a "
-            f"difference of {difference:.1e} of the largest. This ONNX Runtime computes otherwise."
-        )
-    return SelfCheck(record=record, probe_difference=difference)

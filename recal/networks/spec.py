@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -30,9 +30,6 @@ from recal.policies.preparation import (
     Side,
 )
 from recal.schema import Record, convert
-
-if TYPE_CHECKING:
-    pass
 
 Count = Annotated[int, Meta(ge=1, le=2**24)]
 ChannelCount = Annotated[int, Meta(ge=1, le=1024)]

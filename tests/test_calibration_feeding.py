@@ -348,6 +348,7 @@ def cifar(tmp_path_factory):
 
 @needs_shared
 @pytest.mark.slow
+@pytest.mark.filterwarnings("always::recal.RecalWarning")
 def test_augmax_network_scores_what_its_authors_code_does(recal, cifar):
     path = SHARED / "checkpoints" / "wrn16_1_dubin_raw01_cifar10.pth"
     status, out, _ = recal("inspect", path, "--data", cifar, "--json")

@@ -223,7 +223,7 @@ def test_loaders_of_images_and_labels_are_taken_as_they_are(estimator):
     for name, values in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], values), name
     with pytest.raises(InputError, match="expected batches of images as tensors"):
-        calibrate(network, [{"images": images}], estimator=estimator)
+        calibrate(network, [{"pictures": images}], estimator=estimator)
 
 
 def test_an_iterator_is_read_once_or_refused():

@@ -1,7 +1,7 @@
 """Calibration: from a checkpoint, policies and images to variants."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -51,8 +51,9 @@ def usual_affine(checkpoint: Checkpoint, mode: str) -> str:
 @overload
 def calibrate(
     source: nn.Module,
-    batches: Iterable[torch.Tensor | Sequence[Any]],
+    batches: Iterable[Any],
     *,
+    forward: Callable[[nn.Module, Any], Any] | None = ...,
     estimator: str = ...,
     layers: str | Iterable[str] = ...,
     autocast: torch.dtype | None = ...,
@@ -85,8 +86,9 @@ def calibrate(
 
 def calibrate(
     source: nn.Module | Checkpoint,
-    batches: Iterable[torch.Tensor | Sequence[Any]] | None = None,
+    batches: Iterable[Any] | None = None,
     *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
     mode: str | Path | Policy | None = None,
     affine: str | None = None,
     data: str | Path | ImageSource | None = None,
@@ -109,15 +111,21 @@ def calibrate(
     With a module and batches of normalised images, returns a copy of the module in eval mode with
     new statistics; the module itself is not changed. Frozen BatchNorm is calibrated, too, and
     BatchNorm with `track_running_stats=False` is given statistics. Layers that keep their
-    statistics are named in a `RecalWarning`. Of the keyword arguments, only `estimator`, `layers`,
-    `autocast` and `world` go with a module.
+    statistics are named in a `RecalWarning`. Of the keyword arguments, only `forward`, `estimator`,
+    `layers`, `autocast` and `world` go with a module.
 
     With a checkpoint, returns a `Variant`.
 
     Args:
         source: A module, or a `Checkpoint` as `load_checkpoint` returns it.
         batches: With a module, batches of float images (N, C, H, W), alone or before their labels,
-            as loaders return them. `consistent` may read them several times.
+            as loaders return them; or anything that `forward` takes. `consistent` may read them
+            several times.
+        forward: With a module, the function that runs it on a batch, for modules of several inputs
+            and batches of any kind: `lambda module, batch: module(batch["left"], batch["right"])`.
+            It is called with a copy of the module in eval mode, from several threads, and moves the
+            batch to the module's device itself. What it returns is ignored. Statistics are of all
+            values that reach a layer, so the number of images in a batch is not needed.
         mode: Policy that is applied to the images: its name in the network's family, a .toml file,
             or a `Policy`; by default `weak`.
         affine: Branch that weight and bias come from; by default the first auxiliary branch for
@@ -165,7 +173,7 @@ def calibrate(
         world=world,
         layers=(layers,) if isinstance(layers, str) else tuple(layers),
     )
-    if isinstance(source, Checkpoint) and batches is None:
+    if isinstance(source, Checkpoint) and batches is None and forward is None:
         policy = resolve_policy(mode or "weak", source.spec.family)
         branch = affine or usual_affine(source, policy.name)
         table = calibrate_matrix(
@@ -176,11 +184,14 @@ def calibrate(
         raise TypeError(
             "calibrate: expected a checkpoint, as load_checkpoint returns it, or a module and "
             f"batches, got {type(source).__name__} and {type(batches).__name__}"
+            + ("; forward goes with a module alone" if forward is not None else "")
         )
     fitting = Settings(estimator=estimator, autocast=autocast, world=world, layers=settings.layers)
     if settings != fitting or not mode is affine is data is None:
-        raise TypeError("calibrate: with a module, only estimator, layers, autocast, world go")
-    return calibrate_module(source, batches, settings)
+        raise TypeError(
+            "calibrate: with a module, only estimator, layers, autocast, world and forward go"
+        )
+    return calibrate_module(source, batches, settings, forward)
 
 
 def calibrate_matrix(

@@ -16,11 +16,14 @@ from torch import nn
 
 from recal.calibration.estimators import Estimate, merge_found
 from recal.calibration.hooks import (
+    IMAGES_ALONE,
+    ForwardPass,
     Found,
     Listener,
     cpu_lanes,
     device_of,
     observe,
+    on_images,
     set_statistics,
 )
 from recal.calibration.moments import Moments
@@ -86,15 +89,16 @@ class Meeting(_UsedOnce):
 
     Args:
         network: Any module; it is not changed.
-        autocast: Reduced precision of the forward pass, or None.
+        forward: How it is run.
         side_by_side: Number of passes that run at a time.
         share: Number of CPU threads for each pass.
     """
 
     def __init__(
-        self, network: nn.Module, autocast: torch.dtype | None, side_by_side: int, share: int
+        self, network: nn.Module, forward: ForwardPass, side_by_side: int, share: int
     ) -> None:
-        super().__init__(network, by_batch=False, autocast=autocast)
+        super().__init__(network, by_batch=False, forward=forward)
+        self._on_cpu = device_of([network]).type == "cpu"
         self._turns = threading.Semaphore(side_by_side)
         self._share = share
         self._lock = threading.Lock()
@@ -106,11 +110,11 @@ class Meeting(_UsedOnce):
         self._error: BaseException | None = None
         self._stopped = False
 
-    def run(self, batches: list[torch.Tensor], agree: Callable[[Found], Found]) -> Found:
+    def run(self, batches: list[Any], agree: Callable[[Found], Found]) -> Found:
         """Run the batches; return the moments of every layer, which `agree` merges."""
         final: Found = {}
         threads = [
-            threading.Thread(target=self._forward, args=item, daemon=True)
+            threading.Thread(target=self._run_one, args=item, daemon=True)
             for item in enumerate(batches)
         ]
         self._moving = len(threads)
@@ -152,9 +156,9 @@ class Meeting(_UsedOnce):
             gate, self._gate = self._gate, threading.Event()
         gate.set()
 
-    def _forward(self, number: int, batch: torch.Tensor) -> None:
+    def _run_one(self, number: int, batch: Any) -> None:
         self._batch.number = number
-        if batch.device.type == "cpu":
+        if self._on_cpu:
             torch.set_num_threads(self._share)
         with self._turns:
             try:
@@ -215,10 +219,10 @@ class Consistent:
 
 def consistent(
     network: nn.Module,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[Any],
     *,
     world: World = ALONE,
-    autocast: torch.dtype | None = None,
+    forward: ForwardPass = IMAGES_ALONE,
     memory: int | None = None,
     progress: Progress = silent,
 ) -> Consistent:
@@ -233,7 +237,7 @@ def consistent(
         network: Any module with BatchNorm layers; it is not changed.
         batches: Batches as for `one_pass`, which are the same each time that they are read.
         world: The processes that share the batches.
-        autocast: Reduced precision of the forward pass, or None.
+        forward: How it is run.
         memory: Bytes that activations may take on the device; by default half of the free memory.
         progress: Called with the numbers of layers done and in total.
 
@@ -245,7 +249,7 @@ def consistent(
     if memory is None:
         cuda = device.type == "cuda"
         memory = (torch.cuda.mem_get_info(device)[0] if cuda else available_memory()) // 2
-    held = _hold(network, batches, memory)
+    held = _hold(network, batches, forward, memory)
     if held is None and iter(batches) is batches:
         raise InputError(
             "--estimator consistent: expected batches that can be read again, as a list or loader "
@@ -254,7 +258,7 @@ def consistent(
     # all processes have to decide alike
     if any(other is None for other in world.gather(None if held is None else len(held))):
         again = batches if held is None else held
-        return _repeated_passes(network, again, world, autocast, progress)
+        return _repeated_passes(network, again, world, forward, progress)
     assert held is not None
     layers, done = len(batch_norms(network)), 0
 
@@ -267,15 +271,19 @@ def consistent(
 
     # all batches fit in memory, so every thread of a CPU can have a batch of its own
     with cpu_lanes(torch.get_num_threads() if device.type == "cpu" else 1) as (count, share):
-        found = Meeting(network, autocast, count, share).run(held, agree)
+        found = Meeting(network, forward, count, share).run(held, agree)
     return Consistent({name: Estimate.of(moments) for name, moments in found.items()}, 1)
 
 
 def _hold(
-    network: nn.Module, batches: Iterable[torch.Tensor], room: int
-) -> list[torch.Tensor] | None:
-    """Return all batches, or None if their activations at one layer do not fit in memory."""
-    held: list[torch.Tensor] = []
+    network: nn.Module, batches: Iterable[Any], forward: ForwardPass, room: int
+) -> list[Any] | None:
+    """Return all batches, or None if their activations at one layer do not fit in memory.
+
+    One image shows what each needs, or one batch if only `forward` knows what a batch is.
+    """
+    held: list[Any] = []
+    images = forward.call is on_images
     needed = largest = 0
 
     class Measure(_UsedOnce):
@@ -285,8 +293,9 @@ def _hold(
 
     for batch in batches:
         if not largest:
-            Measure(network, by_batch=False)(batch[:1])
-        needed += len(batch) * largest * KEPT_TENSORS
+            example = batch[:1] if images else batch
+            Measure(network, by_batch=False, forward=forward)(example)
+        needed += (len(batch) if images else 1) * largest * KEPT_TENSORS
         if needed > room:
             return None
         held.append(batch)
@@ -295,15 +304,15 @@ def _hold(
 
 def _repeated_passes(
     network: nn.Module,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[Any],
     world: World,
-    autocast: torch.dtype | None,
+    forward: ForwardPass,
     progress: Progress,
 ) -> Consistent:
     settled: dict[str, Estimate] = {}
-    listen = partial(_Frontier, settled=settled, autocast=autocast)
+    listen = partial(_Frontier, settled=settled, forward=forward)
     while True:
-        keyed = ({None: images} for images in batches)
+        keyed = ({None: batch} for batch in batches)
         parts = (part for _, part in observe({None: network}, keyed, listen=listen))
         # a batch for which every layer is final ends the pass
         reached = _agreed(merge_found(takewhile(bool, parts)), world)
@@ -317,12 +326,12 @@ class _Frontier(_UsedOnce):
     """Listens at the first layer whose statistics are not final, and stops there."""
 
     def __init__(
-        self, network: nn.Module, settled: dict[str, Estimate], autocast: torch.dtype | None
+        self, network: nn.Module, settled: dict[str, Estimate], forward: ForwardPass
     ) -> None:
-        super().__init__(network, by_batch=False, autocast=autocast)
+        super().__init__(network, by_batch=False, forward=forward)
         self._settled = settled
 
-    def __call__(self, batch: torch.Tensor) -> Found:
+    def __call__(self, batch: Any) -> Found:
         try:
             super().__call__(batch)
         except _StoppedError:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from recal.calibration.hooks import Found, Listener, observe
+from recal.calibration.hooks import IMAGES_ALONE, ForwardPass, Found, Listener, observe
 from recal.calibration.moments import Moments
 from recal.distributed import ALONE, World
 from recal.variant.plain import batch_norms
@@ -142,11 +142,11 @@ def _moving_average(rows: list[Row], stored: dict[str, Pair]) -> dict[str, Pair]
 
 def one_pass(
     network: nn.Module,
-    batches: Iterable[torch.Tensor],
+    batches: Iterable[Any],
     *,
     estimator: str = "pooled",
     world: World = ALONE,
-    autocast: torch.dtype | None = None,
+    forward: ForwardPass = IMAGES_ALONE,
 ) -> dict[str, Estimate]:
     """Estimate in one pass, with every batch normalised by its own statistics, as in training.
 
@@ -154,11 +154,12 @@ def one_pass(
 
     Args:
         network: Any module with BatchNorm layers; it is not changed.
-        batches: Normalised images, float (N, 3, H, W), on the network's device; read once. Of
-            several processes, each gives its own batches: numbers rank, rank + size, ... of all.
+        batches: What `forward` takes: by default normalised images, float (N, C, H, W), on the
+            network's device; read once. Of several processes, each gives its own batches: numbers
+            rank, rank + size, ... of all.
         estimator: Name of an estimator in `ONE_PASS`.
         world: The processes that share the batches.
-        autocast: Reduced precision of the forward pass, or None.
+        forward: How the network is run on a batch.
 
     Returns:
         The statistics of each layer that saw any data, by path.
@@ -167,8 +168,8 @@ def one_pass(
         InputError: A batch has a single value per channel.
     """
     gathered = OnePass(network, ONE_PASS[estimator])
-    listen = partial(Listener, by_batch=True, autocast=autocast)
-    keyed = ({None: images} for images in batches)
+    listen = partial(Listener, by_batch=True, forward=forward)
+    keyed = ({None: batch} for batch in batches)
     number = world.rank
     for _, found in observe({None: network}, keyed, listen=listen):
         gathered.add(number, found)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,15 +14,57 @@ import torch
 from torch import nn
 
 from recal.calibration.moments import ImageSums, Moments
-from recal.errors import InputError
+from recal.errors import InputError, reason
 from recal.variant.plain import batch_norms, first_tensor
 
 Key = TypeVar("Key")
 Found = dict[str, Moments]
-Listening = Callable[[torch.Tensor], Found]
+Listening = Callable[[Any], Found]
 
 # batches that are computed side by side on a CPU; each needs the memory of a forward pass
 MAX_LANES = 4
+# how a batch is run, for errors, with the arguments of the module to fill in
+EXAMPLE = "calibrate(module, loader, forward=lambda module, batch: module({}))"
+# what a module raises that is called with something else than it expects
+MISUSED = (TypeError, KeyError, IndexError, AttributeError)
+
+
+def on_images(network: nn.Module, images: torch.Tensor) -> Any:
+    """Run a network on images (N, C, H, W) alone.
+
+    Raises:
+        InputError: Its code fails as if it expected something else.
+    """
+    try:
+        return network(channels_last(images))
+    except MISUSED as error:
+        raise InputError(
+            f"calibration: expected {type(network).__name__} to run on images "
+            f"{tuple(images.shape)} alone, got {type(error).__name__}: {reason(error)}. Say how a "
+            f"batch is run, such as {EXAMPLE.format('batch')}."
+        ) from error
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """How networks are run on batches.
+
+    Attributes:
+        call: Function of the network and a batch that runs the network. It is called from several
+            threads, with copies of the network.
+        autocast: Reduced precision of the forward pass, or None.
+    """
+
+    call: Callable[[nn.Module, Any], Any] = on_images
+    autocast: torch.dtype | None = None
+
+    def __call__(self, network: nn.Module, batch: Any) -> Any:
+        """Run a network on a batch, without gradients, and return what the function returns."""
+        with torch.inference_mode(), autocasting(device_of([network]), self.autocast):
+            return self.call(network, batch)
+
+
+IMAGES_ALONE = ForwardPass()
 
 
 class Listener:
@@ -36,7 +79,7 @@ class Listener:
         network: Any module; it is not changed.
         by_batch: Whether every batch is normalised by its own statistics, as in training, instead
             of the stored ones.
-        autocast: Reduced precision of the forward pass, but not of the moments; or None.
+        forward: How it is run.
 
     Attributes:
         network: The copy.
@@ -44,11 +87,11 @@ class Listener:
     """
 
     def __init__(
-        self, network: nn.Module, *, by_batch: bool, autocast: torch.dtype | None = None
+        self, network: nn.Module, *, by_batch: bool, forward: ForwardPass = IMAGES_ALONE
     ) -> None:
         self.network = copy.deepcopy(network).eval()
         self._by_batch = by_batch
-        self._autocast = autocast
+        self._forward = forward
         self._batch = threading.local()  # in each thread, the images and uses of its batch
         self.output: Any = None
         self._layers = batch_norms(self.network)
@@ -61,12 +104,12 @@ class Listener:
         for name, layer in self._layers.items():
             layer.register_forward_pre_hook(partial(self._hook, name), with_kwargs=True)
 
-    def __call__(self, batch: torch.Tensor) -> Found:
+    def __call__(self, batch: Any) -> Found:
         """Return the moments at every layer that the batch reaches."""
-        self._batch.images, self._batch.uses = len(batch), {}
+        self._batch.images = len(batch) if isinstance(batch, torch.Tensor) else 0
+        self._batch.uses = {}
         try:
-            with torch.inference_mode(), autocasting(batch.device, self._autocast):
-                self.output = self.network(channels_last(batch))
+            self.output = self._forward(self.network, batch)
         finally:
             self.restore()
         return self.found()
@@ -87,10 +130,15 @@ class Listener:
     def _hook(
         self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if layer.training:
+            raise InputError(
+                f"calibration: layer {name}: expected eval mode during the forward pass, got "
+                "training mode. Let forward leave modes as they are."
+            )
         self.on_input(name, layer, first_tensor(args, kwargs))
 
     def sums(self, values: torch.Tensor) -> ImageSums:
-        """Return the sums of a layer's input for each image of the batch."""
+        """Return the sums of a layer's input for each image, or row if images are not known."""
         return ImageSums.of(values, self._batch.images)
 
     def on_input(self, name: str, layer: nn.Module, values: torch.Tensor) -> None:
@@ -109,7 +157,7 @@ class Listener:
 
 def observe(
     networks: Mapping[Key, nn.Module],
-    batches: Iterable[Mapping[Key, torch.Tensor]],
+    batches: Iterable[Mapping[Key, Any]],
     *,
     listen: Callable[[nn.Module], Listening],
 ) -> Iterator[tuple[Key, Found]]:
@@ -120,20 +168,21 @@ def observe(
 
     Args:
         networks: Networks by a key of the caller's, which are not changed.
-        batches: For each key, images on the network's device.
+        batches: For each key, what `listen`'s function takes, such as images on the network's
+            device.
         listen: Function that returns a copy of a network that listens, such as a `Listener`.
     """
     local = threading.local()
 
-    def run(network: nn.Module, images: torch.Tensor) -> Found:
+    def run(network: nn.Module, batch: Any) -> Found:
         copies: dict[int, Listening] = local.__dict__.setdefault("copies", {})
         if id(network) not in copies:
             copies[id(network)] = listen(network)
-        return copies[id(network)](images)
+        return copies[id(network)](batch)
 
-    jobs = ((key, networks[key], images) for batch in batches for key, images in batch.items())
+    jobs = ((key, networks[key], batch) for keyed in batches for key, batch in keyed.items())
     if device_of(networks.values()).type != "cpu":
-        yield from ((key, run(network, images)) for key, network, images in jobs)
+        yield from ((key, run(network, batch)) for key, network, batch in jobs)
         return
     with (
         cpu_lanes(MAX_LANES) as (count, share),
@@ -141,8 +190,8 @@ def observe(
     ):
         waiting: deque[tuple[Key, Future[Found]]] = deque()
         try:
-            for key, network, images in jobs:
-                waiting.append((key, pool.submit(run, network, images)))
+            for key, network, batch in jobs:
+                waiting.append((key, pool.submit(run, network, batch)))
                 if len(waiting) > count:
                     first, future = waiting.popleft()
                     yield first, future.result()

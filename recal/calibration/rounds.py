@@ -21,7 +21,7 @@ from recal.calibration.estimators import (
     OnePass,
     layer_errors,
 )
-from recal.calibration.hooks import Listener, observe
+from recal.calibration.hooks import ForwardPass, Listener, observe
 from recal.data.batches import Batches, PolicyBatches
 from recal.data.images import MIN_IMAGES, counting_broken, usable_batches
 from recal.data.normalise import Normalisation, normalise
@@ -58,6 +58,11 @@ class Settings:
     autocast: torch.dtype | None = None
     world: World = ALONE
     layers: tuple[str, ...] = ()  # all
+
+    @property
+    def forward(self) -> ForwardPass:
+        """How networks are run on images."""
+        return ForwardPass(autocast=self.autocast)
 
     def __post_init__(self) -> None:
         pick(self.estimator, ESTIMATORS, "--estimator")
@@ -241,7 +246,7 @@ class _OneReading:
             task.inputs(pixels, task.networks, batches[number])
             for number, pixels in zip(own, read, strict=True)
         )
-        listen = partial(Listener, by_batch=True, autocast=task.settings.autocast)
+        listen = partial(Listener, by_batch=True, forward=task.settings.forward)
         through = np.cumsum([len(batch) for batch in batches])
         for count, (key, found) in enumerate(observe(task.networks, inputs, listen=listen)):
             number = own[count // len(task.networks)]
@@ -273,7 +278,7 @@ class _Layerwise:
         for key, network in task.networks.items():
             results[key] = consistent(
                 network, _Inputs(task, read, own, key), world=settings.world,
-                autocast=settings.autocast, progress=progress,
+                forward=settings.forward, progress=progress,
             )  # fmt: skip
         task.progress(total, total)
         layers = {key: result.layers for key, result in results.items()}

@@ -17,7 +17,7 @@ from torch import nn
 
 from recal.calibration.consistent import consistent
 from recal.calibration.estimators import MOMENTUM
-from recal.calibration.hooks import autocasting, set_statistics
+from recal.calibration.hooks import ForwardPass, autocasting, set_statistics
 from recal.errors import InputError, UsageError, pick
 from recal.variant.plain import batch_norms, first_tensor
 
@@ -198,7 +198,9 @@ class AdaptedNetwork:
             InputError: The network uses a layer several times, or changes others of its buffers.
         """
         try:
-            found = consistent(self._network, batches, autocast=self._autocast).layers
+            found = consistent(
+                self._network, batches, forward=ForwardPass(autocast=self._autocast)
+            ).layers
         except InputError as error:
             raise InputError(
                 "--adapt cell: expected a network that uses every BatchNorm layer once and changes "

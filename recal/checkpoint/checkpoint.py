@@ -20,6 +20,7 @@ from recal.errors import InputError, RecalError, UsageError, did_you_mean, liste
 from recal.networks.activations import layers_with_activation, looks_like_timms
 from recal.networks.completion import complete_spec
 from recal.networks.feeding import AsAssumed
+from recal.networks.quantised import SIMULATES
 from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.schema import convert
 
@@ -107,6 +108,11 @@ class Checkpoint:
     def split_layers(self) -> list[str]:
         """Plain paths of the layers that have a BatchNorm for each branch."""
         return [layer for layer in self.layers if layer not in self.shared]
+
+    @property
+    def simulates_integers(self) -> bool:
+        """Whether the network is one of quantisation-aware training."""
+        return any(name.endswith(SIMULATES) for name in self.weights)
 
     @cached_property
     def lost_activations(self) -> Finding | None:
@@ -279,6 +285,11 @@ def _separated(path: Path, file: WeightFile, options: ReadingOptions) -> Checkpo
             f"normalisation in front ({', '.join(front.normaliser)}) taken as mean and std"
         )
         facts = ModelOverrides(mean=front.mean, std=front.std).over(facts)
+    if any(key.endswith(SIMULATES) for key in found.weights):
+        notes.append(
+            "quantisation-aware training: its observers are switched off, and ranges of simulated "
+            "integers stay as stored"
+        )
     if found.shared:
         notes.append(f"one BatchNorm for all branches at {listed(found.shared)}")
     if options.roles is not None:

@@ -22,7 +22,8 @@ class ExecutionOptions:
 
     Attributes:
         backend: `onnxruntime`, `torch`, or `auto`: ONNX Runtime on a CPU, where it is faster, and
-            PyTorch elsewhere, with `autocast` or with `adaptation`.
+            PyTorch elsewhere, with `autocast` or with `adaptation`, and for networks of
+            quantisation-aware training.
         batch_size: Number of images in a batch; None chooses by the size of the images.
         threads: Threads of this process; None for its share of the machine's cores.
         autocast: Reduced precision for the operations that torch lists as safe, or None.

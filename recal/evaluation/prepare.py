@@ -108,6 +108,8 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
         names = tuple(cell.name for cell in cells)
         options = replace(options, adaptation=replace(options.adaptation, continual=names))
     targets = adapted(targets, options.adaptation) if options.adaptation else targets
+    if options.backend == "auto" and any(map(_simulates_integers, targets)):
+        options = replace(options, backend="torch")  # ONNX Runtime has no such operation
     execution = choose_execution(options, first.size)
     for target in targets:
         if isinstance(target, OnnxTarget) and execution.backend == "torch":
@@ -134,6 +136,10 @@ def prepare_work(given: Sequence[Given], request: EvaluationRequest) -> Work:
         attacked=attacked,
         output=request.output,
     )
+
+
+def _simulates_integers(target: Target) -> bool:
+    return isinstance(target, VariantTarget) and target.checkpoint.simulates_integers
 
 
 def _in_sequence(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recal.errors import InputError, RecalWarning, UsageError, listed, reason
+from recal.networks.quantised import simulating
 from recal.onnx_file.editing import LEAVES, with_arrays
 from recal.onnx_file.reading import LARGEST
 from recal.onnx_file.record import OPSETS, GraphOptions
@@ -165,6 +166,13 @@ def _check_exportable(network: nn.Module, opset: int) -> None:
             f"export: expected weights of less than 2 GiB, as much as one ONNX file holds, got "
             f"{size / (1 << 30):.1f} GiB. recal writes no external data; `recal eval --backend "
             "torch` and `recal convert` take such a network."
+        )
+    for name, module in simulating(network).items():
+        raise InputError(
+            f"export: {name} ({type(module).__name__}): expected a network without the simulated "
+            "integers of quantisation-aware training, which recal does not write to ONNX. Evaluate "
+            "it with --backend torch. To deploy it, write the variant as a checkpoint (recal "
+            "convert), load that into your network, and convert it with torch.ao.quantization."
         )
     for name, module in network.named_modules():
         if module.training:

@@ -1,7 +1,7 @@
 """Ordinary networks and checkpoints, with plain BatchNorm, from a checkpoint and a variant."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from recal.files import write_whole
 from recal.networks.activations import drop_activations
 from recal.networks.calling import call_on_images, take_logits
 from recal.networks.names import HARMLESS_ORIGINS, create_network, split_name
+from recal.networks.quantised import SIMULATES, resized_buffers, stop_observing
 from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.networks.tracking import track_statistics
 from recal.networks.wrappers import strip_front
@@ -128,10 +129,11 @@ def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
         _check_normalisation(network, spec, where)
     plain = make_plain(network, checkpoint.layout, checkpoint.weights)
     expected = network.state_dict()
-    _check_fit(given, expected, plain.names, where)
+    _check_fit(given, expected, plain.names, where, resized_buffers(network))
     # counters are absent from old files and from variants, and without effect in eval mode
     state = {key: given.get(plain.names.get(key, ""), own) for key, own in expected.items()}
     network.load_state_dict(state, strict=True)
+    stop_observing(network)
     network = network.float().requires_grad_(False).eval()
     if plain.replaced and origin not in RECALS_OWN:
         own = load_own(_create(checkpoint, spec, given), checkpoint.layout, given)
@@ -193,6 +195,7 @@ def _check_fit(
     expected: Mapping[str, torch.Tensor],
     names: Mapping[str, str],
     where: str,
+    resized: Collection[str] = (),
 ) -> None:
     known = set(names.values())
     missing, unexpected = (
@@ -200,13 +203,22 @@ def _check_fit(
         for keys in (known - given.keys(), given.keys() - known)
     )
     if missing or unexpected:
+        remedy = (
+            "Give the right one with --arch; if names in the file have a prefix that the network's "
+            "have not, also --prefix."
+        )
+        if any(key.endswith(SIMULATES) for key in given.keys() - known):
+            remedy = (
+                "The file is of quantisation-aware training: name a callable of yours as --arch "
+                "(python:FILE.py:CALLABLE) that returns the network as prepare_qat made it."
+            )
         raise InputError(
             f"{where}: weights and architecture do not fit: missing {missing or 'none'}; "
-            f"unexpected {unexpected or 'none'}. Give the right one with --arch; if names in the "
-            "file have a prefix that the network's have not, also --prefix."
+            f"unexpected {unexpected or 'none'}. {remedy}"
         )
     for key, name in names.items():
-        if not name.endswith(COUNTER) and expected[key].shape != given[name].shape:
+        fixed = not name.endswith(COUNTER) and key not in resized
+        if fixed and expected[key].shape != given[name].shape:
             raise InputError(
                 f"{where}: {name}: expected shape {tuple(expected[key].shape)}, "
                 f"got {tuple(given[name].shape)}. Give the right --arch or --classes."
@@ -279,6 +291,7 @@ def _check(
         drop_activations(network, checkpoint.layers)
     try:
         network.load_state_dict(state, strict=True)
+        stop_observing(network)
     except RuntimeError:
         return (
             f"{spec.arch} is not plain (it has several branches, a normalisation layer, lacks "

@@ -10,6 +10,7 @@ from torch import nn
 from recal.checkpoint.layouts import LEAVES, Layout, find_sites
 from recal.errors import InputError, listed
 from recal.networks.calling import parts_of
+from recal.networks.quantised import resized_buffers, stop_observing
 from recal.networks.wrappers import strip_front
 
 # sizes behind the channels for which layers are written: images, vectors, volumes, sequences
@@ -168,6 +169,7 @@ def load_own(
         for leaf in LEAVES
     }
     used: set[str] = set()
+    resized = resized_buffers(network)
     for key, tensor in own.items():
         plain = key.removeprefix(front.prefix)
         name = names.get(plain, plain)
@@ -181,15 +183,21 @@ def load_own(
             value = affine.repeat(len(tensor), 1)
             value[-1] = (torch.arange(len(affine)) < len(affine) // 2).to(affine)
             used |= {f"{layer}.weight", f"{layer}.bias"}
-        if value is None or not value.numel() or tensor.numel() % value.numel():
+        if value is None:
             return None
         used.add(name)
+        if key in resized:
+            own[key] = value
+            continue
+        if not value.numel() or tensor.numel() % value.numel():
+            return None
         if value.shape != tensor.shape:
             value = value.repeat(tensor.numel() // value.numel()).view_as(tensor)
         own[key] = value
     if any(name not in used and not name.endswith("num_batches_tracked") for name in given):
         return None
     network.load_state_dict(own, strict=True)
+    stop_observing(network)
     network = network.float().requires_grad_(False).eval()
     if not front.normaliser:
         return network

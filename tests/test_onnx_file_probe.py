@@ -1,5 +1,6 @@
 """The noise of probes can be repeated in any language, by the code in docs/engines.md."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -147,3 +148,22 @@ def test_distance_is_relative_to_the_largest_output():
     broken = probe.deviation(replace(probe, outputs=(((1.0, float("nan")),), ((0.5, 2.0),))))
     assert np.isnan(broken.relative)
     assert broken.place == (0, 0, 1)
+
+
+def test_the_documented_cpp_program_gives_the_recorded_outputs(exported, tmp_path):
+    """The program is compiled where the headers are (CPATH), with the library that Python uses."""
+    libraries = sorted(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+    headers = ["g++", "-E", "-x", "c++", "-include", "onnxruntime_cxx_api.h", "/dev/null"]
+    if shutil.which("g++") is None or not libraries:
+        pytest.skip("g++ or the shared library of ONNX Runtime is not installed")
+    if subprocess.run(headers, capture_output=True, check=False).returncode:
+        pytest.skip("the C++ headers of ONNX Runtime are not installed")
+    (tmp_path / "libonnxruntime.so.1").symlink_to(libraries[-1])
+    (tmp_path / "m.onnx").write_bytes(exported())
+    (program,) = re.findall(r"```c\+\+\n(.*?)```", TEXT, re.S)
+    (tmp_path / "main.cpp").write_text(CODE["cpp"] + program, encoding="utf-8")
+    found = ["-L.", "-l:libonnxruntime.so.1", f"-Wl,-rpath,{tmp_path}", "-o", "main"]
+    subprocess.run(["g++", "-std=c++17", "main.cpp", *found], cwd=tmp_path, check=True)
+    outputs, recorded = output_of([tmp_path / "main", tmp_path / "m.onnx"]).splitlines()
+    rows = json.loads(recorded)["outputs"][0]
+    np.testing.assert_allclose(np.array(outputs.split(), float), rows[0], rtol=1e-4, atol=1e-5)

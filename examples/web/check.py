@@ -86,7 +86,7 @@ def make_cases(folder: Path) -> list[dict[str, object]]:
         CliRunner().invoke(recal, arguments, catch_exceptions=False)
         cases.append({"model": name, "pictures": pictures})
     (folder / "broken.onnx").write_bytes((folder / "half.onnx").read_bytes()[:5000])
-    cases.append({"model": "broken.onnx", "message": "expected a whole ONNX file"})
+    cases.append({"model": "broken.onnx", "message": "broken.onnx: expected a whole ONNX file"})
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     return cases
 

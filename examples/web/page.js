@@ -15,10 +15,12 @@ function say(id, text, kind) {
   get(id).className = kind;
 }
 
+const failed = (id, name) => (error) => say(id, `${name}: ${error.message ?? error}`, "bad");
+
 // tasks wait for each other: a session runs one input at a time
 let last = Promise.resolve();
-function inTurn(id, task) {
-  last = last.then(task).catch((error) => say(id, String(error.message ?? error), "bad"));
+function inTurn(id, name, task) {
+  last = last.then(task).catch(failed(id, name));
   return last;
 }
 
@@ -32,7 +34,7 @@ async function openModel(file) {
   const probe = await checkProbe(ort, session, state.record);
   const difference = `largest difference ${probe.difference.toExponential(1)} of the largest output`;
   if (!probe.same) {
-    throw new Error(`${file.name} computes otherwise in this browser: ${difference}: ${probe.place}.`);
+    throw new Error(`computes otherwise in this browser: ${difference}: ${probe.place}.`);
   }
   state.session = session;
   const { variants, form, model } = state.record;
@@ -43,17 +45,19 @@ async function openModel(file) {
   get("variant").value = 0;
   get("pictures").hidden = false;
   say("picture-status", "", "");
-  if (state.picture) await classify();
+  await classify().catch(failed("picture-status", state.picture?.name));
 }
 
 async function openPicture(file) {
+  state.picture = null;
+  get("result").hidden = true;
   let bitmap;
   try {
     // as recal decodes: no colour profile, no rotation
     const raw = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "none" };
     bitmap = await createImageBitmap(file, raw);
   } catch {
-    throw new Error(`${file.name} is no picture that this browser can decode.`);
+    throw new Error("expected a picture that this browser can decode, got another file.");
   }
   const { width, height } = bitmap;
   const context = Object.assign(get("shown"), { width, height }).getContext("2d", { willReadFrequently: true });
@@ -92,7 +96,7 @@ async function classify() {
 
 for (const [name, open] of [["model", openModel], ["picture", openPicture]]) {
   const [input, target, status] = [get(name), get(`${name}-drop`), `${name}-status`];
-  const take = (file) => file && inTurn(status, () => open(file));
+  const take = (file) => file && inTurn(status, file.name, () => open(file));
   input.addEventListener("change", () => take(input.files[0]));
   target.addEventListener("dragleave", () => target.classList.remove("over"));
   target.addEventListener("dragover", (event) => {
@@ -105,4 +109,4 @@ for (const [name, open] of [["model", openModel], ["picture", openPicture]]) {
     take(event.dataTransfer.files[0]);
   });
 }
-get("variant").addEventListener("input", () => inTurn("picture-status", classify));
+get("variant").addEventListener("input", () => inTurn("picture-status", state.picture?.name ?? "", classify));

@@ -133,7 +133,7 @@ function squared(picture, { family, policy, size, crop_share, crop_mode, interpo
   if (crop_mode === "squash") return middle(resized(picture, side, side, interpolation), size);
   throw new Error(
     crop_mode === "none"
-      ? `the network takes pictures of ${size} x ${size} pixels, got ${width} x ${height}`
+      ? `expected ${size} x ${size} pixels, got ${width} x ${height}. recal export --crop-mode center resizes`
       : `this page cannot prepare pictures by crop mode '${crop_mode}'`,
   );
 }

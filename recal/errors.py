@@ -6,6 +6,7 @@ the command goes through `printable`.
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Collection, Iterable
 
@@ -14,6 +15,7 @@ OMITTED = " [...] "
 LONGEST = 1_500
 LONGEST_REASON = 800
 LONGEST_SHOWN = 200
+MOST_MEANT = 4
 
 _repr = reprlib.Repr()
 _repr.maxlevel = 3
@@ -109,9 +111,14 @@ def listed(items: Iterable[object], most: int = 3) -> str:
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """Return ` Did you mean 'x'?` for the known word nearest to `word`, else an empty string."""
-    near = difflib.get_close_matches(word[:100].lower(), sorted(known), n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    """Return ` Did you mean 'x'?` for the known words nearest to `word`, else an empty string.
+
+    They are those of which it is a part, as `pgd` is of `cifar10-pgd`, or the most similar one.
+    """
+    asked = word[:100].lower()
+    near = [name for name in sorted(known) if asked in re.split("[-_]", name)][:MOST_MEANT]
+    near = near or difflib.get_close_matches(asked, sorted(known), n=1, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def pick(word: str, known: Collection[str], what: str) -> str:

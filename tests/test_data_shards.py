@@ -243,7 +243,7 @@ def labels(values):
         (lambda f: (hub(f / "a"), hub(f / "b")), "of one data set, got some in 'a', 'b'"),
         (lambda f: (hub(f), pq.write_table(pa.table({"image": [b"x"], "label": [0]}),
                                            f / "validation-1.parquet")), "columns and classes of"),
-        (lambda f: hub(f, split="train"), "expected images for 'test', got only train"),
+        (lambda f: hub(f, split="train"), "got only train. To use these, name .*with braces"),
         (lambda f: shards(f, stem="set-train"), "expected images for 'test', got only train"),
     ],
 )  # fmt: skip

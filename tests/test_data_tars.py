@@ -86,6 +86,14 @@ def test_a_folder_inside_is_taken_by_its_path_and_its_folders_are_the_classes(tm
     assert len(everything.below("fog/3")) == 0
 
 
+def test_other_splits_in_a_tar_file_are_named(tmp_path):
+    packed = pack(tmp_path / "images.tar", {"top/val/a/1.png": png(1), "top/val/b/2.png": png(2)})
+    assert len(open_images(packed, "test")) == 2
+    for data in (packed, tmp_path):
+        with pytest.raises(InputError, match="expected images for 'train', got only top/val"):
+            open_images(data, "train")
+
+
 def test_tars_named_for_splits_are_the_splits(tmp_path):
     pack(tmp_path / "train.tar", {"a/1.png": png(1), "b/1.png": png(2)})
     pack(tmp_path / "val.tar", {"a/2.png": png(3), "b/2.png": png(4)})

@@ -15,6 +15,7 @@ from recal.networks.spec import ModelSpec
 from recal.policies.ops import Cutout, RandAugment
 from recal.policies.policy import Policy, load_policy, read_policy
 from recal.policies.prepared import PreparedImages, PreparedTogether
+from recal.suites.suite import load_suite
 from recal.variant.plain import batch_norms
 from tests.test_evaluation_attacks import Normalised, pgd
 
@@ -154,6 +155,20 @@ def test_commands_without_a_network_refuse_adversarial_policies():
     images = PreparedImages(constant_images(3), load_policy("cifar", "pgd"), 0, SPEC.preparation)
     with pytest.raises(UsageError, match="policy 'pgd': expected a policy without"):
         images.batch([0])
+
+
+@pytest.mark.parametrize("family", ["cifar", "imagenet", "tiny"])
+def test_families_have_policies_of_mixed_and_adversarial_images(family):
+    """The adversarial ones are as strong as the suites' attacks, or as those of CIFAR."""
+    suite = load_suite("imagenet-pgd" if family == "imagenet" else "cifar10-pgd")
+    assert load_policy(family, "pgd").attack == suite.attack["pgd_linf"]
+    fgsm = load_policy(family, "fgsm").attack
+    assert (fgsm.radius, fgsm.step, fgsm.steps) == (suite.attack["pgd_linf"].radius,) * 2 + (1,)
+    # Zhang et al., arXiv 1710.09412, sections 3.1 and 3.2; Yun et al., arXiv 1905.04899
+    assert load_policy(family, "mixup").mix.alpha == (0.2 if family == "imagenet" else 1)
+    assert load_policy(family, "cutmix").mix.alpha == 1
+    weak = load_policy(family, "weak").ops
+    assert all(load_policy(family, name).ops == weak for name in ("mixup", "cutmix", "pgd", "fgsm"))
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def test_suite_is_found_by_name_or_file(tmp_path):
     )
     with pytest.raises(UsageError, match=r"or a \.toml file, got 'imagenet-c'.*Did you mean"):
         load_suite("imagenet-c")
+    with pytest.raises(UsageError, match="Did you mean 'cifar10-pgd' or 'cifar100-pgd' or "):
+        load_suite("pgd")
     with pytest.raises(InputError, match="cannot be read"):
         load_suite("nowhere.toml")
 

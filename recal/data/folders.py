@@ -87,21 +87,27 @@ def open_images(folder: Path, split: str, *, archives: bool = True) -> ImageSour
             if not len(source):
                 raise InputError(f"{folder}: expected images, got none.")
             return with_found_labels(source)
-    others = _splits_in(folder) if folder.is_dir() and archives else []
-    found = f"only {listed(others)}" if others else "none"
+    if archives and (others := _splits_in(folder)):
+        raise InputError(
+            f"{folder}: expected images for '{split}', got only {listed(others)}. To use these, "
+            "name their folder, or their tar or Parquet files with braces; unpack one inside a tar."
+        )
     raise InputError(
-        f"{folder}: expected images for '{split}', got {found}. It may hold CIFAR's own files, "
+        f"{folder}: expected images for '{split}', got none. It may hold CIFAR's own files, "
         f".npy or .npz arrays, MNIST's idx files, class folders (also below {split}/), plain "
         "images, tar files of them, WebDataset shards, or Parquet files."
         f"{compressed_in(folder) if folder.is_dir() else ''}"
     )
 
 
-def _splits_in(folder: Path) -> list[str]:
-    """Return the folders of splits, and the words for splits in names of shards, for messages."""
-    shards = (p for p in folder.rglob("*") if p.suffix in (TAR_SUFFIX, PARQUET_SUFFIX))
-    words = {word for path in shards if (word := shard_word(path.stem))}
-    return sorted({*find_splits(folder)[0], *words})
+def _splits_in(data: Path) -> list[str]:
+    """Return folders of splits, in tar files too, and words for splits in names of shards."""
+    files = [data] if data.is_file() else list(data.rglob("*"))
+    tars = [path for path in files if path.suffix == TAR_SUFFIX]
+    words = (shard_word(path.stem) for path in files if path.suffix in (TAR_SUFFIX, PARQUET_SUFFIX))
+    inside = map(outermost_split, open_tars(data, tars).names) if tars else ()
+    folders = find_splits(data)[0] if data.is_dir() else ()
+    return sorted({*folders, *filter(None, words), *filter(None, inside)})
 
 
 def _of_shards(where: Path, files: Sequence[Path], split: str) -> ImageSource:

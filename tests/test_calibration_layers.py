@@ -1,17 +1,30 @@
 """Some layers are estimated, the others keep and use what they have: equal to plain torch."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from recal import calibrate, load_checkpoint, load_variant
+from recal import (
+    Settings,
+    calibrate,
+    calibrate_matrix,
+    load_checkpoint,
+    load_variant,
+    mix,
+    save_variant,
+)
 from recal.calibration.estimators import ESTIMATORS
+from recal.calibration.parts import calibrate_part, merge_parts
+from recal.distributed import Part
 from recal.errors import InputError, UsageError
 from recal.networks.names import create_network
+from recal.variant.mixing import blend_with_prior
 from recal.variant.selection import chosen_layers
+from recal.variant.variant import branch_variant
 from tests.dual_networks import randomise
 
 LAYERS = ("bn1", "block2.layer.0.bn2")
@@ -110,3 +123,70 @@ def test_onnx_files_are_recalibrated_at_the_same_layers(tmp_path, recal):
     assert onnx.estimated.layers == own.estimated.layers
     for name, tensor in own.tensors.items():
         np.testing.assert_allclose(onnx.tensors[name], tensor, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def dual(split_checkpoint, class_folders):
+    """Return a checkpoint of two branches and a function that calibrates it at some layers."""
+    checkpoint = load_checkpoint(split_checkpoint)
+
+    def made(layers=(), affine="main", seed=0):
+        return calibrate(
+            checkpoint, mode="clean", data=class_folders, affine=affine, layers=layers, seed=seed
+        )
+
+    return checkpoint, made
+
+
+def test_parts_of_chosen_layers_merge_to_the_bytes_of_one_process(dual, class_folders, tmp_path):
+    checkpoint, _ = dual
+    settings = Settings(batch_size=7, layers=("last",))
+    images = {"data": class_folders, "settings": settings}
+    parts = [
+        calibrate_part(checkpoint, ["main"], ["clean"], Part(n, 3), tmp_path, **images)
+        for n in (1, 2, 3)
+    ]
+    (merged,) = merge_parts(parts).values()
+    (alone,) = calibrate_matrix(checkpoint, ["main"], ["clean"], **images).values()
+    assert len(merged.estimated.layers) == 1
+    save_variant(merged, tmp_path / "merged")
+    save_variant(alone, tmp_path / "alone")
+    assert (tmp_path / "merged").read_bytes() == (tmp_path / "alone").read_bytes()
+    # parts of other layers are of another calibration
+    other = replace(settings, layers=("first",))
+    images["settings"] = other
+    with pytest.raises(InputError, match="expected a part of the same calibration"):
+        calibrate_part(checkpoint, ["main"], ["clean"], Part(1, 3), tmp_path, **images)
+
+
+def test_mixes_of_variants_at_some_layers_are_the_moments_of_the_mixture(dual):
+    """Each layer of a variant has statistics, estimated or stored, which are mixed alike."""
+    _, made = dual
+    one, two = made(layers="last"), made(layers="first", affine="aux0", seed=1)
+    mixed = mix([one, two], [0.25, 0.75])
+    for name in one.layers:
+        m, v = (
+            [variant.tensors[f"{name}.{leaf}"].astype(float) for variant in (one, two)]
+            for leaf in ("running_mean", "running_var")
+        )
+        mean = 0.25 * m[0] + 0.75 * m[1]
+        second = 0.25 * (v[0] + m[0] ** 2) + 0.75 * (v[1] + m[1] ** 2)
+        np.testing.assert_allclose(mixed.tensors[f"{name}.running_mean"], mean, rtol=1e-5)
+        np.testing.assert_allclose(
+            mixed.tensors[f"{name}.running_var"], second - mean**2, rtol=1e-4, atol=1e-6
+        )
+    assert "clean statistics at" in mixed.label
+
+
+def test_a_prior_is_blended_with_layers_that_saw_images_alone(dual):
+    """At the other layers n is 0, so that lambda = N / (N + n) is 1."""
+    checkpoint, made = dual
+    source, adapted = branch_variant(checkpoint, "aux0"), made(layers="last")
+    share = 30 / (30 + adapted.estimated.images)
+    blended = blend_with_prior(source, adapted, 30)
+    for name, tensor in source.tensors.items():
+        expected = tensor.astype(float)
+        layer, _, leaf = name.rpartition(".")
+        if layer in adapted.estimated.layers and leaf.startswith("running"):
+            expected = share * expected + (1 - share) * adapted.tensors[name]
+        np.testing.assert_allclose(blended.tensors[name], expected, rtol=1e-6, err_msg=name)

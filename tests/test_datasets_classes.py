@@ -18,8 +18,8 @@ def source(labels, classes, *, ordered=False):
     return ArraySource(HERE, images, np.array(labels), classes, ordered)
 
 
-def labels_of(found, classes):
-    return class_answers(found, network_order(classes, found.classes))[:, 0].tolist()
+def labels_of(found, classes, family="cifar"):
+    return class_answers(found, network_order(classes, family, found.classes))[:, 0].tolist()
 
 
 def test_a_part_of_imagenet_is_numbered_by_name():
@@ -43,6 +43,22 @@ def test_a_given_order_wins_over_the_sorted_one_and_not_over_synsets():
     assert class_answers(source([7], names, ordered=True), imagenet).tolist() == [[7]]
     with pytest.raises(InputError, match="here: expected class folders such as 'n01440764'"):
         class_answers(source([7], names), imagenet)
+
+
+def test_folders_of_other_names_are_refused_by_a_network_of_imagenet_as_by_its_suite():
+    names = tuple(f"thing {i:03d}" for i in range(1000))
+    by_suite = ClassOrder(count=1000, names=wnids("imagenet"), what="a network of 1000 classes")
+    of_network = network_order(1000, "imagenet", names)
+    assert of_network == by_suite
+    for given in (names, tuple(map(str, range(1000)))):
+        with pytest.raises(InputError, match=r"such as 'n01440764' .* classes\.txt"):
+            labels_of(source([7], given), 1000, "imagenet")
+    # a given order, and numbers without names, need no names of synsets
+    assert labels_of(source([7], names, ordered=True), 1000, "imagenet") == [7]
+    assert labels_of(source([7], None), 1000, "imagenet") == [7]
+    # networks of other data sets have no names to compare with, and 999 classes are not ImageNet's
+    assert labels_of(source([7], names), 1000) == [7]
+    assert labels_of(source([7], names[:999]), 999, "imagenet") == [7]
 
 
 @pytest.mark.parametrize(

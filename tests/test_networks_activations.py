@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recal import build, load_checkpoint, load_variant, save_variant
+from recal.errors import InputError
 from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import read_record
 from recal.variant.variant import branch_variant
-from tests.dual_networks import NORMS
+from tests.dual_networks import NORMS, randomise
 
 ARCH, LAYOUTS = "mobilenetv2_035", ("timm-splitbn", "mixbn", "dubn", "once-for-all")
 
@@ -147,6 +148,43 @@ def test_class_that_holds_an_activation_and_never_uses_it_is_understood(tmp_path
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     expected = choose(copy.deepcopy(network).double(), 0)(images)
     torch.testing.assert_close(build(checkpoint).double()(images), expected)
+
+
+PRELU = """
+import timm
+from torch import nn
+def make(num_classes):
+    return timm.create_model("mobilenetv2_035", num_classes=num_classes, act_layer=nn.PReLU)
+"""
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_activations_with_parameters_do_nothing_without_bn_act(stored, tmp_path, recal):
+    """Training code that dropped PReLU may have kept its weights; either file is understood."""
+    torch.manual_seed(0)
+    made = timm.create_model(ARCH, num_classes=10, act_layer=nn.PReLU)
+    trained = randomise(converted(made, without_activation(NORMS["mixbn"]))).eval()
+    state = trained.state_dict()
+    assert any(key.endswith("bn1.act.weight") for key in state)
+    if not stored:
+        state = {key: tensor for key, tensor in state.items() if ".act." not in key}
+    path = tmp_path / "f.pth"
+    torch.save(state, path)
+    (tmp_path / "own.py").write_text(PRELU, encoding="utf-8")
+    arch = f"python:{tmp_path}/own.py:make"
+    checkpoint = load_checkpoint(path).overridden(arch=arch, bn_act=False)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for position, name in enumerate(checkpoint.branches):
+        expected = choose(copy.deepcopy(trained).double(), position)(images)
+        found = build(checkpoint, name).double()(images)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    named = ("--variant", "aux0", "--arch", arch, "--no-bn-act", "--classes", "10")
+    status, out, err = recal("convert", path, *named, "-o", tmp_path / "c.pth")
+    assert status == 0, err
+    assert "loads it with strict=True and once the activations" in out
+    if not stored:  # with activations, the weights of PReLU are missing
+        with pytest.raises(InputError, match=r"missing .*act\.weight"):
+            build(checkpoint.overridden(bn_act=True))
 
 
 WARNING = "drops these activations"

@@ -12,13 +12,15 @@ from recal.data.folders import open_images
 from recal.data.images import with_channels
 from recal.data.normalise import Normalisation
 from recal.errors import InputError, UsageError
-from recal.export.forms import Float16, Patchable
+from recal.export.forms import Float16, Int8, Patchable
+from recal.export.int8_images import held_out_images, range_images
 from recal.networks.names import create_network
 from recal.onnx_file.session import OnnxNetwork
 from recal.policies.policy import load_policy
 from recal.policies.preparation import Preparation
 from recal.policies.prepared import PreparedImages
 from recal.variant.build import build, convert
+from recal.variant.statistics import BranchStatistics
 from tests.dual_networks import randomise
 
 MEAN, STD = (0.3, 0.4, 0.5, 0.6, 0.45), (0.2, 0.3, 0.4, 0.5, 0.35)
@@ -197,3 +199,28 @@ def test_numbers_of_other_channels_are_refused(folder):
     np.save(folder / "first.npy", pixels_of(4).transpose(0, 3, 1, 2))
     with pytest.raises(InputError, match=r"Put the channels last: images.transpose"):
         open_images(folder / "first.npy", "train")
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_int8_files_take_as_many_channels_and_keep_predictions(channels, symmetric, folder):
+    network, checkpoint, _ = checkpoint_of(channels, folder)
+    pixels, path = pixels_of(channels, 96), folder / "i.onnx"
+    with torch.no_grad():
+        expected = network(inputs_of(pixels)).numpy()
+    np.savez(folder / "i.npz", images=pixels, labels=expected.argmax(1))
+    spec = checkpoint.spec
+    images = range_images(spec, BranchStatistics(branch="main"), folder / "i.npz", count=48)
+    held_out = held_out_images(spec, folder / "i.npz", images)
+    form = Int8(images=images, held_out=held_out, max_drop=0.2, symmetric=symmetric)
+    evidence = export_onnx(checkpoint, "main", path, held_out.pixels, form=form)
+    onnx = OnnxNetwork(path)
+    assert onnx.channels == onnx.record.model.channels == channels
+    found = onnx.classify(pixels, Normalisation(MEAN[:channels], STD[:channels]))
+    # the spread of logits over classes, by which int8 rounding is small
+    spread = expected.std(axis=1).mean()
+    assert np.abs(found - expected).mean() < 0.2 * spread
+    held = np.setdiff1d(np.arange(96), images.indices)
+    agreement = (found.argmax(1) == expected.argmax(1))[held].mean()
+    assert evidence.int8.proof.agreement == pytest.approx(agreement, abs=0.03)
+    assert agreement > 0.8

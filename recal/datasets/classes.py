@@ -68,15 +68,16 @@ class ClassOrder:
         return np.array([place[name] for name in names], np.int64)
 
 
-def network_order(classes: int, names: Sequence[str] | None) -> ClassOrder:
+def network_order(classes: int, family: str, names: Sequence[str] | None) -> ClassOrder:
     """Return the order of a network's classes where no suite declares it.
 
-    It is that of ImageNet if the network has 1000 classes and `names` are synsets, and the sorted
-    order of the names otherwise.
+    It is that of ImageNet, which names its classes by synsets, if the network has 1000 classes and
+    is of the family `imagenet` or `names` are synsets. It is the sorted order of the names
+    otherwise.
     """
-    synsets = classes == 1000 and bool(names) and all(map(SYNSET.fullmatch, names or ()))
-    what = f"a network of {classes} classes"
-    return ClassOrder(count=classes, names=wnids("imagenet") if synsets else None, what=what)
+    synsets = bool(names) and all(map(SYNSET.fullmatch, names or ()))
+    known = wnids("imagenet") if classes == 1000 and (family == "imagenet" or synsets) else None
+    return ClassOrder(count=classes, names=known, what=f"a network of {classes} classes")
 
 
 def class_answers(source: ImageSource, order: ClassOrder) -> NDArray[np.int64] | None:

@@ -24,7 +24,7 @@ from recal.evaluation.execution import Batch, Execution
 from recal.evaluation.targets import OnnxTarget, Target, VariantTarget
 from recal.export.trace import to_onnx
 from recal.networks.spec import ModelSpec
-from recal.onnx_file.editing import with_arrays
+from recal.onnx_file.editing import arrays_of_graph, with_arrays
 from recal.onnx_file.session import OnnxNetwork, check_any_batch
 from recal.variant.build import build_classifier
 from recal.variant.independence import check_independence
@@ -122,10 +122,8 @@ class Predictors:
             spec = target.spec
             self._traced[key] = to_onnx(network, spec.size, fold=False, channels=spec.channels)
         model = self._traced[key]
-        # what the graph lacks belongs to layers that the network never uses
-        held = {tensor.name for tensor in model.graph.initializer}
-        tensors = {name: t for name, t in target.variant.tensors.items() if name in held}
-        return with_arrays(model, tensors)
+        tensors = target.variant.tensors
+        return with_arrays(model, arrays_of_graph(model.graph, tensors, "network", target.name))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

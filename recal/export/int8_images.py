@@ -158,6 +158,6 @@ def held_out_images(
 def _answers(source: ImageSource, spec: ModelSpec) -> NDArray[np.int64] | None:
     """Return the network's classes of all images, or None if the labels do not give them."""
     try:
-        return class_answers(source, network_order(spec.classes, source.classes))
+        return class_answers(source, network_order(spec.classes, spec.family, source.classes))
     except InputError:
         return None

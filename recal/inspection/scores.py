@@ -70,7 +70,7 @@ def score_activations(
     (chosen,) = seeded_batches(len(source), min(samples, SCORED), SCORED, seed)
     images = PreparedImages(source, spec.clean_policy, seed, spec.preparation)
     variants = {name: branch_variant(checkpoint, name) for name in checkpoint.branches}
-    answers = class_answers(source, network_order(spec.classes, source.classes))
+    answers = class_answers(source, network_order(spec.classes, spec.family, source.classes))
     if answers is None:
         return None
     return compare_activations(checkpoint, variants, images.batch(chosen), answers[chosen])
@@ -104,7 +104,7 @@ def score_branches(
     spec = checkpoint.spec
     source = find_images(data, (), "test", what="images to score the branches on")
     chosen = seeded_batches(len(source), samples, BATCH, seed)
-    numbers = class_answers(source, network_order(spec.classes, source.classes))
+    numbers = class_answers(source, network_order(spec.classes, spec.family, source.classes))
     answers = None if numbers is None else torch.from_numpy(numbers)
     images = PreparedTogether(source, [spec.clean_policy], seed, spec.preparation)
     batches = Batches(images, chosen, keep=True)

@@ -34,17 +34,27 @@ def activated_norms(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def drop_activations(network: nn.Module, layers: Collection[str]) -> None:
+def drop_activations(
+    network: nn.Module, layers: Collection[str], names: Collection[str] = ()
+) -> None:
     """Replace activation and dropout inside of BatchNorm layers by the identity, in place.
+
+    Code that dropped activations with parameters of their own, such as PReLU, may have stored
+    these: parameters among `names` are kept, without effect.
 
     Args:
         network: The network.
         layers: Plain paths of the layers concerned; others are left as they are.
+        names: Plain names of a file's tensors.
     """
     for path, layer in activated_norms(network).items():
         if path in layers:
             for name in {"act", "drop"} & layer._modules.keys():
-                setattr(layer, name, nn.Identity())
+                nothing = nn.Identity()
+                for leaf, parameter in layer.get_submodule(name).named_parameters(recurse=False):
+                    if f"{path}.{name}.{leaf}" in names:
+                        nothing.register_parameter(leaf, parameter)
+                setattr(layer, name, nothing)
 
 
 def layers_with_activation(spec: ModelSpec) -> list[str]:

@@ -1,7 +1,7 @@
 """Ordinary networks and checkpoints, with plain BatchNorm, from a checkpoint and a variant."""
 
 import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from recal.networks.wrappers import strip_front
 from recal.schema import to_json
 from recal.variant.comparison import compare_networks, load_own
 from recal.variant.plain import make_plain
+from recal.variant.unused import check_unused, complete
 from recal.variant.variant import Variant, branch_variant, check_statistics, check_weights
 
 SHOWN = 10
@@ -110,6 +111,7 @@ def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant)
     check_weights(checkpoint, variant)
+    variant, absent = complete(checkpoint, variant)
     arch = checkpoint.overrides.arch
     spec = variant.spec.overridden(ModelOverrides(arch=arch)) if arch else variant.spec
     tensors = variant.torch_tensors()
@@ -135,6 +137,8 @@ def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
     network.load_state_dict(state, strict=True)
     stop_observing(network)
     network = network.float().requires_grad_(False).eval()
+    if absent:
+        check_unused(network, absent, spec.input_shape, where)
     if plain.replaced and origin not in RECALS_OWN:
         own = load_own(_create(checkpoint, spec, given), checkpoint.layout, given)
         if own is not None and compare_networks(
@@ -144,18 +148,18 @@ def _built(checkpoint: Checkpoint, variant: Variant | str) -> Built:
     return Built(network=network, own=network)
 
 
-def _create(checkpoint: Checkpoint, spec: ModelSpec, names: Iterable[str]) -> nn.Module:
+def _create(checkpoint: Checkpoint, spec: ModelSpec, names: Collection[str]) -> nn.Module:
     """Create the network with the same random values each time, for what no file stores."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would change GPUs' too
         network = _network(spec, names).cpu()
     track_statistics(network)
     if not spec.bn_act:
-        drop_activations(network, checkpoint.split_layers)
+        drop_activations(network, checkpoint.split_layers, names)
     return network
 
 
-def _network(spec: ModelSpec, names: Iterable[str]) -> nn.Module:
+def _network(spec: ModelSpec, names: Collection[str]) -> nn.Module:
     """Create a network of the specification's architecture for tensors of these names."""
     return create_network(
         spec.arch, spec.classes, channels=spec.channels, trusted=spec.trusted, names=names
@@ -254,7 +258,7 @@ def convert(checkpoint: Checkpoint, variant: Variant | str, output: Path) -> tup
         state |= checkpoint.branch(variant)
     else:
         check_weights(checkpoint, variant)
-        state |= variant.torch_tensors()
+        state |= complete(checkpoint, variant)[0].torch_tensors()
     state = {key: tensor.clone().contiguous() for key, tensor in state.items()}
     spec, notes = _spec(checkpoint, variant)
     if spec is not None:
@@ -288,7 +292,7 @@ def _check(
     built = build_classifier(checkpoint, variant).network
     network = _network(spec, state)
     if not spec.bn_act:  # of a plain file, every layer's is dropped
-        drop_activations(network, checkpoint.layers)
+        drop_activations(network, checkpoint.layers, state)
     try:
         network.load_state_dict(state, strict=True)
         stop_observing(network)

@@ -52,8 +52,9 @@ def blend_with_prior(source: Variant, adapted: Variant, prior: float) -> Variant
     """Shrink statistics from n images towards those of the source domain.
 
     With lambda = N / (N + n), mean and variance are each lambda times the source's plus
-    (1 - lambda) times the adapted, without the variance between the two means. The affine is the
-    source's.
+    (1 - lambda) times the adapted, without the variance between the two means. Layers that saw no
+    images, because others were chosen or none reached them, keep the source's statistics. The
+    affine is the source's.
 
     Args:
         source: The variant whose statistics are the prior.
@@ -67,14 +68,16 @@ def blend_with_prior(source: Variant, adapted: Variant, prior: float) -> Variant
 
     Source: Schneider et al., arXiv 2006.16971, section 3.
     """
-    images = adapted.estimated.images
+    estimated = adapted.estimated
+    images = estimated.images
     if not (math.isfinite(prior) and prior >= 0):
         raise UsageError(f"--prior: expected a number of images >= 0, got {prior:g}.")
     _check_same_network([source, adapted])
     share = prior / (prior + images)
+    seen = {*(estimated.layers or adapted.layers)} - {*estimated.layers_without_data}
     tensors = {
         name: tensor.astype(np.float64)
-        if name.endswith(AFFINE)
+        if name.endswith(AFFINE) or name.rpartition(".")[0] not in seen
         else _weighted([tensor, adapted.tensors[name]], [share, 1 - share])
         for name, tensor in source.tensors.items()
     }

@@ -195,6 +195,7 @@ def test_given_or_stored_numbers_that_do_not_fit_are_a_warning(recal, tmp_path, 
     status, _, told = recal(*words, "--mean", "0.5", "--std", "0.5")
     assert status == 0
     assert "fit mean 0, std 1 clearly better" in told
+    assert "Give --mean 0 --std 1 if that is how it was trained." in told
     # the variant keeps what was said, so that its evaluation does not stop
     assert load_variant(tmp_path / "v.safetensors").spec.input_from == "given"
     content = torch.load(path, weights_only=True)
@@ -203,6 +204,25 @@ def test_given_or_stored_numbers_that_do_not_fit_are_a_warning(recal, tmp_path, 
     assert status == 0
     assert "fit mean 0, std 1 clearly better" in told
     assert "mean 0.5, std 0.5 (in the file)" in out
+
+
+@pytest.mark.filterwarnings("always::recal.RecalWarning")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
+def test_commands_warn_of_a_network_that_no_usual_normalisation_fits(
+    recal, tmp_path, images, command
+):
+    # the mean was subtracted, but nothing divided: no network of the usual ones
+    own = Normalisation((0.4914, 0.4822, 0.4465), (1.0, 1.0, 1.0))
+    path = trained(tmp_path / "net.pth", own)
+    name, *rest = command
+    words = (name, path, "--data", images, *rest)
+    status, _, told = recal(*words)
+    assert status == 0
+    assert "under no usual normalisation" in told
+    assert "Give the --mean and --std of the training code" in told
+    status, _, told = recal(*words, "--mean", "0.4914,0.4822,0.4465", "--std", "1")
+    assert status == 0
+    assert "normalisation (distance" not in told
 
 
 def test_python_functions_stop_alike(tmp_path, images):

@@ -12,6 +12,7 @@ import torch
 
 from recal.checkpoint.checkpoint import Checkpoint, Finding
 from recal.errors import listed
+from recal.variant.variant import STATISTICS
 
 # a smaller variance is negligible beside the 1e-5 that BatchNorm adds to it
 VANISHING = 1e-12
@@ -71,7 +72,7 @@ def _no_statistics(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
     for name, tensors in checkpoint.branches.items():
-        broken = (key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())
+        broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
         layers = tuple(
             layer
             for layer in dict.fromkeys(key.rpartition(".")[0] for key in broken)
@@ -83,8 +84,12 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
                 branch=name,
                 layers=layers,
                 what=f"NaN or infinity in {listed(layers)}",
-                follows="Every output through this branch is NaN; training diverged, or the file "
-                "is damaged.",
+                follows="Every output through this branch is NaN. "
+                + (
+                    f"recal calibrate {shlex.quote(str(checkpoint.path))} estimates its statistics."
+                    if all(key.endswith(STATISTICS) for key in broken)
+                    else "Training diverged, or the file is damaged."
+                ),
             )
     weights = tuple(
         name

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from recal.variant.variant import Variant
 
 
+TAKES_ONE_SIZE = (
+    "--preprocess: test images of this network are taken as they are, so that the file takes {0} x "
+    "{0} pixels and refuses others. To resize and crop them, add --crop-mode center."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FormOptions:
     """The options that choose the form of the file, of which at most one may be given."""
@@ -137,6 +143,11 @@ def _graph_options(*, fixed_batch: int | None, **given: Any) -> GraphOptions:
     _graph_options,
     option("--opset", "ONNX operator set of the graph.", click.IntRange(13, 20), 18),
     flag("--uint8", "Input is pixels, uint8 (N, H, W, C), which the graph normalises."),
+    flag(
+        "--preprocess",
+        "Input is pixels of any height and width, uint8 (N, H, W, C), which the graph resizes, "
+        "crops and normalises.",
+    ),
     flag("--softmax", "Output is probabilities instead of logits."),
     option(
         "--fixed-batch", "Number of images of each batch, fixed in the graph.", COUNT, shown="any"
@@ -215,7 +226,8 @@ def export_command(
     from recal.checkpoint.checkpoint import read_checkpoint
     from recal.export.export import export_onnx
     from recal.export.forms import FLOAT_FORMS, Int8
-    from recal.export.subject import IMAGES, comparison_images
+    from recal.export.subject import IMAGES, comparison_images, pictures
+    from recal.onnx_file.preparing import check_preprocess, resizes
     from recal.report.onnx_file import doubts, evidence_rows, export_blocks
     from recal.variant.resolve import doubts_about, resolve_variant
 
@@ -229,6 +241,7 @@ def export_command(
     variants = {Path(name).stem: resolve_variant(name, loaded) for name in names}
     warn(doubt.sentence for doubt in doubts_about(loaded, variants.values()))
     first = next(iter(variants.values()))
+    check_preprocess(graph, first.spec)
     chosen: Form = FLOAT_FORMS.get(form_name) or int8_options.form(first, data, samples)
     if isinstance(chosen, Int8):
         pixels, images = chosen.held_out.pixels[:IMAGES], chosen.held_out.what
@@ -236,6 +249,11 @@ def export_command(
         pixels, images = comparison_images(first.spec, data, samples or IMAGES)
     if data is not None:
         check_feeding(loaded, first.spec, pixels)
+    decoded = None
+    if resizes(graph, first.spec):
+        decoded = pictures(first.spec, data, len(pixels))
+    elif graph.preprocess:
+        warn([TAKES_ONE_SIZE.format(first.spec.size)])
     stem = "switchable" if form_options.switchable else Path(variant).stem
     output = output or Path(f"{checkpoint.stem}-{stem}.onnx")
     with progress_bar("images", hidden=not form_options.int8) as bar:
@@ -247,9 +265,11 @@ def export_command(
             form=chosen,
             opset=graph.opset,
             uint8=graph.uint8,
+            preprocess=graph.preprocess,
             softmax=graph.softmax,
             batch=graph.batch,
             any_size=graph.any_size,
+            pictures=decoded,
             class_names=None if class_names is None else _class_names(class_names),
             accuracies=None if run is None else _accuracies(run, first.sha256),
             progress=bar,

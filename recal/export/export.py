@@ -1,7 +1,8 @@
 """Writing variants as an ONNX file, only if the file is proven to be those variants."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from numpy.typing import NDArray
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.errors import InputError, UsageError, VerificationError
 from recal.export.forms import Evidence, Float32, Form
+from recal.export.preparation import prove_preparation
 from recal.export.subject import comparison_images, make_subjects
+from recal.export.subject import pictures as bundled_pictures
 from recal.files import write_whole
+from recal.onnx_file.preparing import check_preprocess, resizes
 from recal.onnx_file.reading import check_model
 from recal.onnx_file.record import (
     OPSET,
@@ -24,7 +28,7 @@ from recal.onnx_file.record import (
     with_onnx,
     write_record,
 )
-from recal.onnx_file.session import make_probe
+from recal.onnx_file.session import make_probe, noise_side
 from recal.progress import Progress, silent
 from recal.variant.variant import Variant, branch_variant, versions_with_torch
 
@@ -38,9 +42,11 @@ def export_onnx(
     form: Form | None = None,
     opset: int = OPSET,
     uint8: bool = False,
+    preprocess: bool = False,
     softmax: bool = False,
     batch: int | None = None,
     any_size: bool = False,
+    pictures: Iterable[NDArray[np.uint8]] | None = None,
     class_names: Sequence[str] | None = None,
     accuracies: Accuracies | None = None,
     progress: Progress = silent,
@@ -58,9 +64,13 @@ def export_onnx(
         form: One of the forms in `recal.export.forms`, by default `Float32()`.
         opset: ONNX operator set, 13 to 20.
         uint8: Whether the file takes pixels, uint8 (N, H, W, C), and normalises them in the graph.
+        preprocess: Whether the file takes pixels of any height and width, uint8 (N, H, W, C), and
+            resizes, crops and normalises them in the graph.
         softmax: Whether the file gives `probabilities` instead of `logits`.
         batch: A fixed number of images, or None for any number.
         any_size: Whether the file takes any height and width, as far as the network allows.
+        pictures: Decoded images of any size, uint8 (H, W, C), on which the preparation of
+            `preprocess` is compared with Pillow's; by default the bundled ones.
         class_names: Names of the classes in the order of the outputs, for the record.
         accuracies: Results of an evaluation, for the record.
         progress: Called with the numbers of images judged and in total, for an int8 file.
@@ -77,7 +87,12 @@ def export_onnx(
         raise UsageError(f"export: batch: expected 1 image or more, got {batch}.")
     form = form or Float32()
     options = GraphOptions(
-        opset=opset, uint8=uint8, softmax=softmax, batch=batch, any_size=any_size
+        opset=opset,
+        uint8=uint8,
+        preprocess=preprocess,
+        softmax=softmax,
+        batch=batch,
+        any_size=any_size,
     )
     if isinstance(variant, str):
         variant = branch_variant(checkpoint, variant)
@@ -85,6 +100,7 @@ def export_onnx(
     if not variants:
         raise UsageError("export: expected one variant or more, got none.")
     spec = next(iter(variants.values())).spec
+    check_preprocess(options, spec)
     if class_names is not None and len(class_names) != spec.classes:
         raise InputError(f"--class-names: expected {spec.classes} names, got {len(class_names)}.")
     if images is None:
@@ -96,6 +112,10 @@ def export_onnx(
     content = model.SerializeToString()
     try:
         evidence = form.prove(content, subjects, options, progress)
+        if resizes(options, spec):
+            chosen = bundled_pictures(spec, None) if pictures is None else pictures
+            shown = prove_preparation(content, subjects[0], chosen)
+            evidence = replace(evidence, preparation=shown)
     except VerificationError as error:
         raise VerificationError(f"{error} No file was written. {form.advice}") from error
     digest = hashlib.sha256()
@@ -110,11 +130,12 @@ def export_onnx(
         model=spec,
         variants=tuple(HeldVariant.of(subject.variant, subject.name) for subject in subjects),
         versions=with_onnx(versions_with_torch()),
-        probe=make_probe(content, len(subjects)),
+        probe=make_probe(content, len(subjects), side=noise_side(options, spec)),
         checkpoint_sha256=digest.hexdigest(),
         classes=None if class_names is None else tuple(class_names),
         accuracies=accuracies,
         parity={name: shortened(proof, 2) for name, proof in evidence.proofs.items()},
+        preparation=evidence.preparation and shortened(evidence.preparation, 2),
         int8=made and structs.replace(made, proof=shortened(made.proof, 4)),
     )
     write_record(model, record)

@@ -26,7 +26,15 @@ from recal.export.subject import Subject
 from recal.export.trace import to_onnx
 from recal.networks.spec import ModelSpec
 from recal.onnx_file.editing import accept_uint8, end_in_softmax, layer_tensors, switchable, to_half
-from recal.onnx_file.record import FormName, GraphOptions, Int8Record, Proof, Ranges
+from recal.onnx_file.preparing import prepare_in_graph, resizes
+from recal.onnx_file.record import (
+    FormName,
+    GraphOptions,
+    Int8Record,
+    PreparationProof,
+    Proof,
+    Ranges,
+)
 from recal.onnx_file.session import filled
 from recal.progress import Progress
 
@@ -42,10 +50,13 @@ class Evidence:
     Attributes:
         proofs: Comparison of each variant with PyTorch, by name; for int8, of its float32 form.
         int8: How an int8 file was made and what it loses; None for other forms.
+        preparation: Comparison of images prepared in the file with Pillow's; None where it
+            prepares none.
     """
 
     proofs: dict[str, Proof]
     int8: Int8Record | None = None
+    preparation: PreparationProof | None = None
 
     @property
     def proof(self) -> Proof:
@@ -175,12 +186,10 @@ class Switchable(Form):
         """Return a graph that chooses between the BatchNorm tensors of the variants."""
         spec = subjects[0].spec
         unfolded = _traced(subjects[0], options, fold=self.folds)
-        normalised = msgspec.structs.replace(options, uint8=False)
+        normalised = msgspec.structs.replace(options, uint8=False, preprocess=False)
         arrays = [subject.variant.tensors for subject in subjects]
         model = switchable(_dressed(unfolded, spec, normalised), arrays)
-        if options.uint8:
-            accept_uint8(model, spec.normalisation)
-        return model
+        return _accepting(model, spec, options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,12 +274,20 @@ def _ranges(
     return activation_ranges(graph, batches)
 
 
+def _accepting(model: onnx.ModelProto, spec: ModelSpec, options: GraphOptions) -> onnx.ModelProto:
+    """Give a graph the input asked for: normalised, pixels, or pixels of any size."""
+    if options.takes_pixels:
+        accept_uint8(model, spec.normalisation)
+    if resizes(options, spec):
+        prepare_in_graph(model, spec.preparation, spec.normalisation.step)
+    return model
+
+
 def _dressed(model: onnx.ModelProto, spec: ModelSpec, options: GraphOptions) -> onnx.ModelProto:
     """Give a graph the input and output asked for, and recal's name."""
     if options.softmax:
         end_in_softmax(model)
-    if options.uint8:
-        accept_uint8(model, spec.normalisation)
+    model = _accepting(model, spec, options)
     model.producer_name, model.producer_version = "recal", ""
     model.graph.name = "recal"
     return model

@@ -1,6 +1,6 @@
 """What an ONNX file should compute, and the images on which that is examined."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from torch import nn
 
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.folders import open_images
+from recal.data.images import with_channels
 from recal.data.splits import TEST
 from recal.errors import InputError
 from recal.files import sample_images
+from recal.networks.detect import RGB
 from recal.networks.outputs import width
 from recal.networks.spec import ModelSpec
 from recal.policies.prepared import PreparedImages
@@ -143,6 +145,19 @@ def comparison_images(
     images = PreparedImages(source, spec.clean_policy, 0, spec.preparation)
     read = images.batch(spread(len(source), count))
     return read, f"{len(read)} images of {source.where}"
+
+
+def pictures(
+    spec: ModelSpec, data: Path | None, count: int = IMAGES
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of `comparison_images` as they are before preparation, uint8 (H, W, C)."""
+    source = open_images(sample_images() if data is None else data, TEST)
+    for index in spread(len(source), count).tolist():
+        image = source[index]
+        if data is None and spec.channels != RGB:
+            planes = [np.roll(image[..., 0], channel, axis=0) for channel in range(spec.channels)]
+            image = np.stack(planes, axis=2)
+        yield with_channels(image, spec.channels, source.name(index))
 
 
 def spread(available: int, count: int) -> NDArray[np.int64]:

@@ -18,7 +18,9 @@ from recal.export.int8_images import (
     range_images,
     shipped_policy,
 )
-from recal.export.subject import Subject, make_subjects
+from recal.export.preparation import prove_preparation
+from recal.export.subject import Subject, make_subjects, pictures
+from recal.onnx_file.preparing import resizes
 from recal.onnx_file.reading import all_tensors, graph_bytes, read_model
 from recal.onnx_file.record import OnnxRecord, check_digest, read_record, with_onnx
 from recal.progress import silent
@@ -61,7 +63,8 @@ def verify_against(
         variants: The variants that it should hold, in order.
         images: Images to compare outputs on, uint8 (N, size, size, C).
         data: The folder that an int8 file may have been made with. If it holds the recorded images,
-            the ranges are taken again, and the file is judged again.
+            the ranges are taken again, and the file is judged again. A file that prepares images
+            is compared with Pillow on its images, or on the bundled ones.
 
     Raises:
         VerificationError: The file is not these variants; the message names a tensor that differs.
@@ -105,7 +108,11 @@ def verify_against(
             f"{path}: expected the tensors of the variant, got others in {listed(differing, 5)}. "
             "The file was changed, or is not what its record says."
         )
-    evidence = form.prove(model.SerializeToString(), subjects, record.options, silent)
+    content = model.SerializeToString()
+    evidence = form.prove(content, subjects, record.options, silent)
+    if resizes(record.options, record.model):
+        shown = prove_preparation(content, subjects[0], pictures(record.model, data))
+        evidence = replace(evidence, preparation=shown)
     same_bytes = graph_bytes(model) == graph_bytes(again)
     if not same_bytes and record.versions == with_onnx(versions_with_torch()):
         raise VerificationError(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recal.errors import UsageError
-from recal.onnx_file.session import OnnxNetwork
+from recal.onnx_file.session import OnnxNetwork, noise_side
 
 WARM_UP = 3
 SIDE = 224
@@ -85,7 +85,11 @@ def bench(
 
 def _interleaved(sessions: Sequence[OnnxNetwork], batch: int, runs: int) -> NDArray[np.float64]:
     """Return the seconds of each run, float64 (sessions, runs)."""
-    inputs = [s.noise(batch, s.record.model.size if s.record else SIDE) for s in sessions]
+    sides = [
+        noise_side(s.record.options, s.record.model, s.record.model.size) if s.record else SIDE
+        for s in sessions
+    ]
+    inputs = [s.noise(batch, side) for s, side in zip(sessions, sides, strict=True)]
     for session, given in zip(sessions, inputs, strict=True):
         for _ in range(WARM_UP):
             session.outputs(given)

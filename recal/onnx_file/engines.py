@@ -18,7 +18,7 @@ from recal.errors import InputError, VerificationError, pick, reason
 from recal.onnx_file.probe import Deviation
 from recal.onnx_file.reading import check_model, read_model
 from recal.onnx_file.record import OnnxRecord, check_digest, read_record
-from recal.onnx_file.session import Run, make_probe
+from recal.onnx_file.session import Run, make_probe, noise_side
 
 CPU = "CPUExecutionProvider"
 OPENVINO = "openvino"
@@ -75,7 +75,8 @@ def verify_alone(path: Path, provider: str = CPU) -> SelfCheck:
         title, run = _openvino(model, where)
     else:
         title, run = _provider(model, provider, where)
-    again = make_probe(content, len(record.variants), run)
+    side = noise_side(record.options, record.model)
+    again = make_probe(content, len(record.variants), run, side=side)
     found = record.probe.deviation(again)
     allowed = COARSE_TOLERANCE if record.form in ("float16", "int8") else TOLERANCE
     if not found.relative <= allowed:

@@ -21,7 +21,7 @@ from recal.onnx_file.record import (
     with_onnx,
     write_record,
 )
-from recal.onnx_file.session import NONE, make_probe, noise_difference
+from recal.onnx_file.session import NONE, make_probe, noise_difference, noise_side
 from recal.variant.variant import Variant, load_variant
 
 FOREIGN = "onnx:"
@@ -64,12 +64,7 @@ def patch_model(model: onnx.ModelProto, variant: Variant, where: str, what: str)
         )
     if record is not None:
         # the part of the preprocessing that is inside the graph
-        for key in (
-            "size",
-            "channels",
-            "classes",
-            *(("mean", "std") if record.options.uint8 else ()),
-        ):
+        for key in record.options.inside:
             inside, given = getattr(record.model, key), getattr(variant.spec, key)
             if inside != given:
                 raise InputError(
@@ -78,14 +73,15 @@ def patch_model(model: onnx.ModelProto, variant: Variant, where: str, what: str)
                 )
     patched = with_arrays(model, arrays_of_graph(model.graph, variant.tensors, where, what))
     _check_runs(model, patched, where)
+    options = record.options if record else GraphOptions()
     patched_record = OnnxRecord(
         form="patchable",
-        options=record.options if record else GraphOptions(),
+        options=options,
         weights_sha256=own,
         model=variant.spec,
         variants=(HeldVariant.of(variant),),
         versions=with_onnx(variant.versions),
-        probe=make_probe(patched.SerializeToString()),
+        probe=make_probe(patched.SerializeToString(), side=noise_side(options, variant.spec)),
         checkpoint_sha256=record.checkpoint_sha256 if record else None,
         classes=record.classes if record else None,
     )

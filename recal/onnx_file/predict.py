@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from recal.data.images import IMAGE_SUFFIXES, FileSource
-from recal.errors import BrokenImageError, InputError, UsageError
+from recal.errors import BrokenImageError, InputError, UsageError, shown
 from recal.networks.completion import complete_spec
 from recal.networks.spec import ModelOverrides, ModelSpec
 from recal.onnx_file.session import OnnxNetwork
@@ -57,10 +57,21 @@ def network_spec(network: OnnxNetwork, overrides: ModelOverrides, where: str) ->
     """Return how images are prepared for the network of file `where`, unless overridden.
 
     Raises:
-        UsageError: recal did not write the file, and the preprocessing is not given.
+        UsageError: recal did not write the file, and the preprocessing is not given; or what is
+            overridden is part of its graph.
     """
     if network.record is not None:
-        return network.record.model.overridden(overrides)
+        own = network.record.model
+        spec = own.overridden(overrides)
+        options = network.record.options
+        for key in options.inside:
+            inside, given = getattr(own, key), getattr(spec, key)
+            if inside != given and not (key == "size" and options.any_size):
+                raise UsageError(
+                    f"{where}: --{key.replace('_', '-')}: expected {shown(inside)}, which is part "
+                    f"of the graph, got {shown(given)}. Leave it out, or export again with it."
+                )
+        return spec
     if overrides.family is None and (overrides.mean is None or overrides.std is None):
         raise UsageError(
             f"{where}: was not written by recal, so that its preprocessing is unknown. Give "
@@ -91,7 +102,7 @@ def predict(
 
     Args:
         network: The network.
-        images: The images, prepared.
+        images: The images and how they are prepared, unless the file prepares them itself.
         spec: Preprocessing.
         top: Largest number of classes per image.
         on_broken: Called with the error of each broken image, which is left out; None to raise it.
@@ -101,12 +112,15 @@ def predict(
         InputError: An image cannot be decoded, or is of another size where none is resized.
     """
     names = network.record.classes if network.record else None
-    for start in range(0, len(images), BATCH):
-        end = min(start + BATCH, len(images))
+    # a file that prepares images takes them one by one, because each has its own size
+    count = 1 if network.prepares else BATCH
+    read_one = images.decoded if network.prepares else images.read
+    for start in range(0, len(images), count):
+        end = min(start + count, len(images))
         read = {}
         for index in range(start, end):
             try:
-                read[index] = images.read(index)
+                read[index] = read_one(index)
             except BrokenImageError as error:
                 if on_broken is None:
                     raise

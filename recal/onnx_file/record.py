@@ -38,6 +38,8 @@ class GraphOptions(Record, frozen=True, kw_only=True):
     Attributes:
         opset: ONNX operator set.
         uint8: Whether the input is pixels, uint8 (N, H, W, C), which the graph normalises.
+        preprocess: Whether the input is pixels of any height and width, which the graph resizes,
+            crops and normalises.
         softmax: Whether the output is `probabilities` instead of `logits`.
         batch: The fixed number of images, or None for any number.
         any_size: Whether height and width are dynamic, as far as the network allows.
@@ -45,9 +47,22 @@ class GraphOptions(Record, frozen=True, kw_only=True):
 
     opset: Annotated[int, Meta(ge=OPSETS[0], le=OPSETS[-1])] = OPSET
     uint8: bool = False
+    preprocess: bool = False
     softmax: bool = False
     batch: Annotated[int, Meta(ge=1)] | None = None
     any_size: bool = False
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the input is pixels, of the network's size or of any."""
+        return self.uint8 or self.preprocess
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """Names of the fields of `ModelSpec` that are part of the graph."""
+        normalises = ("mean", "std", "channel_order") if self.takes_pixels else ()
+        prepares = ("family", "crop_share", "interpolation", "crop_mode", "policy")
+        return ("size", "channels", "classes", *normalises, *(prepares if self.preprocess else ()))
 
 
 class Rival(Record, frozen=True, kw_only=True):
@@ -114,6 +129,29 @@ class Int8Proof(Record, frozen=True, kw_only=True):
     drop_error: float
     rivals: dict[str, float]
     indistinct: tuple[str, ...]
+
+
+class PreparationProof(Record, frozen=True, kw_only=True):
+    """How images prepared inside a file compare with those prepared by Pillow.
+
+    Attributes:
+        images: Number of images, each of its own size.
+        shapes: Number of further sizes to which some of them were resized before.
+        largest: Largest difference of a level, of 0 to 255.
+        largest_in_shapes: Largest difference of a level of the images resized before.
+        differing: Share of levels that differ at all, in [0, 1].
+        beyond: Largest share of one image's levels that differ by more than one, in [0, 1]; of the
+            images resized before too.
+        changed: Share of the images whose predicted class changes, in [0, 1].
+    """
+
+    images: Count
+    shapes: Count
+    largest: Count
+    largest_in_shapes: Count
+    differing: float
+    beyond: float
+    changed: float
 
 
 class RangeImagesRecord(Record, frozen=True, kw_only=True):
@@ -216,6 +254,8 @@ class OnnxRecord(Record, frozen=True, kw_only=True):
         classes: Names of the classes, in the order of the outputs.
         accuracies: Results of an evaluation of the variant.
         parity: Comparison of each variant with PyTorch, by name; for int8, of its float32 form.
+        preparation: Comparison of images prepared in the file with Pillow's; None where it
+            prepares none.
         int8: How an int8 file was made and judged; None for other forms.
         sha256: Hash of the graph and of all other entries.
     """
@@ -232,6 +272,7 @@ class OnnxRecord(Record, frozen=True, kw_only=True):
     classes: tuple[str, ...] | None = None
     accuracies: Accuracies | None = None
     parity: dict[str, Proof] = msgspec.field(default_factory=dict)
+    preparation: PreparationProof | None = None
     int8: Int8Record | None = None
     sha256: str = ""
 
@@ -255,7 +296,7 @@ def with_onnx(versions: Mapping[str, str]) -> dict[str, str]:
 
 
 TEXTS = ("form", "weights_sha256", "checkpoint_sha256", "sha256")
-OPTIONAL = ("checkpoint_sha256", "classes", "accuracies", "parity", "int8")
+OPTIONAL = ("checkpoint_sha256", "classes", "accuracies", "parity", "preparation", "int8")
 REQUIRED = tuple(name for name in OnnxRecord.__struct_fields__ if name not in OPTIONAL)
 
 

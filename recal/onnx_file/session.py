@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from recal.data.normalise import Normalisation, normalise_array
 from recal.errors import InputError, pick, reason
+from recal.networks.spec import ModelSpec
+from recal.onnx_file.preparing import resizes
 from recal.onnx_file.probe import IMAGES, Probe, probe_of, repeatable_noise
 from recal.onnx_file.reading import read_model
-from recal.onnx_file.record import parse_record
+from recal.onnx_file.record import GraphOptions, parse_record
 
 NODE = re.compile(r"Name:('[^']*')")
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
@@ -90,6 +92,7 @@ class OnnxNetwork:
         takes_pixels: Whether the input is uint8 (N, H, W, C), normalised in the graph.
         gives_probabilities: Whether the output is the softmax of the logits.
         record: What the file says of itself; None if recal did not write it.
+        prepares: Whether the file takes pixels of any size and prepares them itself.
 
     Raises:
         InputError: It is no network from images to one vector each, or cannot be loaded.
@@ -133,6 +136,7 @@ class OnnxNetwork:
         width = outputs[0].shape[-1] if len(outputs[0].shape) == 2 else None
         self.classes: int | None = width if isinstance(width, int) else None
         self.gives_probabilities = outputs[0].name == "probabilities"
+        self.prepares = self.record is not None and resizes(self.record.options, self.record.model)
 
     def logits(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Return logits (N, K) of inputs as `outputs` takes them; of probabilities, logarithms."""
@@ -204,17 +208,28 @@ def filled(batch: NDArray[Any], count: int) -> NDArray[Any]:
 SIDE = 64  # of noise for networks that take any size
 
 
-def make_probe(model: bytes, variants: int = 1, run: Run | None = None) -> Probe:
+def noise_side(options: GraphOptions, spec: ModelSpec, otherwise: int = SIDE) -> int:
+    """Return the side in pixels of the noise on which a file that takes any size runs.
+
+    It is about twice the network's where the file resizes, so that it filters, else `otherwise`.
+    """
+    return 2 * spec.size + 1 if resizes(options, spec) else otherwise
+
+
+def make_probe(
+    model: bytes, variants: int = 1, run: Run | None = None, *, side: int = SIDE
+) -> Probe:
     """Run each variant of a network on noise and return the first outputs.
 
     Args:
         model: The serialised model.
         variants: Number of variants in it.
         run: What runs it: another engine's function instead of a session on the CPU.
+        side: Side of the noise in pixels, if the network takes any.
     """
     network = OnnxNetwork(model)
     network.run = run or network.run
-    inputs = network.noise(network.batch or IMAGES, SIDE)
+    inputs = network.noise(network.batch or IMAGES, side)
     outputs = []
     for number in range(variants):
         network.variant = number if variants > 1 else None

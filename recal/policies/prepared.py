@@ -82,6 +82,10 @@ class PreparedImages:
         image: NDArray[np.uint8] = self.batch([index])[0]
         return image
 
+    def decoded(self, index: int) -> NDArray[np.uint8]:
+        """Return image `index` as it is before the policy, uint8 (H, W, C)."""
+        return with_channels(self.source[index], self.channels, self.source.name(index))
+
     def batch(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return several images, uint8 (N, size, size, C); any other size is an `InputError`.
 

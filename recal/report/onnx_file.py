@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 def export_blocks(evidence: Evidence, images: str) -> list[Block]:
     """Return how an exported file compares with PyTorch, on images called `images`."""
+    return [*_of_network(evidence, images), *_of_preparation(evidence, images)]
+
+
+def _of_preparation(evidence: Evidence, images: str) -> list[Block]:
+    found = evidence.preparation
+    if found is None:
+        return []
+    return [
+        f"Prepared in the file, on {images}: {found.differing:.4%} of the levels differ from "
+        f"Pillow's, by at most {found.largest} (in {found.shapes} other shapes by at most "
+        f"{found.largest_in_shapes}); {found.changed:.2%} of the predictions change."
+    ]
+
+
+def _of_network(evidence: Evidence, images: str) -> list[Block]:
     made = evidence.int8
     if made is not None:
         proof, used = made.proof, made.range_images
@@ -78,7 +93,7 @@ def verify_blocks(found: Comparison, checkpoint: str, images: str) -> list[Block
             f"From '{other}': {rival.distance:.1e}, the variant {rival.expected:.1e}."
             for other, rival in proof.rivals.items()
         ]
-    return blocks
+    return [*blocks, *_of_preparation(found.evidence, images)]
 
 
 def evidence_rows(evidence: Evidence) -> list[dict[str, object]]:

@@ -20,6 +20,7 @@ from recal.networks.names import create_network
 from recal.onnx_file.editing import batch_norm_nodes
 from recal.onnx_file.patch import patch_file
 from recal.onnx_file.session import OnnxNetwork
+from recal.report.statistics import estimation_blocks
 from recal.variant.build import build
 from recal.variant.plain import batch_norms
 from recal.variant.variant import branch_variant, load_variant, save_variant
@@ -60,6 +61,7 @@ def test_calibrate_names_layers_that_forward_never_uses(with_head, class_folders
     variant = calibrate(checkpoint, mode="clean", data=class_folders)
     assert variant.estimated.layers_without_data == ("aux.1",)
     assert np.array_equal(variant.tensors["aux.1.running_mean"], network.aux[1].running_mean)
+    assert str(estimation_blocks(variant)[0]).startswith("Statistics of 1 of 2 layers from ")
 
 
 @pytest.mark.parametrize("form", [Float32(), Patchable(), Switchable()])

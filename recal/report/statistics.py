@@ -171,8 +171,11 @@ def estimation_blocks(variant: Variant, tolerance: float | None = None) -> list[
 
 
 def _which(variant: Variant) -> str:
-    chosen, count = variant.estimated.layers, len(variant.layers)
-    return f"{len(chosen)} of {count} layers ({listed(chosen)})" if chosen else f"{count} layers"
+    estimated, count = variant.estimated, len(variant.layers)
+    chosen = estimated.layers or variant.layers
+    seen = [layer for layer in chosen if layer not in estimated.layers_without_data]
+    named = f" ({listed(seen)})" if estimated.layers else ""
+    return f"{len(seen)} of {count} layers{named}" if len(seen) < count else f"{count} layers"
 
 
 def matrix_blocks(variants: Mapping[Path, Variant], tolerance: float | None) -> list[Block]:

@@ -38,8 +38,6 @@ FITS, FURTHER, TIMES = 0.03, 0.04, 4.0
 # the other order of channels moves the means alone: both orders are compared under the same mean
 # and std, whose distances augmentation and corruptions change by less than half
 ORDER_FURTHER, ORDER_TIMES = 0.003, 3.0
-# no usual normalisation fits: right networks come to 0.11 on images of fog at severity 5
-UNFIT = 0.2
 # two normalisations that cannot be told apart; the one that is likelier by itself is named
 ALIKE = 0.01
 
@@ -74,7 +72,7 @@ class Feeding:
         images: Number of images.
         fits: The normalisations that were compared; first the one that is assumed.
         better: The one that fits clearly better than the assumed one, or None.
-        unfit: Whether the assumed one is far off while no usual one fits.
+        unfit: Whether another one is clearly nearer than the assumed one, but none fits.
         verdict: A sentence for people.
     """
 
@@ -119,7 +117,7 @@ def look(checkpoint: Checkpoint, spec: ModelSpec, pixels: NDArray[np.uint8]) -> 
     fits = [assumed, *others]
     closest = min(item.distance for item in fits)
     best = next(item for item in fits if item.distance <= closest + ALIKE)
-    unfit = closest > FITS and (assumed.distance > UNFIT or _further(assumed, best, FURTHER, TIMES))
+    unfit = closest > FITS and _further(assumed, best, FURTHER, TIMES)
     if not (best.distance <= FITS and _further(assumed, best, FURTHER, TIMES)):
         best = assumed
     if spec.channels == RGB:

@@ -211,8 +211,8 @@ def test_given_or_stored_numbers_that_do_not_fit_are_a_warning(recal, tmp_path, 
 def test_commands_warn_of_a_network_that_no_usual_normalisation_fits(
     recal, tmp_path, images, command
 ):
-    # the mean was subtracted, but nothing divided: no network of the usual ones
-    own = Normalisation((0.4914, 0.4822, 0.4465), (1.0, 1.0, 1.0))
+    # less than the mean is subtracted, and nothing divided
+    own = Normalisation((0.17,) * 3, (1.0,) * 3)
     path = trained(tmp_path / "net.pth", own)
     name, *rest = command
     words = (name, path, "--data", images, *rest)
@@ -220,7 +220,7 @@ def test_commands_warn_of_a_network_that_no_usual_normalisation_fits(
     assert status == 0
     assert "under no usual normalisation" in told
     assert "Give the --mean and --std of the training code" in told
-    status, _, told = recal(*words, "--mean", "0.4914,0.4822,0.4465", "--std", "1")
+    status, _, told = recal(*words, "--mean", "0.17", "--std", "1")
     assert status == 0
     assert "normalisation (distance" not in told
 

@@ -14,15 +14,19 @@ from pathlib import Path
 import ray
 
 import recal
+from recal.errors import LockedError
 
 
 @ray.remote(max_retries=3)
-def evaluate_part(targets: list[str], part: str, options: dict[str, str]) -> list[str]:
-    """Evaluate one part and return the names of the cells that other parts have not done yet."""
-    run = recal.evaluate(targets, part=part, **options)
+def evaluate_part(targets: list[str], part: str, options: dict[str, str]) -> str:
+    """Evaluate one part and return how many cells other parts have not done yet."""
+    try:
+        run = recal.evaluate(targets, part=part, **options)
+    except LockedError:  # of a run that is resumed
+        return f"Part {part} has been taken over by another task"
     for failure in run.failures:
         print(failure)
-    return list(run.left)
+    return f"{len(run.left)} cells are left"
 
 
 def main() -> None:
@@ -52,7 +56,7 @@ def main() -> None:
     ]
     while running:
         (done,), running = ray.wait(running)
-        print(f"{len(ray.get(done))} cells are left")
+        print(ray.get(done))
     print(f"All parts are done. The report: recal report {asked.output}")
 
 

@@ -269,7 +269,15 @@ def test_a_cells_statistics_can_be_of_some_of_its_images(split_checkpoint, class
 
     adaptation = Adaptation(kind="cell", samples=8, batch=5, order="as-is")
     name, options = str(split_checkpoint), {"suite": "cifar10", "data": class_folders}
-    run = evaluate([name], output=tmp_path / "run", adaptation=adaptation, **options)
+    steps = []
+    run = evaluate(
+        [name], output=tmp_path / "run", adaptation=adaptation,
+        progress=lambda done, total: steps.append((done, total)), **options,
+    )  # fmt: skip
+    # the images that statistics are estimated on count first
+    assert steps[-1] == (48, 48)
+    assert steps == sorted(steps)
+    assert any(0 < done < 8 for done, _ in steps)
     source, checkpoint = open_images(class_folders, "test"), load_checkpoint(split_checkpoint)
     pixels = torch.from_numpy(np.stack([source[i] for i in range(40)]))
     spec = checkpoint.spec

@@ -245,6 +245,7 @@ def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(
     split_checkpoint, class_folders, tmp_path, monkeypatch
 ):
     from recal.evaluation import backends
+    from recal.variant.build import build_classifier
 
     tried = []
 
@@ -252,7 +253,7 @@ def test_a_network_that_cannot_be_built_is_tried_once_and_the_others_go_on(
         tried.append(variant)
         if len(tried) == 1:
             raise RuntimeError("no such operator\nand more")
-        return build(checkpoint, variant)
+        return build_classifier(checkpoint, variant)
 
     monkeypatch.setattr(backends, "build_classifier", build_or_not)
     run = evaluate(

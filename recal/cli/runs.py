@@ -49,18 +49,21 @@ def report_command(run: Path, output: Path | None) -> None:
     that they have done so far.
     """
     from recal.report.page import write_report
-    from recal.runs.parts import cells_left
+    from recal.runs.parts import cells_left, held_by
     from recal.runs.store import open_run
     from recal.runs.summary import finish_parts, read_summary
 
     output, saved = output or run / "report.html", open_run(run)
     write_report(finish_parts(saved) if saved.parts else read_summary(run), output)
     console.print(f"Wrote {output}.")
-    left = cells_left(saved.record.cells, saved.parts) if saved.parts else []
+    cells, targets = saved.record.cells, [target.name for target in saved.record.targets]
+    left = cells_left(cells, saved.parts) if saved.parts else []
     if left:
+        held = held_by(saved.parts, left)  # also by parts that go on, or have died
+        left = [cell for cell in left if any(cell not in held.get(name, ()) for name in targets)]
         unfinished = [part.part for part in saved.parts if not part.finished]
         also = f"; unfinished parts: {listed(unfinished)}" if unfinished else ""
-        warn([f"{len(left)} of {len(saved.record.cells)} cells are left: {listed(left)}{also}."])
+        warn([f"{len(left)} of {len(cells)} cells are left: {listed(left) or 'none'}{also}."])
     warn((text for part in saved.parts for text in part.failures), "failed")
 
 

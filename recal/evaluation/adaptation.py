@@ -19,6 +19,7 @@ from recal.calibration.consistent import consistent
 from recal.calibration.estimators import MOMENTUM
 from recal.calibration.hooks import ForwardPass, autocasting, set_statistics
 from recal.errors import InputError, UsageError, pick
+from recal.progress import Progress, silent
 from recal.variant.plain import batch_norms, first_tensor
 
 KINDS = ("batch", "cumulative", "ema", "cell")
@@ -150,6 +151,10 @@ class Adaptation:
         """What numbers depend on: equal for adaptations that give equal ones."""
         return " ".join([self.text, *self.continual])
 
+    def estimated_on(self, images: int) -> int:
+        """Return on how many images of a cell statistics are estimated before it is predicted."""
+        return min(images, self.samples or images) if self.kind == "cell" else 0
+
     def batches(
         self, indices: NDArray[np.int64], labels: NDArray[np.int64]
     ) -> list[NDArray[np.int64]]:
@@ -191,15 +196,20 @@ class AdaptedNetwork:
         for layer in self._layers.values():
             layer.reset()
 
-    def estimate(self, batches: Iterable[torch.Tensor]) -> None:
+    def estimate(self, batches: Iterable[torch.Tensor], progress: Progress = silent) -> None:
         """Set the statistics to those that the network sees on all batches, which are re-read.
+
+        `progress` is called with the numbers of layers done and in total.
 
         Raises:
             InputError: The network uses a layer several times, or changes others of its buffers.
         """
         try:
             found = consistent(
-                self._network, batches, forward=ForwardPass(autocast=self._autocast)
+                self._network,
+                batches,
+                forward=ForwardPass(autocast=self._autocast),
+                progress=progress,
             ).layers
         except InputError as error:
             raise InputError(

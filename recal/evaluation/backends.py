@@ -26,6 +26,7 @@ from recal.export.trace import to_onnx
 from recal.networks.spec import ModelSpec
 from recal.onnx_file.editing import arrays_of_graph, with_arrays
 from recal.onnx_file.session import OnnxNetwork, check_any_batch
+from recal.progress import Progress, silent
 from recal.variant.build import build_classifier
 from recal.variant.independence import check_independence
 
@@ -58,18 +59,18 @@ class Predictors:
         made = self._get(sha256)
         return partial(_raise, made) if isinstance(made, RecalError) else made.begin(images)
 
-    def begin_cell(self, sha256: str, images: Iterable[Batch]) -> None:
+    def begin_cell(self, sha256: str, images: Iterable[Batch], progress: Progress = silent) -> None:
         """Set an adapted network back to its own statistics, or to those of a cell's images.
 
         Other networks are left as they are. `images` are all batches of the cell, in order, and
-        can be read again.
+        can be read again. `progress` is called with the numbers of layers done and in total.
 
         Raises:
             RecalError: The network cannot be adapted; its other cells may be possible.
         """
         made = self._get(sha256)
         if isinstance(made, _TorchPredictor):
-            made.begin_cell(images)
+            made.begin_cell(images, progress)
 
     def attack(
         self,
@@ -173,13 +174,13 @@ class _TorchPredictor:
         if self._adaptation is not None:
             self._adapted = AdaptedNetwork(self._network, self._adaptation, self._autocast)
 
-    def begin_cell(self, images: Iterable[Batch]) -> None:
+    def begin_cell(self, images: Iterable[Batch], progress: Progress) -> None:
         if self._adapted is None:
             return
         assert self._adaptation is not None
         self._adapted.reset()
         if self._adaptation.kind == "cell":
-            self._adapted.estimate(_OnDevice(images, self._spec, self._device))
+            self._adapted.estimate(_OnDevice(images, self._spec, self._device), progress)
 
     def begin(self, images: Batch) -> Callable[[], NDArray[np.float32]]:
         """Return a function that computes the logits of a batch."""

@@ -115,6 +115,11 @@ class Work:
         """Return the number of images of a cell."""
         return len(self.images.chosen(self.read_from(cell)).indices)
 
+    def steps(self, cell: Cell) -> int:
+        """Return the number of images that a cell reads, twice where statistics need them first."""
+        adaptation, images = self.execution.adaptation, self.count(cell)
+        return images + (adaptation.estimated_on(images) if adaptation else 0)
+
     def read_from(self, cell: Cell) -> Cell:
         """Return the cell whose images are read: the clean one for attacks."""
         return CLEAN if cell in self.attacked else cell
@@ -143,14 +148,15 @@ def compute_cells(
     Several processes share the batches of each cell, the n-th to process n modulo their number.
     The leading one joins and writes them, so that cells equal those of a single process. It calls
     `on_cell` with the columns of each cell, which are dropped before the next one. `progress` is
-    called with images of cells done and in total, without cells that were found.
+    called with images of cells done and in total, without cells that were found; images that
+    statistics are estimated on first count twice.
 
     Raises:
         RecalError: Every cell failed, the disk is full, or another process died.
     """
     adaptation = work.execution.adaptation
     cells = part.share(work.cells)
-    run = _Run(work, sum(map(work.count, cells)), progress, on_cell, world)
+    run = _Run(work, sum(map(work.steps, cells)), progress, on_cell, world)
     for cell in cells:
         run.do(cell)
         if run.outcome.failures and adaptation and cell.name in adaptation.continual:
@@ -184,7 +190,7 @@ class _Run:
             keys = _cell_keys(self._work, cell, self._world, self._last if continual else {})
         except InputError as error:
             self.outcome.failures.append(f"{cell.name}: {error}")
-            self._total -= self._work.count(cell)
+            self._total -= self._work.steps(cell)
             return
         columns = {}
         if self._world.leads:
@@ -205,9 +211,9 @@ class _Run:
             shares = self._world.gather(self._computed(cell, missing, keys))
             if self._world.leads:
                 columns |= self._written(cell, keys, missing, shares)
-            self._done += self._work.count(cell)
+            self._done += self._work.steps(cell)
         else:
-            self._total -= self._work.count(cell)
+            self._total -= self._work.steps(cell)
         self._progress(self._done, self._total)
         if self._world.leads:
             targets = [target for target in self._work.targets if target.sha256 in columns]

@@ -90,13 +90,13 @@ class Scorer:
     ) -> Share:
         """Score batches, by their number, of a cell; a network that fails is left out from then on.
 
-        `progress` is called with the number of images that are done, `keep` with every network,
-        number of a batch, and their columns.
+        `progress` is called with the number of images that are done, those that statistics are
+        estimated on included, `keep` with every network, number of a batch, and their columns.
         """
-        share, done = Share(), 0
+        share = Share()
         chosen = self._images.chosen(self._read_from(cell))
         try:
-            self._begin(cell, networks, batches, share)
+            done = self._begin(cell, networks, batches, share, progress)
             for number, batch, started in self._started(cell, networks, batches):
                 for network, logits_of in started.items():
                     if network in share.wrong:
@@ -124,20 +124,30 @@ class Scorer:
         networks: Sequence[str],
         batches: Mapping[int, NDArray[np.int64]],
         share: Share,
-    ) -> None:
-        """Let adapted networks begin a cell, unless it continues the one before it."""
+        progress: Callable[[int], None],
+    ) -> int:
+        """Let adapted networks begin a cell, unless it continues the one before it.
+
+        It returns the number of images that statistics were estimated on.
+        """
         adaptation = self._execution.adaptation
         if adaptation is None or adaptation.continues(cell.name) or not batches:
-            return
+            return 0
         images = np.concatenate([*batches.values()])[: adaptation.samples]
         read = _CellImages(
             [*in_batches(images, adaptation.batch)], lambda some: self._prepare(cell, some)
         )
-        for network in networks:
+        used = adaptation.estimated_on(sum(map(len, batches.values())))
+        for number, network in enumerate(networks):
+
+            def of_layers(done: int, layers: int, before: int = number) -> None:
+                progress(int(used * (before + done / layers) / len(networks)))
+
             try:
-                self._predictors.begin_cell(network, read)
+                self._predictors.begin_cell(network, read, of_layers)
             except FAULTS as error:
                 share.wrong[network] = _fault(error)
+        return used
 
     def _read_from(self, cell: Cell) -> Cell:
         """Return the cell whose images are read: the clean one for attacks."""

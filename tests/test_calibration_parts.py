@@ -86,6 +86,21 @@ def test_a_part_is_missing_twice_there_or_of_another_calibration(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_part_of_other_images_overwrites_nothing(checkpoint, class_folders, tmp_path):
+    make_parts(checkpoint, class_folders, tmp_path, 2, Settings(batch_size=7), ["clean"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    images = np.random.default_rng(5).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path.parent / "images.npy", images)
+    fewer = Settings(batch_size=7, samples=50)
+    for data, settings in (
+        (class_folders, fewer),
+        (tmp_path.parent / "images.npy", Settings(batch_size=7)),
+    ):
+        with pytest.raises(InputError, match=r"set of images or option\. Name another"):
+            make_parts(checkpoint, data, tmp_path, 2, settings, ["clean"])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_two_jobs_of_one_part_are_one_error(checkpoint, class_folders, tmp_path):
     with locked(tmp_path, ".2-of-2.lock"), pytest.raises(LockedError, match="part 2/2"):
         make_parts(checkpoint, class_folders, tmp_path, 2)

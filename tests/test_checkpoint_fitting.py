@@ -56,7 +56,14 @@ def test_prefix_is_found_by_comparison_with_the_network(prefix, layout, tmp_path
         expected = network(IMAGES)
     torch.testing.assert_close(outputs(checkpoint), expected, rtol=1e-6, atol=1e-6)
     assert any(f"prefix '{prefix}' found" in note for note in checkpoint.notes)
-    assert any("1 tensors outside of the prefix left: class_weights" in n for n in checkpoint.notes)
+    assert any("left, outside of the prefix: class_weights" in n for n in checkpoint.notes)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_losses_and_metrics_beside_weights_are_named(wrapped, tmp_path):
+    state = randomise(Network(nn.BatchNorm2d)).state_dict() | {"criterion.weight": torch.ones(5)}
+    checkpoint = load_checkpoint(write({"model": state} if wrapped else state, tmp_path / "f.pth"))
+    assert "losses and metrics left: criterion.weight" in checkpoint.notes
 
 
 def test_prefix_is_found_without_a_given_architecture(tmp_path):

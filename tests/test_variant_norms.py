@@ -14,7 +14,7 @@ from recal.export.forms import Patchable
 from recal.export.subject import make_subjects
 from recal.networks.names import create_network
 from recal.onnx_file.session import OnnxNetwork
-from recal.variant.build import build, build_classifier
+from recal.variant.build import build, build_classifier, convert
 from recal.variant.comparison import computes_the_same, normalises
 from recal.variant.plain import PlainBatchNorm, batch_norms
 from recal.variant.variant import branch_variant
@@ -133,6 +133,15 @@ def test_norm_layers_of_other_classes_compute_what_the_users_network_does(name, 
     plain = isinstance(built.norm, PlainBatchNorm)
     assert plain == (name in REPLACED)
     assert name == "Ignores" or list(batch_norms(built)) == ["norm", "norm2"]
+
+
+@pytest.mark.parametrize("name", ["ABN", "FrozenBatchNorm2d"])
+def test_converted_files_load_into_the_users_network(name, code, tmp_path):
+    network, checkpoint = network_of(code, name, tmp_path)
+    notes = convert(checkpoint, "main", tmp_path / "plain.pth")
+    assert any("loads it with strict=True and computes what the variant does" in n for n in notes)
+    state = torch.load(tmp_path / "plain.pth", weights_only=True)
+    assert state.keys() == network.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["ABN", "AbsABN", "EpsLess", "FrozenBatchNorm2d"])

@@ -5,6 +5,7 @@ and each layer the moments of `pooled` in float64, and hashes of the part's imag
 the statistics of one process: sums are added together with their rounding errors.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from recal.schema import Record, read_json, to_json
 from recal.variant.variant import Variant, VariantRecord
 
 METADATA_KEY = "recal.part"
+# images whose contents tell data sets of equal size apart, before all of them are read
+LOOKED_AT = 16
 SUFFIX = ".moments.safetensors"
 Count = Annotated[int, Meta(ge=0)]
 
@@ -54,6 +57,8 @@ class MomentsRecord(Record, frozen=True, kw_only=True):
     Attributes:
         number: Number of the part, 1 to count.
         count: Number of parts.
+        data_sha256: SHA-256 of the number of images asked for, of the number there are, and of
+            some of them.
         images: Number of images of all parts.
         skipped: Names of images of all parts that were left out.
         variants: The variants to make; their statistics are not estimated yet.
@@ -63,6 +68,7 @@ class MomentsRecord(Record, frozen=True, kw_only=True):
     format: Literal[1] = 1
     number: Annotated[int, Meta(ge=1)]
     count: Annotated[int, Meta(ge=1)]
+    data_sha256: str
     images: Annotated[int, Meta(ge=1)]
     skipped: tuple[str, ...]
     variants: Annotated[tuple[VariantRecord, ...], Meta(min_length=1)]
@@ -74,9 +80,9 @@ class MomentsRecord(Record, frozen=True, kw_only=True):
         return Part(self.number, self.count)
 
     @property
-    def request(self) -> str:
-        """What all parts of a calibration share, as text."""
-        return to_json(self.variants)
+    def request(self) -> tuple[str, str]:
+        """What all parts of a calibration share: the variants to make, and the images."""
+        return to_json(self.variants), self.data_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +148,8 @@ def calibrate_part(
     path = folder / f"{part.name}{SUFFIX}"
     calibration = prepare_calibration(checkpoint, affines, modes, data, settings)
     drafts = tuple(calibration.drafts.values())
-    request = to_json(tuple(draft.record for draft in drafts))
+    data_sha256 = _data_sha256(calibration.images.source, settings)
+    request = (to_json(tuple(draft.record for draft in drafts)), data_sha256)
     world = settings.world
 
     def compute() -> Path:
@@ -159,6 +166,7 @@ def calibrate_part(
         record = MomentsRecord(
             number=part.number,
             count=part.count,
+            data_sha256=data_sha256,
             images=int(ends[-1]),
             skipped=found.skipped,
             variants=tuple(draft.record for draft in drafts),
@@ -186,7 +194,7 @@ def calibrate_part(
             if _read_record(other).request != request:
                 raise InputError(
                     f"{other}: expected a part of the same calibration, got one of another "
-                    "checkpoint, policy or option. Name another folder with -o."
+                    "checkpoint, policy, set of images or option. Name another folder with -o."
                 )
         return compute()
 
@@ -232,6 +240,12 @@ def merge_parts(paths: Sequence[Path]) -> dict[tuple[str, str], Variant]:
         variant = with_estimates(draft, layers, hashes, first.skipped)
         variants[draft.affine, draft.estimated.policy] = variant
     return variants
+
+
+def _data_sha256(source: ImageSource, settings: Settings) -> str:
+    looked_at = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(np.int64)).tolist()
+    text = f"{settings.samples} of {len(source)}: {source.fingerprint(looked_at)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write(path: Path, part: CalibrationPart) -> None:

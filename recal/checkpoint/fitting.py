@@ -104,7 +104,7 @@ def separate_and_fit(
     if front.prefix:
         notes.append(f"prefix '{front.prefix}' {how}")
     if left:
-        notes.append(f"{len(left)} tensors outside of the prefix left: {listed(left, SHOWN)}")
+        notes.append(f"left, outside of the prefix: {listed(left, SHOWN)}")
     if fit is not None:
         found = _with_all_statistics(found, fit.tensors)
     return replace(found, notes=tuple(notes), left=() if options.prefix is not None else left)

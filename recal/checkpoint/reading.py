@@ -13,7 +13,7 @@ from recal.checkpoint.folders import hub_facts, locate, merge, renamed
 from recal.checkpoint.inert import RECORDS, plain
 from recal.checkpoint.safety import vet_file
 from recal.data.normalise import ChannelOrder
-from recal.errors import InputError, UsageError, reason
+from recal.errors import InputError, UsageError, listed, reason
 from recal.networks.spec import ModelOverrides
 from recal.networks.wrappers import strip_front
 from recal.policies.preparation import CropMode, Interpolation
@@ -73,7 +73,7 @@ def _unwrap(content: Any, *, ema: bool, where: str) -> Unwrapped:
         )
     own = _tensors(content)
     if own and not plain and not ema:
-        return Unwrapped(tensors=own)
+        return Unwrapped(tensors=own, notes=_strays(content))
     named = averages if ema else plain or averages
     if not named and len(tables) != 1:
         raise InputError(
@@ -82,7 +82,7 @@ def _unwrap(content: Any, *, ema: bool, where: str) -> Unwrapped:
         )
     taken = next(iter(named or tables))
     kind = "averaged weights (EMA)" if taken in averages else "weights"
-    notes = [f"{kind} taken from '{taken}'"]
+    notes = [f"{kind} taken from '{taken}'", *_strays(content.get(taken))]
     if averages and taken not in averages:
         notes.append(f"averaged weights under '{averages[0]}' left; take them with --ema")
     left = (name for name, value in content.items() if _tensors(value) and name not in AVERAGES)
@@ -94,6 +94,13 @@ def _unwrap(content: Any, *, ema: bool, where: str) -> Unwrapped:
             notes.append(f"statistics, which these weights lack, taken from '{name}'")
             return Unwrapped(tensors=completed, notes=tuple(notes), statistics_of=name)
     return Unwrapped(tensors=weights, notes=tuple(notes))
+
+
+def _strays(content: Any) -> tuple[str, ...]:
+    """Return a note on the tensors of losses and metrics among weights, which are left out."""
+    names = [str(name) for name in content] if isinstance(content, dict) else []
+    strays = [name for name in names if name.startswith(STRAY_PARTS)]
+    return (f"losses and metrics left: {listed(strays)}",) if strays else ()
 
 
 def _averaged_lists(

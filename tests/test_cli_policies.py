@@ -90,7 +90,7 @@ def test_a_policy_is_read_again_from_its_recorded_text(mix_file):
 
 def test_a_mix_of_mixes_is_refused(mix_file):
     (mix_file.parent / "small.toml").write_text(MIX.replace("small", "mix"), encoding="utf-8")
-    with pytest.raises(InputError, match="part 1: expected a policy of ops, got a mix, 'small'"):
+    with pytest.raises(InputError, match="part 1: expected a policy of ops alone, got 'small'"):
         read_policy(mix_file)
 
 

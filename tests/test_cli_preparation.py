@@ -51,7 +51,7 @@ def expected_classes(checkpoint, camera):
             small = picture.resize((53, 40), Image.Resampling.BILINEAR)
             # a surplus of 21 pixels is halved to even, as torchvision does
             pixels.append(np.asarray(small)[4:36, 10:42])
-    inputs = normalise_array(np.stack(pixels), loaded.spec.mean, loaded.spec.std)
+    inputs = normalise_array(np.stack(pixels), loaded.spec.normalisation)
     with torch.inference_mode():
         return build(loaded)(torch.from_numpy(inputs)).argmax(1).tolist()
 

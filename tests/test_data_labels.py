@@ -122,7 +122,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_file_of_labels_gives_the_same_classes(flat, layout):
     source = open_images(layout(flat), "test")
-    answers = class_answers(source, network_order(1000, source.classes))
+    answers = class_answers(source, network_order(1000, "imagenet", source.classes))
     assert answers.shape == (7, 1)
     found = {int(source[i][0, 0, 0]): int(answers[i, 0]) for i in range(7)}
     assert [found[30 * i] for i in range(7)] == EXPECTED
@@ -156,7 +156,7 @@ def test_real_labels_are_several_and_images_without_any_are_skipped(flat, folder
         class_folders(flat)
     path = write(flat.parent / "real.json", json.dumps(REAL))
     source = open_images(described(flat.parent, images=flat, labels=path), "test")
-    answers = class_answers(source, network_order(1000, source.classes))
+    answers = class_answers(source, network_order(1000, "imagenet", source.classes))
     found = {int(source[i][0, 0, 0]): set(answers[i].tolist()) for i in range(len(source))}
     assert found == {30 * i: set(row) for i, row in enumerate(REAL) if row}
     scores = np.zeros((len(source), 1000), np.float32)
@@ -196,7 +196,7 @@ def test_a_class_list_numbers_folders_that_are_no_synsets(tmp_path):
     assert source.labels.tolist() == [0, 1, 2]
     write(tmp_path / "classes.txt", "dog", "bee", "cat", "ape")
     source = open_images(tmp_path, "test")
-    answers = class_answers(source, network_order(4, source.classes))
+    answers = class_answers(source, network_order(4, "cifar", source.classes))
     found = {int(source[i][0, 0, 0]): int(answers[i, 0]) for i in range(3)}
     assert found == {0: 2, 1: 0, 2: 3}, "of a part of the classes too"
     write(tmp_path / "classes.txt", "dog", "bee", "cats")
@@ -294,5 +294,5 @@ def test_unknown_synsets_are_refused_by_name(flat):
     write(flat / "labels.csv", *(f"{name},n00000001" for name in NAMES))
     source = open_images(flat, "test")
     with pytest.raises(InputError, match="got 'n00000001'"):
-        class_answers(source, network_order(1000, source.classes))
+        class_answers(source, network_order(1000, "imagenet", source.classes))
     assert read_labels(flat / "labels.csv")[NAMES[0]] == ("n00000001",)

@@ -145,6 +145,8 @@ def test_a_subset_counts_the_largest_of_its_own_logits(tmp_path):
     assert "12 images, where the published set has 7,500" in warnings
 
 
+# of images of random colours and a network of random statistics, which no normalisation fits
+@pytest.mark.filterwarnings("ignore:.*under no usual normalisation:recal.errors.RecalWarning")
 def test_odd_preparation_and_guessing_are_warned_of(split_checkpoint, class_folders, tmp_path):
     options = {"suite": "cifar10", "data": class_folders}
     run = evaluate(

@@ -46,7 +46,8 @@ def simulated_run(cells: int, names: int = 2) -> SavedRun:
         suite="simulated", suite_sha256="", title="Simulated", provenance=None, reference=None,
         standard=tuple(cell.name for cell in corrupted),
         cells=("clean", *(cell.name for cell in corrupted)),
-        images=ImageDigests(clean=None, corrupted=None), seed=0, execution="", versions={},
+        images=ImageDigests(clean=None, corrupted=None), seed=0, classes=10,
+        execution="", versions={},
         targets=tuple(
             RunTarget(name=f"t{i}", label=f"t{i}", sha256="", adaptation=None, model=model)
             for i in range(names)

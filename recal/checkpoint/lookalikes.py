@@ -72,9 +72,13 @@ def find_lookalikes(tensors: Mapping[str, torch.Tensor]) -> tuple[Lookalikes, ..
 
 def _divided(names: list[str]) -> list[tuple[str, ...]]:
     """Divide names such as bn1, bn1_adv, bn2, bn2_adv by what they begin with, if they do."""
-    first = [name for name in names if not any(name.startswith(f"{other}_") for other in names)]
-    groups = [(base, *(n for n in names if n.startswith(f"{base}_"))) for base in first]
-    several = [group for group in groups if len(group) > 1]
+    known = set(names)
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names, key=len):
+        starts = (name[:end] for end, sign in enumerate(name) if sign == "_")
+        base = next((start for start in starts if start in known), name)
+        groups.setdefault(base, []).append(name)
+    several = [tuple(group) for group in groups.values() if len(group) > 1]
     return several or [tuple(names)]
 
 
@@ -98,4 +102,5 @@ def _has_list_beside(
         return False
     siblings = (name for name in children.get(holder, {}) if name != own)
     paths = (f"{holder}.{name}" if holder else name for name in siblings)
-    return any(set(names) <= children.get(path, {}).keys() for path in paths)
+    wanted = set(names)
+    return any(wanted <= children.get(path, {}).keys() for path in paths)

@@ -24,6 +24,7 @@ from recal.calibration.moments import TENSORS, Moments
 from recal.calibration.rounds import Settings, check_finite
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.images import ImageSource, image_hashes
+from recal.data.sampling import spread
 from recal.distributed import Part
 from recal.errors import InputError, UsageError, listed
 from recal.files import locked, write_whole
@@ -243,7 +244,7 @@ def merge_parts(paths: Sequence[Path]) -> dict[tuple[str, str], Variant]:
 
 
 def _data_sha256(source: ImageSource, settings: Settings) -> str:
-    looked_at = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(np.int64)).tolist()
+    looked_at = spread(len(source), LOOKED_AT).tolist()
     text = f"{settings.samples} of {len(source)}: {source.fingerprint(looked_at)}"
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Random draws of images, and random generators that are keyed by (seed, image index)."""
+"""Draws of images, random or evenly apart, and generators that are keyed by (seed, image index)."""
 
 import random
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recal.errors import InputError
 
 # statistics of this many images are within about 2 %; all images of a large set take long
 DEFAULT_SAMPLES = 10_000
@@ -91,3 +93,14 @@ def even_over_classes(
     rounds = np.empty(len(own), np.int64)
     rounds[by_class] = np.arange(len(own)) - starts
     return order[np.argsort(rounds, kind="stable")[:count]]
+
+
+def spread(available: int, count: int) -> NDArray[np.int64]:
+    """Return at most `count` numbers from 0 to `available` - 1, evenly apart.
+
+    Raises:
+        InputError: There is nothing to choose from.
+    """
+    if not available:
+        raise InputError("expected images, got none.")
+    return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))

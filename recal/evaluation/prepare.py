@@ -17,6 +17,7 @@ from recal.calibration.feeding import check_feeding, chosen
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.checkpoint.layouts import AS_FOUND, ReadingOptions
 from recal.data.normalise import Normalisation
+from recal.data.sampling import spread
 from recal.distributed import Part
 from recal.errors import InputError, RecalError, UsageError, pick
 from recal.evaluation.adaptation import ALL_CELLS
@@ -174,17 +175,13 @@ def _doubts(
             sentence = doubt.sentence
             if doubt is checkpoint.lost_activations:
                 chosen = images.chosen(cells[0])
-                indices = chosen.indices[_spread(len(chosen.indices), SCORED)]
+                indices = chosen.indices[spread(len(chosen.indices), SCORED)]
                 right = chosen.labels[:, None] if chosen.answers is None else chosen.answers
                 pixels, kept = images.read(cells[0], indices), kept_logits(suite)
                 scored = compare_activations(checkpoint, some, pixels, right[indices], kept)
                 sentence = scored.sentence
             found.append(f"{checkpoint.path.name}: {sentence}")
     return found
-
-
-def _spread(available: int, count: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
 
 
 def _shared_preparation(targets: Sequence[Target]) -> tuple[ModelSpec, list[str]]:
@@ -254,7 +251,7 @@ def _misfits(images: SuiteImages, cells: Sequence[Cell], targets: Sequence[Targe
     if images.of_clean is None or not cells:
         return []
     indices = images.of_clean.indices
-    pixels = images.read(cells[0], indices[_spread(len(indices), LOOKED_AT)]) / 255.0
+    pixels = images.read(cells[0], indices[spread(len(indices), LOOKED_AT)]) / 255.0
     mean, std = pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))
     warnings = []
     for target in targets:

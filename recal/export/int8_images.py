@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recal.data.images import ImageSource
-from recal.data.sampling import even_over_classes
+from recal.data.sampling import even_over_classes, spread
 from recal.data.splits import TEST, TRAIN
 from recal.datasets.classes import class_answers, network_order
 from recal.errors import InputError, UsageError
-from recal.export.subject import spread
 from recal.networks.spec import ModelSpec
 from recal.onnx_file.record import RangeImagesRecord
 from recal.policies.families import open_family_images

@@ -14,6 +14,7 @@ from torch import nn
 from recal.checkpoint.checkpoint import Checkpoint
 from recal.data.folders import open_images
 from recal.data.images import with_channels
+from recal.data.sampling import spread
 from recal.data.splits import TEST
 from recal.errors import InputError
 from recal.files import sample_images
@@ -158,17 +159,6 @@ def pictures(
             planes = [np.roll(image[..., 0], channel, axis=0) for channel in range(spec.channels)]
             image = np.stack(planes, axis=2)
         yield with_channels(image, spec.channels, source.name(index))
-
-
-def spread(available: int, count: int) -> NDArray[np.int64]:
-    """Return at most `count` numbers from 0 to `available` - 1, evenly apart.
-
-    Raises:
-        InputError: There is nothing to choose from.
-    """
-    if not available:
-        raise InputError("expected images, got none.")
-    return np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
 
 
 @torch.inference_mode()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-import numpy as np
 from msgspec import Meta
 from msgspec.structs import replace
 
 from recal.data.images import ImageSource
+from recal.data.sampling import spread
 from recal.errors import BrokenImageError
 from recal.schema import Record
 
@@ -69,9 +69,8 @@ class Preparation(Record, frozen=True, kw_only=True):
         sides = (self.size, self.published)
         if self.crop_mode == "none" or self.published is None or not len(source):
             return self
-        places = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int)
         found = set()
-        for place in np.unique(places).tolist():
+        for place in spread(len(source), LOOKED_AT).tolist():
             try:
                 found.add(source[place].shape[:2])
             except BrokenImageError:

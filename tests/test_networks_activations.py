@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from recal import build, load_checkpoint, load_variant, save_variant
+from recal import build, evaluate, load_checkpoint, load_variant, save_variant
 from recal.errors import InputError
 from recal.onnx_file.reading import read_model
 from recal.onnx_file.record import read_record
@@ -226,6 +226,8 @@ def test_images_with_labels_tell_which_it_is(recal, trained, images):
     )
     assert "bn-act" not in err
     assert json.loads(out)["summary"][0]["clean_accuracy"] == 1
+    run = evaluate([path], suite="cifar10", data=images, output="run", bn_act=False)
+    assert [row.clean_accuracy for row in run.summary.targets] == [1]
 
 
 @one_layout

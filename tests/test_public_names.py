@@ -1,5 +1,6 @@
 """The public surface of `recal`: its names, and how it takes misspelt arguments."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import recal
+from recal.checkpoint.checkpoint import Checkpoint
+from recal.networks.spec import ModelOverrides
 
 
 def test_public_names_are_what_they_say():
@@ -55,3 +58,9 @@ def test_mypy_accepts_the_typed_examples_and_finds_their_mistakes():
         cwd=root, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("function", [Checkpoint.overridden, recal.evaluate])
+def test_every_field_that_overrides_a_file_is_a_keyword(function):
+    fields = ModelOverrides.__struct_fields__
+    assert set(fields) <= inspect.signature(function).parameters.keys()

@@ -95,6 +95,7 @@ def evaluate(
     mean: Sequence[float] | AsAssumed | None = ...,
     std: Sequence[float] | None = ...,
     size: int | None = ...,
+    bn_act: bool | None = ...,
     crop_share: float | None = ...,
     interpolation: str | None = ...,
     crop_mode: str | None = ...,
@@ -138,6 +139,7 @@ def evaluate(
     mean: Sequence[float] | AsAssumed | None = None,
     std: Sequence[float] | None = None,
     size: int | None = None,
+    bn_act: bool | None = None,
     crop_share: float | None = None,
     interpolation: str | None = None,
     crop_mode: str | None = None,
@@ -193,6 +195,7 @@ def evaluate(
             `as-assumed` to use what recal assumes, even if the images show that it does not fit.
         std: Standard deviation of each channel, if other than the files say.
         size: Side of the input in pixels, if other than the files say.
+        bn_act: Whether BatchNorm layers apply the activation that timm's `BatchNormAct2d` carries.
         crop_share: Share of the resized side that the crop keeps, if other than the files say.
         interpolation: Filter of resizing, if other than the files say.
         crop_mode: `center`, `squash`, `border` or `none`, if other than the files say.
@@ -214,9 +217,8 @@ def evaluate(
         raise TypeError(f"expected a module with batches, got {type(source).__name__}")
     overrides = {
         "arch": arch, "classes": classes, "family": family, "mean": mean, "std": std, "size": size,
-        "crop_share": crop_share, "interpolation": interpolation, "crop_mode": crop_mode,
-        "policy": policy,
-        "channels": channels,
+        "bn_act": bn_act, "crop_share": crop_share, "interpolation": interpolation,
+        "crop_mode": crop_mode, "policy": policy, "channels": channels,
         "channel_order": channel_order,
     }  # fmt: skip
     request = EvaluationRequest(

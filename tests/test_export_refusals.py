@@ -82,6 +82,20 @@ def test_a_mixing_forward_is_found_behind_modules_that_follow_it():
         check_independence(network, (3, 8, 8), "where")
 
 
+def test_a_network_that_mixes_after_a_call_for_each_image_is_refused():
+    class PerImage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.ReLU()
+
+        def forward(self, x):
+            outputs = torch.cat([self.inner(image[None]) for image in x])
+            return outputs - outputs.mean(0)
+
+    with pytest.raises(InputError, match=r"the network \(PerImage\)"):
+        check_independence(PerImage().eval(), (3, 8, 8), "where")
+
+
 def test_ordinary_networks_and_overflow_are_independent():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten()).eval()
     check_independence(network, (3, 8, 8), "where")
